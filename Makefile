@@ -1,0 +1,37 @@
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo serve test lint format stubs stubs-check
+
+$(READY): pyproject.toml
+	python3 -m venv $(VENV)
+	$(BIN)/pip install --quiet torch==2.13.0
+	$(BIN)/pip install --quiet --editable '.[server,dev]'
+	touch $@
+
+demo: $(READY)    ## answer two questions on a local two-shard cluster
+	$(BIN)/pyramidserve demo
+
+serve: $(READY)   ## keep a local cluster up for `pyramidserve chat`
+	$(BIN)/pyramidserve serve
+
+test: $(READY)    ## every test
+	$(BIN)/pytest
+
+lint: $(READY)    ## linter, formatter and type checker
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+stubs: $(READY)   ## generate pyramidserve/v1 from proto/
+	PATH="$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc --proto_path=proto \
+	    --python_out=. --grpc_python_out=. --mypy_out=quiet:. --mypy_grpc_out=quiet:. \
+	    proto/pyramidserve/v1/*.proto
+
+stubs-check: stubs  ## fail when the stubs in the repository are stale
+	git diff --exit-code -- pyramidserve/v1

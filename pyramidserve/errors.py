@@ -1,0 +1,107 @@
+"""The errors of PyramidServe, client and server side, and their gRPC status.
+
+PyramidServeError
+├── InvalidRequestError        INVALID_ARGUMENT     the request is wrong; change it
+│   └── RequestTooLargeError   INVALID_ARGUMENT     no pipeline could ever hold it
+├── RequestConflictError       ALREADY_EXISTS       request_id is live with other content
+├── UnknownSessionError        NOT_FOUND            no such session
+├── OverloadedError            RESOURCE_EXHAUSTED   the queue is full; try again after retry_delay
+├── UnavailableError           UNAVAILABLE          no server or pipeline; try again after retry_delay
+├── RequestTimeoutError        DEADLINE_EXCEEDED    the client's deadline has passed
+├── RequestCancelledError      CANCELLED            the stream was closed
+├── EngineError                INTERNAL             the server failed
+└── ConfigurationError         never on the wire    the deployment is wrong; change it
+    ├── CheckpointError        the checkpoint is missing, damaged or of another architecture
+    ├── PortInUseError         another process listens there
+    └── UnschedulableError     the cluster lacks a resource that the gang needs
+"""
+
+import grpc
+
+
+class PyramidServeError(Exception):
+    """Base of all errors.
+
+    Attributes:
+        reason: a stable word for programs, as in ``queue_full``.
+        retry_delay: seconds after which trying again makes sense; None: trying again will not help.
+    """
+
+    reason = "error"
+
+    def __init__(
+        self, message: str, *, reason: str | None = None, retry_delay: float | None = None
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.reason = reason or type(self).reason
+        self.retry_delay = retry_delay
+
+
+class InvalidRequestError(PyramidServeError):
+    reason = "invalid_request"
+
+
+class RequestTooLargeError(InvalidRequestError):
+    reason = "request_too_large"
+
+
+class RequestConflictError(PyramidServeError):
+    reason = "request_conflict"
+
+
+class UnknownSessionError(PyramidServeError):
+    reason = "unknown_session"
+
+
+class OverloadedError(PyramidServeError):
+    reason = "queue_full"
+
+
+class UnavailableError(PyramidServeError):
+    reason = "unavailable"
+
+
+class RequestTimeoutError(PyramidServeError):
+    reason = "deadline_exceeded"
+
+
+class RequestCancelledError(PyramidServeError):
+    reason = "cancelled"
+
+
+class EngineError(PyramidServeError):
+    reason = "engine_error"
+
+
+class ConfigurationError(PyramidServeError):
+    reason = "configuration"
+
+
+class CheckpointError(ConfigurationError):
+    reason = "checkpoint"
+
+
+class PortInUseError(ConfigurationError):
+    reason = "port_in_use"
+
+
+class UnschedulableError(ConfigurationError):
+    reason = "unschedulable"
+
+
+# The one place where errors meet gRPC: servers read it forwards, clients backwards.
+STATUS: dict[type[PyramidServeError], grpc.StatusCode] = {
+    InvalidRequestError: grpc.StatusCode.INVALID_ARGUMENT,
+    RequestTooLargeError: grpc.StatusCode.INVALID_ARGUMENT,
+    RequestConflictError: grpc.StatusCode.ALREADY_EXISTS,
+    UnknownSessionError: grpc.StatusCode.NOT_FOUND,
+    OverloadedError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    UnavailableError: grpc.StatusCode.UNAVAILABLE,
+    RequestTimeoutError: grpc.StatusCode.DEADLINE_EXCEEDED,
+    RequestCancelledError: grpc.StatusCode.CANCELLED,
+    EngineError: grpc.StatusCode.INTERNAL,
+}
+
+# Trailing metadata that carries a serialised ErrorDetail beside the status.
+ERROR_DETAIL_KEY = "pyramidserve-error-bin"
