@@ -1,0 +1,243 @@
+"""The nouns of a request and its reply, shared by clients and servers."""
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Literal
+
+Role = Literal["system", "user", "assistant"]
+
+
+@dataclass(frozen=True)
+class ChatMessage:
+    """One message of a conversation."""
+
+    role: Role
+    content: str
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is drawn.
+
+    Attributes:
+        temperature: divides the logits; 0 is greedy.
+        top_p: keeps the smallest set of tokens whose probability reaches this, in (0, 1].
+        top_k: keeps this many of the most likely tokens; None keeps all.
+        seed: makes sampling repeatable, as the draw is a function of (seed, output index);
+            None lets the server pick one.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int | None = None
+    seed: int | None = None
+
+
+@dataclass(frozen=True)
+class Stopping:
+    """When generation ends, besides the end-of-sequence token.
+
+    Attributes:
+        max_tokens: output tokens at most; None lets the server choose.
+        stop: generation ends before the first of these in the text.
+        ignore_eos: go on after the end-of-sequence token.
+    """
+
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+
+
+@dataclass(frozen=True)
+class PyramidParameters:
+    """PyramidInfer's knobs by the names of its released code (arXiv 2405.12532), at its 7B values.
+
+    Attributes:
+        recent_ratio: share of the prompt that is the recent window and never dropped, in [0, 1).
+        prefill_decay_ratio: keep ratio that the deepest layer reaches, in (0, 1].
+        prefill_decay_strategy: how the ratio falls with depth.
+        min_context_length: a layer's context is not cut to fewer tokens than this.
+        layerwise_downsample_interval: every this many layers the context is cut.
+        streamingllm_sink_len: first tokens that are always kept.
+        distance_weight: weight of the newest row of the recent window; the oldest weighs 1.
+        exceed_length_to_compress: generated tokens compressed as one chunk once they have left the
+            recent window.
+        gen_compress_ratio: share of such a chunk that layer 0 keeps, in (0, 1].
+        gen_decay_ratio: what that share is multiplied with in the deepest layer, in (0, 1].
+    """
+
+    recent_ratio: float = 0.2
+    prefill_decay_ratio: float = 0.9
+    prefill_decay_strategy: str = "cosine"
+    min_context_length: int = 64
+    layerwise_downsample_interval: int = 1
+    streamingllm_sink_len: int = 4
+    distance_weight: float = 1.2
+    exceed_length_to_compress: int = 16
+    gen_compress_ratio: float = 0.9
+    gen_decay_ratio: float = 0.1
+
+
+@dataclass(frozen=True)
+class StreamingParameters:
+    """StreamingLLM's knobs (arXiv 2309.17453): ``sinks`` first and ``window`` latest tokens stay."""
+
+    sinks: int = 4
+    window: int = 1020
+
+
+@dataclass(frozen=True)
+class Compression:
+    """How the KV cache of one request is compressed.
+
+    Attributes:
+        policy: "full", "streaming" or "pyramid".
+        prefill: with "pyramid": "prune" drops hidden states as PyramidInfer does, "evict" computes the
+            full prefill and spills what it evicts to host memory.
+        kv_keep: fraction of the prompt's KV, summed over layers, to leave on the device after prefill,
+            in (0, 1]; excludes ``pyramid`` and ``streaming``.
+        pyramid: knobs that are obeyed exactly, with "pyramid".
+        streaming: knobs that are obeyed exactly, with "streaming".
+    """
+
+    policy: str = "full"
+    prefill: str = "prune"
+    kv_keep: float | None = None
+    pyramid: PyramidParameters | None = None
+    streaming: StreamingParameters | None = None
+
+
+class FinishReason(Enum):
+    """Why a reply ended."""
+
+    EOS = "eos"
+    STOP = "stop"
+    LENGTH = "length"
+
+
+@dataclass(frozen=True)
+class Started:
+    """A request has been accepted: tokens of its prompt, and the seed in force."""
+
+    prompt_tokens: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """New output: ``token_ids`` from output index ``index`` on.
+
+    ``text`` may lag behind the ids by an unfinished character or a possible stop string.
+    """
+
+    index: int
+    token_ids: tuple[int, ...]
+    text: str
+
+
+@dataclass(frozen=True)
+class DeviceBytes:
+    """Device memory of one sequence by what holds it, in bytes, all shards together."""
+
+    kv: int = 0
+    scores: int = 0
+    tables: int = 0
+    prefill_workspace: int = 0
+
+
+@dataclass(frozen=True)
+class LayerReceipt:
+    """Where the tokens of one layer are at the end of a reply, counted in tokens."""
+
+    layer: int
+    prompt_kept: int
+    generated_kept: int
+    spilled: int
+    dropped: int
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What a reply took; times in seconds, memory in bytes.
+
+    Attributes:
+        policy: the policy that ran, with its prefill mode, as in "pyramid/prune".
+        kv_keep_target: the fraction asked for; None where knobs or "full" ran.
+        kv_keep_reached: fraction of the prompt's KV, summed over layers, on the device after prefill.
+        kv_keep_bound_by: what kept the reached fraction above the target, or "".
+        inter_token_p50: median time between output tokens; 0 with fewer than two.
+    """
+
+    request_id: str
+    finish_reason: FinishReason
+    stop_string: str
+    prompt_tokens: int
+    output_tokens: int
+    seed: int
+    policy: str
+    kv_keep_target: float | None
+    kv_keep_reached: float
+    kv_keep_bound_by: str
+    peak_device_bytes: DeviceBytes
+    spilled_bytes: int
+    recalled_bytes: int
+    dropped_bytes: int
+    queue_time: float
+    time_to_first_token: float
+    inter_token_p50: float
+    inter_token_p99: float
+    layers: tuple[LayerReceipt, ...]
+    pipeline_id: str
+
+
+Event = Started | Tokens | Receipt
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A whole reply."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    receipt: Receipt
+
+
+@dataclass(frozen=True)
+class StageState:
+    """One shard of a pipeline: layers ``first_layer`` up to, not including, ``end_layer``."""
+
+    first_layer: int
+    end_layer: int
+    pid: int
+    node: str
+    pages_total: int
+    pages_in_use: int
+    pages_reserved: int
+    page_bytes: int
+    host_bytes: int
+    host_bytes_limit: int
+    resident_bytes: int
+    tensor_names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class PipelineState:
+    """One attached pipeline; its stages in order of rank."""
+
+    pipeline_id: str
+    stages: tuple[StageState, ...]
+    sequences: int
+    max_sequences: int
+
+
+@dataclass(frozen=True)
+class ClusterState:
+    """The state of the cluster as the router sees it."""
+
+    model: str
+    queued: int
+    running: int
+    queue_limit: int
+    sessions: int
+    pipelines: tuple[PipelineState, ...]
+    decisions: dict[str, int] = field(default_factory=dict)
