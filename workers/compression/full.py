@@ -1,0 +1,15 @@
+"""The whole cache, nothing evicted: what the other policies are measured against."""
+
+from pyramidserve.types import Compression
+from workers.compression.plan import KeepPlan
+
+
+def plan_full(compression: Compression, prompt_tokens: int, layers: int) -> KeepPlan:
+    """Keeps every token in every layer."""
+    return KeepPlan(
+        prompt_tokens=prompt_tokens, kept=(prompt_tokens,) * layers, recent=prompt_tokens
+    )
+
+
+def validate_full(compression: Compression) -> None:
+    """A full cache has no knobs of its own."""

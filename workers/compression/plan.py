@@ -1,0 +1,78 @@
+"""What a policy keeps, as counts. Counts depend on lengths alone, so memory is known in advance."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class GenerationPlan:
+    """Compression of generated tokens, in chunks (arXiv 2405.12532, section 3.3).
+
+    Each time ``chunk`` more generated tokens have left the newest ``window`` generated ones, layer l
+    looks at the ``chunk`` cache slots from ``start[l] + chunks so far * keeps[l]`` on and keeps the
+    ``keeps[l]`` that the recent window attends to most.
+    """
+
+    chunk: int
+    window: int
+    start: tuple[int, ...]
+    keeps: tuple[int, ...]
+
+    def chunks(self, generated: int) -> int:
+        """Chunks compressed once ``generated`` tokens are in the cache."""
+        return max(0, generated - self.window) // self.chunk
+
+    @property
+    def scores(self) -> bool:
+        """Whether attention must be accumulated to choose what stays."""
+        return any(self.keeps)
+
+
+@dataclass(frozen=True)
+class KeepPlan:
+    """How many tokens of one sequence each layer of the model keeps on the device.
+
+    Attributes:
+        prompt_tokens: tokens of the prompt.
+        kept: per layer, prompt tokens whose KV stays; the last ``recent`` and first ``sinks`` always.
+        recent: newest prompt tokens, whose attention scores the rest.
+        sinks: first tokens that always stay.
+        distance_weight: weight of the newest scoring row; the oldest weighs 1.
+        drops_hidden_states: layer l+1 computes only the ``kept[l+1]`` tokens chosen in layer l.
+        generation: compression of generated tokens, if any.
+        bound_by: what kept the kept fraction above its target, or "".
+    """
+
+    prompt_tokens: int
+    kept: tuple[int, ...]
+    recent: int
+    sinks: int = 0
+    distance_weight: float = 1.0
+    drops_hidden_states: bool = False
+    generation: GenerationPlan | None = None
+    bound_by: str = ""
+
+    @property
+    def fraction(self) -> float:
+        """Fraction of the prompt's KV, summed over layers, that stays on the device."""
+        return sum(self.kept) / (len(self.kept) * self.prompt_tokens)
+
+    def tokens(self, layer: int, generated: int) -> int:
+        """Tokens in ``layer``'s cache with ``generated`` tokens fed, compression done."""
+        if self.generation is None:
+            return self.kept[layer] + generated
+        plan = self.generation
+        chunks = plan.chunks(generated)
+        return self.kept[layer] + generated - chunks * (plan.chunk - plan.keeps[layer])
+
+    def peak_tokens(self, layer: int, generated: int) -> int:
+        """The most tokens that ``layer`` holds on the way to ``generated`` fed tokens.
+
+        The peaks lie at the end and just before the last chunk is compressed.
+        """
+        peak = self.tokens(layer, generated)
+        plan = self.generation
+        if plan is not None and (chunks := plan.chunks(generated)):
+            last = plan.window + chunks * plan.chunk
+            before = self.kept[layer] + last - (chunks - 1) * (plan.chunk - plan.keeps[layer])
+            peak = max(peak, before)
+        return peak

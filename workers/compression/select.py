@@ -1,0 +1,33 @@
+"""Which tokens stay: the counts come from the plan, the choice from attention."""
+
+import torch
+
+
+def keep_of_prompt(
+    scores: torch.Tensor | None, tokens: int, kept: int, recent: int, sinks: int
+) -> torch.Tensor:
+    """Chooses what a layer keeps of ``tokens`` prompt tokens.
+
+    Args:
+        scores: fp32 [tokens - recent]; None where sinks and recent tokens are all that is kept.
+        kept: tokens to keep, >= ``recent`` + ``sinks``.
+        recent: newest tokens, always kept.
+        sinks: oldest tokens, always kept.
+
+    Returns:
+        Their indices in order, int64 [kept].
+    """
+    context, budget = tokens - recent, kept - recent
+    if scores is None:
+        chosen = torch.arange(budget)
+    else:
+        scores[:sinks] = float("inf")
+        chosen = torch.topk(scores, budget).indices.sort().values
+    return torch.cat((chosen, torch.arange(context, tokens, device=chosen.device)))
+
+
+def complement(chosen: torch.Tensor, tokens: int) -> torch.Tensor:
+    """The indices below ``tokens`` that are not in ``chosen``, in order, int64."""
+    left = torch.ones(tokens, dtype=torch.bool, device=chosen.device)
+    left[chosen] = False
+    return left.nonzero().flatten()

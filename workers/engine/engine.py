@@ -1,0 +1,228 @@
+"""The whole engine in one process: the same code as a cluster's, without Ray and gRPC."""
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+
+from pyramidserve.errors import RequestTooLargeError
+from pyramidserve.types import (
+    ChatMessage,
+    Compression,
+    Event,
+    Reply,
+    Sampling,
+    Started,
+    Stopping,
+    Tokens,
+)
+from workers.engine.loop import EngineLoop, LoopEvent, SequenceFinished, SequenceTokens, SequenceTraced
+from workers.engine.pipeline import LocalPipeline
+from workers.engine.scheduler import PipelineLayout
+from workers.engine.sequence import SequenceRequest
+from workers.engine.stage import Stage, StageConfig
+from workers.engine.validation import settle
+from workers.model.checkpoint import EMBEDDED, resolve_checkpoint
+from workers.model.config import read_config
+from workers.model.tokenizer import Tokenizer
+
+Prompt = str | Sequence[int] | Sequence[ChatMessage]
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """How to build an engine.
+
+    Attributes:
+        checkpoint: see ``resolve_checkpoint``.
+        dtype: "float32", "bfloat16" or "float16".
+        device: as torch names it.
+        kv_bytes: device memory for KV, divided between the shards by their layers.
+        host_bytes: host memory for spilled KV, divided likewise.
+        boundaries: first layers of the shards behind the first; none: one shard.
+        max_sequences: sequences at once, at most.
+        max_prefill_tokens: rows of a prefill micro-batch, unless one prompt alone is longer.
+    """
+
+    checkpoint: str = EMBEDDED
+    dtype: str = "bfloat16"
+    device: str = "cpu"
+    kv_bytes: int = 512 << 20
+    host_bytes: int = 512 << 20
+    boundaries: tuple[int, ...] = ()
+    max_sequences: int = 64
+    max_prefill_tokens: int = 2048
+
+
+@dataclass(frozen=True)
+class EngineRequest:
+    """A request to the engine, as to the client SDK."""
+
+    prompt: Prompt
+    sampling: Sampling = Sampling()
+    stopping: Stopping = Stopping()
+    compression: Compression = Compression()
+    resume_output_ids: tuple[int, ...] = ()
+    trace: bool = False
+
+
+class Engine:
+    """Continuous batching over all shards of a model in this process. Not thread-safe."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        """Loads the model. Raises CheckpointError or ConfigurationError."""
+        checkpoint = resolve_checkpoint(config.checkpoint)
+        self.model = read_config(checkpoint)
+        self.tokenizer = Tokenizer(checkpoint)
+        self.stages = _build_stages(config, checkpoint, self.model.layers)
+        layout = PipelineLayout(
+            shards=tuple(stage.layout for stage in self.stages),
+            pages=tuple(stage.cache.pool.allocator.pages for stage in self.stages),
+            layers=self.model.layers,
+            max_sequences=config.max_sequences,
+            max_prefill_tokens=config.max_prefill_tokens,
+        )
+        self.loop = EngineLoop(
+            layout, LocalPipeline(self.stages), self.tokenizer.decode, self.model.eos_ids
+        )
+        self._waiting: deque[SequenceRequest] = deque()
+        self._submitted = 0
+
+    def submit(self, request: EngineRequest) -> tuple[int, Started]:
+        """Queues a request; returns its number and what a client is told first.
+
+        Raises InvalidRequestError, or RequestTooLargeError when the pool could never hold it.
+        """
+        prompt_ids = self._tokenise(request.prompt)
+        terms = settle(
+            prompt_ids,
+            request.sampling,
+            request.stopping,
+            request.compression,
+            request.resume_output_ids,
+            self.model,
+        )
+        self._submitted += 1
+        sequence = SequenceRequest(
+            sequence=self._submitted,
+            request_id=str(self._submitted),
+            prompt_ids=tuple(prompt_ids),
+            sampling=terms.sampling,
+            stopping=terms.stopping,
+            compression=request.compression,
+            forced_output_ids=request.resume_output_ids,
+            trace=request.trace,
+        )
+        scheduler = self.loop.scheduler
+        pages = scheduler.pages(sequence)
+        if not scheduler.ledger.could_ever_hold(pages):
+            raise RequestTooLargeError(
+                f"the request needs {list(pages)} pages of pools of {list(scheduler.ledger.pages)}; "
+                "lower max_tokens or kv_keep, or give the engine more kv_bytes"
+            )
+        self._waiting.append(sequence)
+        return self._submitted, Started(len(prompt_ids), terms.sampling.seed or 0)
+
+    def step(self) -> list[LoopEvent]:
+        """Admits what fits, in order, and advances by one step."""
+        while self._waiting and self.loop.admit(self._waiting[0]):
+            self._waiting.popleft()
+        return self.loop.advance()
+
+    def cancel(self, sequence: int) -> None:
+        """Ends a request; what it held is free when ``idle`` says so."""
+        self._waiting = deque(r for r in self._waiting if r.sequence != sequence)
+        self.loop.cancel(sequence)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing waits or runs."""
+        return self.loop.idle and not self._waiting
+
+    def stream(self, request: EngineRequest) -> Iterator[Event]:
+        """Runs one request and yields its events. Closing the iterator cancels it."""
+        sequence, started = self.submit(request)
+        try:
+            yield started
+            while not self.idle:
+                for event in self.step():
+                    if isinstance(event, SequenceTokens):
+                        yield event.tokens
+                    elif isinstance(event, SequenceFinished):
+                        yield event.receipt
+        finally:
+            self.cancel(sequence)
+            while not self.idle:
+                self.step()
+
+    def generate(self, requests: Sequence[EngineRequest]) -> list[Reply]:
+        """Runs requests together and returns their replies in order."""
+        return [run.reply for run in self.trace(requests)]
+
+    def trace(self, requests: Sequence[EngineRequest]) -> list["TracedReply"]:
+        """Like ``generate``, with what traced prefills kept."""
+        numbers = [self.submit(request)[0] for request in requests]
+        tokens: dict[int, list[Tokens]] = {number: [] for number in numbers}
+        traced: dict[int, SequenceTraced] = {}
+        finished: dict[int, SequenceFinished] = {}
+        while not self.idle:
+            for event in self.step():
+                if isinstance(event, SequenceTokens):
+                    tokens[event.sequence].append(event.tokens)
+                elif isinstance(event, SequenceTraced):
+                    traced[event.sequence] = event
+                elif isinstance(event, SequenceFinished):
+                    finished[event.sequence] = event
+        return [
+            TracedReply(
+                Reply(
+                    text="".join(part.text for part in tokens[number]),
+                    token_ids=tuple(token for part in tokens[number] for token in part.token_ids),
+                    receipt=finished[number].receipt,
+                ),
+                traced.get(number),
+            )
+            for number in numbers
+        ]
+
+    def check_integrity(self) -> None:
+        """Raises IntegrityError unless all books balance."""
+        self.loop.scheduler.check_integrity()
+        for stage in self.stages:
+            stage.cache.check_integrity()
+
+    def _tokenise(self, prompt: Prompt) -> list[int]:
+        if isinstance(prompt, str):
+            return self.tokenizer.encode(prompt)
+        messages = [item for item in prompt if isinstance(item, ChatMessage)]
+        if messages:
+            return self.tokenizer.chat(messages)
+        return [item for item in prompt if isinstance(item, int)]
+
+
+@dataclass(frozen=True)
+class TracedReply:
+    """A reply, and what its prefill kept if that was asked for."""
+
+    reply: Reply
+    traced: SequenceTraced | None
+
+
+def _build_stages(config: EngineConfig, checkpoint: Path, layers: int) -> list[Stage]:
+    bounds = (0, *config.boundaries, layers)
+    return [
+        Stage(
+            StageConfig(
+                checkpoint=checkpoint,
+                first=first,
+                end=end,
+                dtype=config.dtype,
+                device=config.device,
+                kv_bytes=config.kv_bytes * (end - first) // layers,
+                host_bytes=config.host_bytes * (end - first) // layers,
+                max_sequences=config.max_sequences,
+            )
+        )
+        for first, end in zip(bounds, bounds[1:], strict=False)
+    ]

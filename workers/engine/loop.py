@@ -1,0 +1,126 @@
+"""The engine's loop: what the scheduler decides goes through the pipeline, what comes back is accepted."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from pyramidserve.types import Receipt, Tokens
+from workers.compression.policies import plan
+from workers.engine.detokenizer import Detokenizer
+from workers.engine.pipeline import Pipeline
+from workers.engine.scheduler import PipelineLayout, Scheduler
+from workers.engine.sequence import Decode, RunningSequence, SequenceRequest
+from workers.engine.step import PrefillTrace, ShardMemory, Step, StepKind, TopLogits
+
+
+@dataclass(frozen=True)
+class SequenceTokens:
+    """New output of one sequence."""
+
+    sequence: int
+    tokens: Tokens
+
+
+@dataclass(frozen=True)
+class SequenceFinished:
+    """A sequence ended as it should; its memory is free on every shard."""
+
+    sequence: int
+    receipt: Receipt
+
+
+@dataclass(frozen=True)
+class SequenceCancelled:
+    """A sequence was cancelled; its memory is free on every shard."""
+
+    sequence: int
+
+
+@dataclass(frozen=True)
+class SequenceTraced:
+    """What a traced prefill kept, shard by shard, and its first token's best logits."""
+
+    sequence: int
+    shards: tuple[PrefillTrace, ...]
+    top: TopLogits
+
+
+LoopEvent = SequenceTokens | SequenceFinished | SequenceCancelled | SequenceTraced
+
+
+class EngineLoop:
+    """Runs admitted sequences to their end. Not thread-safe."""
+
+    def __init__(
+        self, layout: PipelineLayout, pipeline: Pipeline, decode: Decode, eos_ids: Sequence[int]
+    ) -> None:
+        self.scheduler = Scheduler(layout)
+        self.memory: tuple[ShardMemory, ...] = ()
+        self._pipeline = pipeline
+        self._decode = decode
+        self._eos_ids = eos_ids
+
+    @property
+    def idle(self) -> bool:
+        """Whether no sequence is here."""
+        return not self.scheduler.sequences
+
+    def admit(self, request: SequenceRequest) -> bool:
+        """Starts a validated request; False if there is no room for its peak now."""
+        return self.scheduler.admit(
+            RunningSequence(
+                request=request,
+                plan=plan(request.compression, len(request.prompt_ids), self.scheduler.layout.layers),
+                detokenizer=Detokenizer(self._decode, request.stopping.stop),
+                started=time.monotonic(),
+            )
+        )
+
+    def cancel(self, sequence: int) -> list[LoopEvent]:
+        """Ends a sequence; a later event confirms it unless this one does."""
+        return [SequenceCancelled(sequence)] if self.scheduler.cancel(sequence) else []
+
+    def advance(self) -> list[LoopEvent]:
+        """Sends all steps that can go, then waits for one to come back.
+
+        Returns what it brought; nothing if no sequence is here.
+        """
+        while (work := self.scheduler.next_step()) is not None:
+            step, tokens = work
+            self._pipeline.submit(step, torch.from_numpy(tokens))
+        if not self.scheduler.steps_under_way:
+            return []
+        step, drawn = self._pipeline.collect()
+        self.memory = step.memory
+        events = self._ended(step) if step.kind is StepKind.RELEASE else self._accept(step, drawn)
+        self.scheduler.finish_step(step)
+        return events
+
+    def _accept(self, step: Step, drawn: tuple[int, ...]) -> list[LoopEvent]:
+        now = time.monotonic()
+        events: list[LoopEvent] = []
+        for top in step.top_logits:
+            shards = tuple(trace for trace in step.traces if trace.sequence == top.sequence)
+            events.append(SequenceTraced(top.sequence, shards, top))
+        for key, token, forced in zip(step.sequences, drawn, step.forced, strict=True):
+            sequence = self.scheduler.sequences[key]
+            if sequence.cancelled:
+                continue
+            text = sequence.accept(token, now, self._eos_ids)
+            if forced < 0:
+                index = len(sequence.output_ids) - 1
+                events.append(SequenceTokens(key, Tokens(index, (token,), text)))
+        return events
+
+    def _ended(self, step: Step) -> list[LoopEvent]:
+        events: list[LoopEvent] = []
+        for row, key in enumerate(step.sequences):
+            sequence = self.scheduler.sequences[key]
+            if sequence.cancelled:
+                events.append(SequenceCancelled(key))
+            else:
+                receipt = sequence.receipt([shard[row] for shard in step.released])
+                events.append(SequenceFinished(key, receipt))
+        return events

@@ -1,0 +1,39 @@
+"""The way of a step through the shards."""
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+
+from workers.engine.stage import Stage
+from workers.engine.step import Step
+
+Outcome = tuple[Step, tuple[int, ...]]
+
+
+class Pipeline(Protocol):
+    """Takes steps in and gives them back, in order, when they have passed all shards."""
+
+    def submit(self, step: Step, tokens: torch.Tensor) -> None:
+        """Sends a step on its way; ``tokens`` int64 [rows]."""
+
+    def collect(self) -> Outcome:
+        """Waits for the next step to come back, with the token ids that it drew."""
+
+
+class LocalPipeline:
+    """All shards in this process, one after the other."""
+
+    def __init__(self, stages: Sequence[Stage]) -> None:
+        self.stages = stages
+        self._outcomes: deque[Outcome] = deque()
+
+    def submit(self, step: Step, tokens: torch.Tensor) -> None:
+        tensor = tokens
+        for stage in self.stages:
+            step, tensor = stage.run(step, tensor)
+        self._outcomes.append((step, tuple(tensor.tolist())))
+
+    def collect(self) -> Outcome:
+        return self._outcomes.popleft()

@@ -1,0 +1,191 @@
+"""Decides what a pipeline does next. Pure: no tensors, no time, no threads."""
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from workers.compression.policies import plan
+from workers.engine.sequence import RunningSequence, SequenceRequest
+from workers.engine.step import SequenceSpec, Step, StepKind
+from workers.kv.footprint import ShardLayout, peak_pages
+from workers.kv.ledger import Ledger
+
+
+@dataclass(frozen=True)
+class PipelineLayout:
+    """A pipeline's shards in order of rank, and its bounds.
+
+    Attributes:
+        shards: layers and page size of each.
+        pages: size of each shard's pool, in pages.
+        layers: layers of the whole model.
+        max_sequences: sequences at once, at most.
+        max_prefill_tokens: rows of a prefill micro-batch, unless one prompt alone is longer.
+    """
+
+    shards: tuple[ShardLayout, ...]
+    pages: tuple[int, ...]
+    layers: int
+    max_sequences: int
+    max_prefill_tokens: int
+
+
+class Scheduler:
+    """Mixes prefill and decode into micro-batches and keeps every shard busy.
+
+    At most one prefill and as many decode micro-batches as there are shards are under way. A sequence
+    is admitted only if its peak fits on every shard, so that no step can run out of pages.
+    """
+
+    def __init__(self, layout: PipelineLayout) -> None:
+        self.layout = layout
+        self.ledger = Ledger(layout.pages, layout.max_sequences)
+        self.sequences: dict[int, RunningSequence] = {}
+        self._waiting: deque[int] = deque()
+        self._ready: deque[int] = deque()
+        self._ended: deque[int] = deque()
+        self._under_way: dict[int, StepKind] = {}
+        self._steps = 0
+        self._decode_next = False
+
+    @property
+    def steps_under_way(self) -> int:
+        return len(self._under_way)
+
+    def pages(self, request: SequenceRequest) -> tuple[int, ...]:
+        """Pages that ``request`` takes of each shard at its peak."""
+        keep = plan(request.compression, len(request.prompt_ids), self.layout.layers)
+        return tuple(peak_pages(keep, shard, request.max_tokens) for shard in self.layout.shards)
+
+    def admit(self, sequence: RunningSequence) -> bool:
+        """Reserves the peak of ``sequence`` and queues its prefill; False if there is no room now."""
+        pages = self.pages(sequence.request)
+        if not self.ledger.fits(pages):
+            return False
+        key = sequence.request.sequence
+        self.ledger.reserve(key, pages)
+        self.sequences[key] = sequence
+        self._waiting.append(key)
+        return True
+
+    def cancel(self, key: int) -> bool:
+        """Ends a sequence as soon as no step carries it.
+
+        Returns whether it is gone already, as it had not begun; else its release will tell.
+        """
+        sequence = self.sequences.get(key)
+        if sequence is None:
+            return False
+        if key in self._waiting:
+            self._waiting.remove(key)
+            self._forget(key)
+            return True
+        sequence.cancelled = True
+        if key in self._ready:
+            self._ready.remove(key)
+            self._ended.append(key)
+        return False
+
+    def next_step(self) -> tuple[Step, npt.NDArray[np.int64]] | None:
+        """The next step to send down the pipeline and its token ids [rows]; None: wait for results."""
+        if self._ended:
+            return self._release()
+        can_prefill = self._waiting and StepKind.PREFILL not in self._under_way.values()
+        if can_prefill and not (self._decode_next and self._ready):
+            self._decode_next = True
+            return self._prefill()
+        decodes = sum(kind is StepKind.DECODE for kind in self._under_way.values())
+        if self._ready and decodes < len(self.layout.shards):
+            self._decode_next = False
+            return self._decode()
+        return None
+
+    def finish_step(self, step: Step) -> None:
+        """Takes note that ``step`` has passed all shards; outputs have been accepted before."""
+        del self._under_way[step.number]
+        for key in step.sequences:
+            if step.kind is StepKind.RELEASE:
+                self._forget(key)
+                continue
+            sequence = self.sequences[key]
+            ended = sequence.cancelled or sequence.finish_reason is not None
+            (self._ended if ended else self._ready).append(key)
+
+    def check_integrity(self) -> None:
+        """Raises IntegrityError unless every reservation belongs to a live sequence."""
+        self.ledger.check_integrity()
+
+    def _forget(self, key: int) -> None:
+        self.ledger.release(key)
+        del self.sequences[key]
+
+    def _release(self) -> tuple[Step, npt.NDArray[np.int64]]:
+        step = self._step(StepKind.RELEASE, tuple(self._ended))
+        self._ended.clear()
+        return step, np.zeros(0, dtype=np.int64)
+
+    def _prefill(self) -> tuple[Step, npt.NDArray[np.int64]]:
+        keys = [self._waiting.popleft()]
+        tokens = len(self._request(keys[0]).prompt_ids)
+        while self._waiting:
+            more = len(self._request(self._waiting[0]).prompt_ids)
+            if tokens + more > self.layout.max_prefill_tokens:
+                break
+            tokens += more
+            keys.append(self._waiting.popleft())
+        requests = [self._request(key) for key in keys]
+        step = self._step(
+            StepKind.PREFILL,
+            tuple(keys),
+            rows=tuple(len(request.prompt_ids) for request in requests),
+            positions=[np.arange(len(request.prompt_ids)) for request in requests],
+            new=tuple(_spec(request) for request in requests),
+        )
+        return step, np.array([token for request in requests for token in request.prompt_ids])
+
+    def _decode(self) -> tuple[Step, npt.NDArray[np.int64]]:
+        decoding = sum(bool(sequence.output_ids) for sequence in self.sequences.values())
+        group = min(len(self._ready), -(-decoding // len(self.layout.shards)))
+        keys = tuple(self._ready.popleft() for _ in range(group))
+        sequences = [self.sequences[key] for key in keys]
+        ends = [len(s.request.prompt_ids) + len(s.output_ids) - 1 for s in sequences]
+        step = self._step(StepKind.DECODE, keys, rows=(1,) * group, positions=[np.array(ends)])
+        return step, np.array([sequence.output_ids[-1] for sequence in sequences])
+
+    def _step(
+        self,
+        kind: StepKind,
+        keys: tuple[int, ...],
+        rows: tuple[int, ...] = (),
+        positions: Sequence[npt.NDArray[np.int64]] = (),
+        new: tuple[SequenceSpec, ...] = (),
+    ) -> Step:
+        self._steps += 1
+        self._under_way[self._steps] = kind
+        sequences = [self.sequences[key] for key in keys]
+        return Step(
+            number=self._steps,
+            kind=kind,
+            sequences=keys,
+            rows=rows,
+            positions=np.concatenate([np.zeros(0), *positions]).astype(np.int32),
+            output_indices=tuple(len(sequence.output_ids) for sequence in sequences),
+            forced=tuple(sequence.forced for sequence in sequences),
+            new=new,
+        )
+
+    def _request(self, key: int) -> SequenceRequest:
+        return self.sequences[key].request
+
+
+def _spec(request: SequenceRequest) -> SequenceSpec:
+    return SequenceSpec(
+        sequence=request.sequence,
+        prompt_tokens=len(request.prompt_ids),
+        compression=request.compression,
+        sampling=request.sampling,
+        trace=request.trace,
+    )

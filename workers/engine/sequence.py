@@ -1,0 +1,121 @@
+"""One sequence as the head of a pipeline sees it: from its request to its receipt."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from statistics import median, quantiles
+
+from pyramidserve.types import (
+    Compression,
+    DeviceBytes,
+    FinishReason,
+    Receipt,
+    Sampling,
+    Stopping,
+)
+from workers.compression.plan import KeepPlan
+from workers.compression.policies import policy_name
+from workers.engine.detokenizer import Detokenizer
+from workers.kv.cache import ReleasedSequence
+
+
+@dataclass(frozen=True)
+class SequenceRequest:
+    """A validated request; ``sampling.seed`` and ``stopping.max_tokens`` are set.
+
+    ``forced_output_ids`` are taken as output before sampling begins, without being reported again.
+    """
+
+    sequence: int
+    request_id: str
+    prompt_ids: tuple[int, ...]
+    sampling: Sampling
+    stopping: Stopping
+    compression: Compression
+    forced_output_ids: tuple[int, ...] = ()
+    trace: bool = False
+
+    @property
+    def max_tokens(self) -> int:
+        assert self.stopping.max_tokens is not None
+        return self.stopping.max_tokens
+
+
+@dataclass
+class RunningSequence:
+    """A sequence that has pages reserved."""
+
+    request: SequenceRequest
+    plan: KeepPlan
+    detokenizer: Detokenizer
+    started: float
+    output_ids: list[int] = field(default_factory=list)
+    token_times: list[float] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+    cancelled: bool = False
+
+    @property
+    def forced(self) -> int:
+        """The id that the next output is to be, or -1."""
+        forced = self.request.forced_output_ids
+        done = len(self.output_ids)
+        return forced[done] if done < len(forced) else -1
+
+    def accept(self, token: int, now: float, eos_ids: Sequence[int]) -> str:
+        """Takes one output id; sets ``finish_reason`` if it is the last. Returns the new text."""
+        stopping = self.request.stopping
+        self.output_ids.append(token)
+        self.token_times.append(now)
+        text = self.detokenizer.push(token)
+        if self.detokenizer.stop_string:
+            self.finish_reason = FinishReason.STOP
+        elif token in eos_ids and not stopping.ignore_eos:
+            self.finish_reason = FinishReason.EOS
+        elif len(self.output_ids) == self.request.max_tokens:
+            self.finish_reason = FinishReason.LENGTH
+        if self.finish_reason is not None:
+            text += self.detokenizer.flush()
+        return text
+
+    def receipt(self, shards: Sequence[ReleasedSequence]) -> Receipt:
+        """What the sequence took, from what every shard reports."""
+        assert self.finish_reason is not None
+        request = self.request
+        own_times = self.token_times[len(request.forced_output_ids) :]
+        gaps = [b - a for a, b in zip(own_times, own_times[1:], strict=False)]
+        return Receipt(
+            request_id=request.request_id,
+            finish_reason=self.finish_reason,
+            stop_string=self.detokenizer.stop_string,
+            prompt_tokens=len(request.prompt_ids),
+            output_tokens=len(self.output_ids),
+            seed=request.sampling.seed or 0,
+            policy=policy_name(request.compression),
+            kv_keep_target=request.compression.kv_keep,
+            kv_keep_reached=self.plan.fraction,
+            kv_keep_bound_by=self.plan.bound_by,
+            peak_device_bytes=DeviceBytes(
+                kv=sum((s.peak_pages - s.score_pages) * s.page_bytes for s in shards),
+                scores=sum(s.score_pages * s.page_bytes for s in shards),
+                tables=sum(s.table_bytes for s in shards),
+                prefill_workspace=sum(s.workspace_bytes for s in shards),
+            ),
+            spilled_bytes=sum(s.spilled_bytes for s in shards),
+            recalled_bytes=sum(s.recalled_bytes for s in shards),
+            dropped_bytes=sum(s.dropped_bytes for s in shards),
+            queue_time=0.0,
+            time_to_first_token=own_times[0] - self.started if own_times else 0.0,
+            inter_token_p50=median(gaps) if gaps else 0.0,
+            inter_token_p99=percentile99(gaps),
+            layers=tuple(layer for shard in shards for layer in shard.layers),
+            pipeline_id="",
+        )
+
+
+def percentile99(values: Sequence[float]) -> float:
+    """The 99th percentile; 0 of nothing."""
+    if len(values) < 2:
+        return max(values, default=0.0)
+    return quantiles(values, n=100, method="inclusive")[98]
+
+
+Decode = Callable[[Sequence[int]], str]

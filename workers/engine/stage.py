@@ -1,0 +1,189 @@
+"""One shard at work: runs steps on its layers and its cache."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import psutil
+import torch
+
+from pyramidserve.errors import ConfigurationError
+from pyramidserve.types import Sampling
+from workers.compression.policies import plan
+from workers.engine.attend import DecodeAttend, PrefillAttend
+from workers.engine.sampling import sample
+from workers.engine.step import PrefillTrace, ShardMemory, Step, StepKind, TopLogits
+from workers.kv.cache import ReleasedSequence, ShardCache
+from workers.kv.footprint import ShardLayout
+from workers.kv.host import HostStore
+from workers.kv.link import HostLink, link_for
+from workers.kv.page_table import PageTables
+from workers.kv.pool import KVPool, page_bytes
+from workers.model.config import prefill_workspace_bytes, read_config
+from workers.model.rope import Rope
+from workers.model.weights import load_stage
+
+TRACED_LOGITS = 8
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """How to build a shard.
+
+    Attributes:
+        checkpoint: folder with config.json and safetensors.
+        first, end: the layers, ``end`` excluded.
+        dtype: "float32", "bfloat16" or "float16".
+        device: as torch names it.
+        kv_bytes: device memory for the KV pool.
+        host_bytes: host memory for spilled KV.
+        max_sequences: sequences at once, at most.
+    """
+
+    checkpoint: Path
+    first: int
+    end: int
+    dtype: str
+    device: str
+    kv_bytes: int
+    host_bytes: int
+    max_sequences: int
+
+
+@dataclass(frozen=True)
+class StageFacts:
+    """What the rest of the cluster must know of a shard."""
+
+    layout: ShardLayout
+    pages: int
+    host_bytes_limit: int
+    tensor_names: tuple[str, ...]
+    pid: int
+    node: str
+
+
+class Stage:
+    """A shard's model, cache and samplings of its sequences."""
+
+    def __init__(self, config: StageConfig, link: HostLink | None = None) -> None:
+        """Loads the weights. Raises CheckpointError or ConfigurationError."""
+        self._model_config = model = read_config(config.checkpoint)
+        self._dtype = getattr(torch, config.dtype)
+        self._device = device = torch.device(config.device)
+        self._model, self.tensor_names = load_stage(
+            config.checkpoint, model, config.first, config.end, self._dtype, device
+        )
+        self._rope = Rope(config.checkpoint, device)
+        size = page_bytes(model.kv_heads, model.head_size, self._dtype)
+        layers = config.end - config.first
+        if config.kv_bytes < size * layers:
+            raise ConfigurationError(
+                f"kv_bytes is {config.kv_bytes}, less than a page of {size} bytes for each of "
+                f"{layers} layers; give at least {size * layers}"
+            )
+        pool = KVPool(config.kv_bytes // size, model.kv_heads, model.head_size, self._dtype, device)
+        self.layout = ShardLayout(config.first, config.end, size)
+        sizes = (config.max_sequences, layers, model.context)
+        host = HostStore(config.host_bytes, link or link_for(device), *sizes, like=pool.rows)
+        self.cache = ShardCache(pool, PageTables(pool.allocator, *sizes), host, self.layout)
+        self._sequences: dict[int, tuple[Sampling, int]] = {}
+        self._process = psutil.Process()
+
+    def facts(self, node: str) -> StageFacts:
+        """What the rest of the cluster must know."""
+        return StageFacts(
+            layout=self.layout,
+            pages=self.cache.pool.allocator.pages,
+            host_bytes_limit=self.cache.host.limit_bytes,
+            tensor_names=self.tensor_names,
+            pid=self._process.pid,
+            node=node,
+        )
+
+    @torch.inference_mode()
+    def run(self, step: Step, inputs: torch.Tensor) -> tuple[Step, torch.Tensor]:
+        """Runs a step.
+
+        Args:
+            step: the header; ``rows`` and ``positions`` describe ``inputs``.
+            inputs: token ids int64 [rows] in the first shard, else hidden states [rows, hidden].
+
+        Returns:
+            The header and tensor for the next shard; from the last, token ids int64 [sequences].
+        """
+        if step.kind is StepKind.RELEASE:
+            released = tuple(self._release(sequence) for sequence in step.sequences)
+            return self._report(replace(step, released=(*step.released, released))), inputs
+        lengths = self._lengths(step)
+        positions = torch.from_numpy(step.positions.astype(np.int64)).to(self._device)
+        rotation = self._rope.rotation(positions, lengths, self._dtype)
+        if step.kind is StepKind.PREFILL:
+            prefill = self._begin(step)
+            hidden = self._model(inputs, rotation, prefill)
+            step = replace(step, rows=prefill.rows, positions=prefill.positions)
+            step = replace(step, traces=(*step.traces, *self._traces(step)))
+        else:
+            hidden = self._model(inputs, rotation, DecodeAttend(self.cache, step.sequences))
+            self.cache.end_step(step.sequences)
+        if self._model.head is not None:
+            step, hidden = self._sample(step, hidden)
+        return self._report(step), hidden
+
+    def _begin(self, step: Step) -> PrefillAttend:
+        for spec, rows in zip(step.new, step.rows, strict=True):
+            keep = plan(spec.compression, spec.prompt_tokens, self._model_config.layers)
+            self.cache.open(spec.sequence, keep)
+            workspace = prefill_workspace_bytes(self._model_config, rows, self._dtype.itemsize)
+            self._sequences[spec.sequence] = (spec.sampling, workspace)
+        return PrefillAttend(
+            self.cache, self.layout.first, step.sequences, step.rows, step.positions
+        )
+
+    def _release(self, sequence: int) -> ReleasedSequence:
+        _, workspace = self._sequences.pop(sequence)
+        return replace(self.cache.release(sequence), workspace_bytes=workspace)
+
+    def _lengths(self, step: Step) -> list[tuple[int, int]]:
+        """Per sequence, its rows and its length so far."""
+        if step.kind is StepKind.PREFILL:
+            return [
+                (rows, spec.prompt_tokens) for rows, spec in zip(step.rows, step.new, strict=True)
+            ]
+        return [(1, int(position) + 1) for position in step.positions]
+
+    def _sample(self, step: Step, hidden: torch.Tensor) -> tuple[Step, torch.Tensor]:
+        """Turns each sequence's last row into its next token."""
+        last = torch.tensor(step.rows, device=self._device).cumsum(0) - 1
+        logits = self._model.logits(hidden[last])
+        samplings = [self._sequences[sequence][0] for sequence in step.sequences]
+        drawn = sample(logits, samplings, step.output_indices)
+        tokens = [
+            token if forced < 0 else forced
+            for token, forced in zip(drawn, step.forced, strict=True)
+        ]
+        top = []
+        for row, spec in enumerate(step.new):
+            if spec.trace:
+                best = logits[row].topk(TRACED_LOGITS)
+                values = (tuple(best.indices.tolist()), tuple(best.values.tolist()))
+                top.append(TopLogits(spec.sequence, *values))
+        return replace(step, top_logits=tuple(top)), torch.tensor(tokens)
+
+    def _traces(self, step: Step) -> tuple[PrefillTrace, ...]:
+        layers = range(self.layout.end - self.layout.first)
+        return tuple(
+            PrefillTrace(
+                spec.sequence,
+                tuple(self.cache.positions(spec.sequence, layer) for layer in layers),
+            )
+            for spec in step.new
+            if spec.trace
+        )
+
+    def _report(self, step: Step) -> Step:
+        memory = ShardMemory(
+            pages_in_use=self.cache.pool.allocator.pages_in_use,
+            host_bytes=self.cache.host.bytes_in_use,
+            resident_bytes=self._process.memory_info().rss,
+        )
+        return replace(step, memory=(*step.memory, memory))

@@ -1,0 +1,91 @@
+"""What travels through a pipeline: the header of a step, before its tensor."""
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+import numpy as np
+import numpy.typing as npt
+
+from pyramidserve.types import Compression, Sampling
+from workers.kv.cache import ReleasedSequence
+
+NO_POSITIONS: npt.NDArray[np.int32] = np.zeros(0, dtype=np.int32)
+
+
+class StepKind(Enum):
+    """What a step does with its sequences."""
+
+    PREFILL = "prefill"
+    DECODE = "decode"
+    RELEASE = "release"
+
+
+@dataclass(frozen=True)
+class SequenceSpec:
+    """What every shard must know of a sequence. ``sampling.seed`` is set.
+
+    With ``trace``, the prefill reports the positions that each layer keeps and the first token's
+    logits.
+    """
+
+    sequence: int
+    prompt_tokens: int
+    compression: Compression
+    sampling: Sampling
+    trace: bool = False
+
+
+@dataclass(frozen=True)
+class ShardMemory:
+    """A shard's memory behind a step."""
+
+    pages_in_use: int
+    host_bytes: int
+    resident_bytes: int
+
+
+@dataclass(frozen=True)
+class PrefillTrace:
+    """What a traced prefill kept on one shard: per layer, input positions in order."""
+
+    sequence: int
+    positions: tuple[npt.NDArray[np.int32], ...]
+
+
+@dataclass(frozen=True)
+class TopLogits:
+    """The first token's most likely ids and their logits, best first."""
+
+    sequence: int
+    ids: tuple[int, ...]
+    logits: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One micro-batch on its way through the shards, or the release of sequences.
+
+    Attributes:
+        number: counts the steps of a pipeline.
+        sequences: in order of rows.
+        rows: rows of each sequence, as they are now; ``prune`` makes them fewer from shard to shard.
+        positions: input position of every row, int32.
+        output_indices: output index of the token that each sequence gets.
+        forced: per sequence, the token to take instead of drawing one; -1 draws.
+        new: sequences that begin, in a prefill; in order of ``sequences``.
+        memory, released, traces: what the shards so far report.
+        top_logits: what the last shard reports of traced sequences.
+    """
+
+    number: int
+    kind: StepKind
+    sequences: tuple[int, ...]
+    rows: tuple[int, ...] = ()
+    positions: npt.NDArray[np.int32] = field(default_factory=lambda: NO_POSITIONS)
+    output_indices: tuple[int, ...] = ()
+    forced: tuple[int, ...] = ()
+    new: tuple[SequenceSpec, ...] = ()
+    memory: tuple[ShardMemory, ...] = ()
+    released: tuple[tuple[ReleasedSequence, ...], ...] = ()
+    traces: tuple[PrefillTrace, ...] = ()
+    top_logits: tuple[TopLogits, ...] = ()

@@ -1,0 +1,249 @@
+"""The KV cache of one shard: what every layer of every sequence holds, on the device and the host."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from pyramidserve.types import LayerReceipt
+from workers.compression.plan import GenerationPlan, KeepPlan
+from workers.compression.select import complement
+from workers.kv.footprint import ShardLayout
+from workers.kv.host import HostStore, Positions
+from workers.kv.page_table import PageTables
+from workers.kv.pages import IntegrityError
+from workers.kv.pool import KVPool
+from workers.kv.scores import GenerationScores, ScoreTargets
+
+
+@dataclass
+class CachedSequence:
+    """One sequence's books.
+
+    ``positions`` are the input positions of each layer's slots as of the last change of order; slots
+    behind them hold the newest tokens in order.
+    """
+
+    plan: KeepPlan
+    positions: list[Positions]
+    generated: int = 0
+    peak_pages: int = 0
+
+    @property
+    def uncompressed(self) -> int:
+        """Generated tokens that compression has not passed over."""
+        generation = self.plan.generation
+        if generation is None:
+            return self.generated
+        return self.generated - generation.chunks(self.generated) * generation.chunk
+
+
+@dataclass(frozen=True)
+class ReleasedSequence:
+    """What a sequence held on the shard; ``peak_pages`` include ``score_pages``.
+
+    ``workspace_bytes`` were the activations of its prefill.
+    """
+
+    layers: tuple[LayerReceipt, ...]
+    peak_pages: int
+    score_pages: int
+    page_bytes: int
+    table_bytes: int
+    spilled_bytes: int
+    recalled_bytes: int
+    dropped_bytes: int
+    workspace_bytes: int = 0
+
+
+class ShardCache:
+    """Pages, positions, scores and spilled KV of all sequences on a shard.
+
+    Layers count from 0 within the shard.
+    """
+
+    def __init__(
+        self, pool: KVPool, tables: PageTables, host: HostStore, layout: ShardLayout
+    ) -> None:
+        self.pool, self.host = pool, host
+        self._tables, self._layout = tables, layout
+        self._layers = layout.end - layout.first
+        self._scores = GenerationScores(pool, layout)
+        self._sequences: dict[int, CachedSequence] = {}
+
+    def __len__(self) -> int:
+        return len(self._sequences)
+
+    def __contains__(self, sequence: int) -> bool:
+        return sequence in self._sequences
+
+    def plan(self, sequence: int) -> KeepPlan:
+        """The plan of an open sequence."""
+        return self._sequences[sequence].plan
+
+    def positions(self, sequence: int, layer: int) -> Positions:
+        """Input positions of the tokens that ``layer`` holds on the device, in order of slots."""
+        entry = self._sequences[sequence]
+        known = entry.positions[layer]
+        end = entry.plan.prompt_tokens + entry.generated
+        newest = self._tables.length(sequence, layer) - len(known)
+        return np.concatenate((known, np.arange(end - newest, end, dtype=np.int32)))
+
+    def open(self, sequence: int, plan: KeepPlan) -> None:
+        """Begins a sequence. Raises OutOfPagesError, changing nothing, when scores find no room."""
+        self._scores.open(sequence, plan)
+        self._tables.open(sequence)
+        self.host.open(sequence)
+        empty = [np.zeros(0, dtype=np.int32) for _ in range(self._layers)]
+        self._sequences[sequence] = CachedSequence(plan, empty)
+
+    def store_prompt(
+        self,
+        sequence: int,
+        layer: int,
+        positions: Positions,
+        kv: torch.Tensor,
+        keep: torch.Tensor | None,
+    ) -> None:
+        """Stores a prompt's KV of one layer, and spills what the layer does not keep.
+
+        Args:
+            positions: input positions of the rows, int32 [n].
+            kv: [n, 2, KV heads, head size].
+            keep: rows to keep on the device, int64; None keeps all.
+        """
+        if keep is not None:
+            evicted = complement(keep, len(kv))
+            self.host.spill(sequence, layer, positions[evicted.cpu().numpy()], kv[evicted])
+            kv, positions = kv[keep], positions[keep.cpu().numpy()]
+        self._tables.resize(sequence, layer, len(kv))
+        self.pool.write(self._rows(sequence, layer, 0, len(kv)), kv)
+        self._sequences[sequence].positions[layer] = positions
+        self._note_peak(sequence)
+
+    def append(self, sequences: Sequence[int], layer: int, kv: torch.Tensor) -> None:
+        """Adds a token to ``layer`` of each sequence; ``kv`` [sequences, 2, KV heads, head size]."""
+        self.pool.write(self._on_device(self._tables.extend(sequences, layer)), kv)
+
+    def gather(self, sequences: Sequence[int], layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """All KV of ``layer``: [sequences, longest, 2, KV heads, head size], and lengths int64."""
+        rows, lengths = self._tables.batch_rows(sequences, layer)
+        return self.pool.read(self._on_device(rows)), self._on_device(lengths.astype(np.int64))
+
+    def score_targets(self, sequences: Sequence[int]) -> ScoreTargets | None:
+        """Where the attention of the step's new tokens is to be accumulated; None if nowhere."""
+        entries = [self._sequences[sequence] for sequence in sequences]
+        return self._scores.targets(
+            sequences,
+            [entry.plan for entry in entries],
+            [entry.uncompressed + 1 for entry in entries],
+        )
+
+    def add_scores(
+        self,
+        layer: int,
+        targets: ScoreTargets,
+        probabilities: torch.Tensor,
+        lengths: torch.Tensor,
+    ) -> None:
+        """Accumulates attention, fp32 [sequences, longest], to caches of ``lengths`` tokens."""
+        self._scores.add(layer, targets, probabilities, lengths)
+
+    def end_step(self, sequences: Sequence[int]) -> None:
+        """Counts the token appended to every layer, and compresses chunks that are due."""
+        for sequence in sequences:
+            entry = self._sequences[sequence]
+            entry.generated += 1
+            generation = entry.plan.generation
+            if generation is None:
+                continue
+            if generation.chunks(entry.generated) > generation.chunks(entry.generated - 1):
+                self._note_peak(sequence)
+                for layer in range(self._layers):
+                    self._compress_chunk(sequence, layer, generation)
+
+    def release(self, sequence: int) -> ReleasedSequence:
+        """Frees all that ``sequence`` holds on the device and the host."""
+        self._note_peak(sequence)
+        layers = tuple(self._layer_receipt(sequence, layer) for layer in range(self._layers))
+        entry = self._sequences.pop(sequence)
+        score_pages = self._scores.pages(sequence)
+        self._scores.close(sequence)
+        self._tables.close(sequence)
+        counts = self.host.close(sequence)
+        return ReleasedSequence(
+            layers=layers,
+            peak_pages=entry.peak_pages,
+            score_pages=score_pages,
+            page_bytes=self.pool.page_bytes,
+            table_bytes=self._tables.bytes_per_sequence,
+            spilled_bytes=counts.spilled_bytes,
+            recalled_bytes=counts.recalled_bytes,
+            dropped_bytes=counts.dropped_bytes,
+        )
+
+    def check_integrity(self) -> None:
+        """Raises IntegrityError unless pool, tables, positions and host store agree."""
+        self._tables.check_integrity()
+        self.host.check_integrity()
+        owned = sum(
+            self._tables.pages_of(sequence) + self._scores.pages(sequence)
+            for sequence in self._sequences
+        )
+        if owned != self.pool.allocator.pages_in_use:
+            raise IntegrityError(
+                f"{self.pool.allocator.pages_in_use} pages are in use, sequences own {owned}"
+            )
+
+    def _compress_chunk(self, sequence: int, layer: int, generation: GenerationPlan) -> None:
+        """Cuts a chunk of generated tokens down to what the plan keeps, and spills the rest."""
+        entry = self._sequences[sequence]
+        index = self._layout.first + layer
+        keeps, done = generation.keeps[index], generation.chunks(entry.generated) - 1
+        start = generation.start[index] + done * keeps
+        length = self._tables.length(sequence, layer)
+        tokens = self.pool.read(self._rows(sequence, layer, start, length))
+        if generation.scores:
+            scores = self._scores.take_chunk(sequence, layer, generation.chunk)
+            chosen = torch.topk(scores, keeps).indices.sort().values
+        else:
+            chosen = torch.zeros(0, dtype=torch.int64, device=tokens.device)
+        evicted = complement(chosen, generation.chunk)
+        tail = torch.arange(generation.chunk, length - start, device=tokens.device)
+        stays = torch.cat((chosen, tail))
+        end = start + len(stays)
+        positions = self.positions(sequence, layer)
+        gone = positions[start:][evicted.cpu().numpy()]
+        self.host.spill(sequence, layer, gone, tokens[evicted])
+        self.pool.write(self._rows(sequence, layer, start, end), tokens[stays])
+        self._tables.resize(sequence, layer, end)
+        entry.positions[layer] = np.concatenate(
+            (positions[:start], positions[start:][stays.cpu().numpy()])
+        )
+
+    def _layer_receipt(self, sequence: int, layer: int) -> LayerReceipt:
+        entry = self._sequences[sequence]
+        positions = self.positions(sequence, layer)
+        prompt = int((positions < entry.plan.prompt_tokens).sum())
+        spilled = len(self.host.positions(sequence, layer))
+        return LayerReceipt(
+            layer=self._layout.first + layer,
+            prompt_kept=prompt,
+            generated_kept=len(positions) - prompt,
+            spilled=spilled,
+            dropped=entry.plan.prompt_tokens + entry.generated - len(positions) - spilled,
+        )
+
+    def _note_peak(self, sequence: int) -> None:
+        """Pages only grow between compressions, so noting them there and at the end finds the peak."""
+        pages = self._tables.pages_of(sequence) + self._scores.pages(sequence)
+        entry = self._sequences[sequence]
+        entry.peak_pages = max(entry.peak_pages, pages)
+
+    def _rows(self, sequence: int, layer: int, start: int, end: int) -> torch.Tensor:
+        return self._on_device(self._tables.rows(sequence, layer, start, end))
+
+    def _on_device(self, array: npt.NDArray[np.int64]) -> torch.Tensor:
+        return torch.from_numpy(array).to(self.pool.rows.device)

@@ -1,0 +1,47 @@
+"""What a sequence will take of a shard's pool: known in advance, as counts do not depend on content."""
+
+from dataclasses import dataclass
+
+from workers.compression.plan import KeepPlan
+from workers.kv.pages import pages_for
+
+
+@dataclass(frozen=True)
+class ShardLayout:
+    """What decides how many pages a sequence takes on a shard with layers ``first`` to ``end``."""
+
+    first: int
+    end: int
+    page_bytes: int
+
+
+def score_width(plan: KeepPlan) -> int:
+    """Scores that each layer keeps for generated tokens not yet compressed."""
+    generation = plan.generation
+    if generation is None or not generation.scores:
+        return 0
+    return generation.window + generation.chunk
+
+
+def score_pages(plan: KeepPlan, layout: ShardLayout) -> int:
+    """Pages that hold a sequence's scores, fp32, on the shard."""
+    layers = layout.end - layout.first
+    return -(-score_width(plan) * layers * 4 // layout.page_bytes)
+
+
+def pages_held(plan: KeepPlan, layout: ShardLayout, generated: int) -> int:
+    """Pages that a sequence holds on the shard with ``generated`` tokens fed."""
+    return score_pages(plan, layout) + sum(
+        pages_for(plan.tokens(layer, generated)) for layer in range(layout.first, layout.end)
+    )
+
+
+def peak_pages(plan: KeepPlan, layout: ShardLayout, max_tokens: int) -> int:
+    """The most pages that a sequence holds on the shard until it has ``max_tokens`` output tokens.
+
+    The last output token is never fed back, so it takes no room.
+    """
+    return score_pages(plan, layout) + sum(
+        pages_for(plan.peak_tokens(layer, max_tokens - 1))
+        for layer in range(layout.first, layout.end)
+    )

@@ -1,0 +1,197 @@
+"""Evicted KV in host memory: bounded, least recently used sequences out first."""
+
+from collections import OrderedDict
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from workers.kv.link import Copy, HostLink
+from workers.kv.page_table import PageTables, Rows
+from workers.kv.pages import IntegrityError, PageAllocator, pages_for
+from workers.kv.pool import page_bytes
+
+Positions = npt.NDArray[np.int32]
+
+
+@dataclass
+class _Sequence:
+    """What the store knows of one sequence; ``complete`` ends when any of its KV is dropped."""
+
+    positions: list[Positions]
+    spilled_bytes: int = 0
+    recalled_bytes: int = 0
+    dropped_bytes: int = 0
+    complete: bool = True
+    writes: list[Copy] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class SpillCounts:
+    """Bytes spilled, read back, and dropped because the store was full, of one sequence."""
+
+    spilled_bytes: int
+    recalled_bytes: int
+    dropped_bytes: int
+
+
+class HostStore:
+    """The spilled KV of the sequences of one shard, in pages of 16 tokens of one layer.
+
+    A sequence is held whole or not at all: when memory runs out, the least recently used other
+    sequence is dropped; a sequence that does not fit alone is dropped itself. A page is not reused
+    before the copy into it has completed.
+    """
+
+    def __init__(
+        self,
+        limit_bytes: int,
+        link: HostLink,
+        sequences: int,
+        layers: int,
+        max_tokens: int,
+        like: torch.Tensor,
+    ) -> None:
+        """``like`` is the device pool's rows [*, 2, KV heads, head size]."""
+        self._link = link
+        self._layers = layers
+        self._device = like.device
+        row_shape = tuple(like.shape[1:])
+        self.page_bytes = page_bytes(row_shape[1], row_shape[2], like.dtype)
+        pages = limit_bytes // self.page_bytes
+        self._row_bytes = self.page_bytes // 16
+        self._rows = link.host_memory((pages * 16, *row_shape), like.dtype)
+        self._allocator = PageAllocator(pages)
+        self._tables = PageTables(self._allocator, sequences, layers, max_tokens)
+        self._sequences: OrderedDict[Hashable, _Sequence] = OrderedDict()
+
+    @property
+    def limit_bytes(self) -> int:
+        return self._allocator.pages * self.page_bytes
+
+    @property
+    def bytes_in_use(self) -> int:
+        """Bytes of the pages in use."""
+        return self._allocator.pages_in_use * self.page_bytes
+
+    def open(self, sequence: Hashable) -> None:
+        """Begins to keep books for ``sequence``."""
+        empty = [np.zeros(0, dtype=np.int32) for _ in range(self._layers)]
+        self._sequences[sequence] = _Sequence(empty)
+        self._tables.open(sequence)
+
+    def close(self, sequence: Hashable) -> SpillCounts:
+        """Frees all that ``sequence`` holds. Returns what became of it."""
+        entry = self._sequences[sequence]
+        self._await_writes(entry)
+        self._tables.close(sequence)
+        del self._sequences[sequence]
+        return SpillCounts(entry.spilled_bytes, entry.recalled_bytes, entry.dropped_bytes)
+
+    def positions(self, sequence: Hashable, layer: int) -> Positions:
+        """Input positions of the tokens held of ``layer``, in the order of ``read``."""
+        return self._sequences[sequence].positions[layer]
+
+    def spill(self, sequence: Hashable, layer: int, positions: Positions, kv: torch.Tensor) -> None:
+        """Copies evicted KV to the host.
+
+        Args:
+            positions: input positions of the tokens, int32 [n].
+            kv: their keys and values on the device, [n, 2, KV heads, head size]; the caller gives it
+                away and must not write to it any more.
+        """
+        entry = self._sequences[sequence]
+        self._sequences.move_to_end(sequence)
+        size = len(positions) * self._row_bytes
+        entry.spilled_bytes += size
+        held = self._tables.length(sequence, layer)
+        needed = pages_for(held + len(positions)) - pages_for(held)
+        if not entry.complete or not self._make_room(needed, sequence):
+            entry.dropped_bytes += size
+            self._drop(sequence)
+            return
+        self._tables.resize(sequence, layer, held + len(positions))
+        rows = self._tables.rows(sequence, layer, held, held + len(positions))
+        entry.writes = [copy for copy in entry.writes if not copy.done()]
+        for first, last, row in _runs(rows):
+            entry.writes.append(
+                self._link.start(self._rows[row : row + last - first], kv[first:last])
+            )
+        entry.positions[layer] = np.concatenate([entry.positions[layer], positions])
+
+    def read(self, sequence: Hashable, layer: int) -> torch.Tensor | None:
+        """Brings the KV of ``layer`` back: [n, 2, KV heads, head size] on the device.
+
+        Bit for bit what was spilled, in the order of ``positions``; None if it was dropped.
+        """
+        entry = self._sequences[sequence]
+        if not entry.complete:
+            return None
+        self._sequences.move_to_end(sequence)
+        self._await_writes(entry)
+        length = self._tables.length(sequence, layer)
+        rows = self._tables.rows(sequence, layer, 0, length)
+        kv = torch.empty(
+            (length, *self._rows.shape[1:]), dtype=self._rows.dtype, device=self._device
+        )
+        copies = [
+            self._link.start(kv[first:last], self._rows[row : row + last - first])
+            for first, last, row in _runs(rows)
+        ]
+        for copy in copies:
+            copy.wait()
+        entry.recalled_bytes += length * self._row_bytes
+        return kv
+
+    def check_integrity(self) -> None:
+        """Raises IntegrityError unless tables, positions and pages agree."""
+        self._tables.check_integrity()
+        for sequence, entry in self._sequences.items():
+            for layer, positions in enumerate(entry.positions):
+                if len(positions) != self._tables.length(sequence, layer):
+                    raise IntegrityError(
+                        f"layer {layer} of spilled sequence {sequence!r} has {len(positions)} "
+                        f"positions for {self._tables.length(sequence, layer)} tokens"
+                    )
+
+    def _make_room(self, pages: int, sequence: Hashable) -> bool:
+        """Frees at least ``pages`` pages by dropping other sequences, oldest use first."""
+        while self._allocator.free_pages < pages:
+            victim = next(
+                (
+                    other
+                    for other in self._sequences
+                    if other != sequence and self._tables.pages_of(other)
+                ),
+                None,
+            )
+            if victim is None:
+                return False
+            self._drop(victim)
+        return True
+
+    def _drop(self, sequence: Hashable) -> None:
+        """Forgets all spilled KV of ``sequence``."""
+        entry = self._sequences[sequence]
+        self._await_writes(entry)
+        entry.complete = False
+        for layer, positions in enumerate(entry.positions):
+            entry.dropped_bytes += len(positions) * self._row_bytes
+            entry.positions[layer] = positions[:0]
+            self._tables.resize(sequence, layer, 0)
+
+    def _await_writes(self, entry: _Sequence) -> None:
+        for copy in entry.writes:
+            copy.wait()
+        entry.writes.clear()
+
+
+def _runs(rows: Rows) -> list[tuple[int, int, int]]:
+    """Splits ``rows`` where they are not consecutive: (first, last, row of first), last excluded."""
+    if not len(rows):
+        return []
+    cuts = [0, *(np.flatnonzero(np.diff(rows) != 1) + 1).tolist(), len(rows)]
+    return [(first, last, int(rows[first])) for first, last in zip(cuts, cuts[1:], strict=False)]

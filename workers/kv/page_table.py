@@ -1,0 +1,121 @@
+"""Where the KV of sequences lies: per sequence and layer, its pages in order and its length."""
+
+from collections.abc import Hashable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from workers.kv.pages import PAGE_TOKENS, IntegrityError, PageAllocator, pages_for
+
+Rows = npt.NDArray[np.int64]
+
+
+class PageTables:
+    """The page tables of all sequences of a pool, each layer of each with a length of its own.
+
+    Layers count from 0 within the shard. Slot s of a layer is token s of its cache and lies at row
+    ``page[s // 16] * 16 + s % 16`` of the pool. Tables are int32 arrays that are changed in place.
+    """
+
+    def __init__(
+        self, allocator: PageAllocator, sequences: int, layers: int, max_tokens: int
+    ) -> None:
+        self.allocator = allocator
+        self._index: dict[Hashable, int] = {}
+        self._unused = list(range(sequences - 1, -1, -1))
+        self._lengths = np.zeros((sequences, layers), dtype=np.int32)
+        self._pages = np.zeros((sequences, layers, pages_for(max_tokens)), dtype=np.int32)
+
+    @property
+    def bytes_per_sequence(self) -> int:
+        """Bytes of one sequence's table."""
+        return self._pages[0].nbytes + self._lengths[0].nbytes
+
+    def __contains__(self, sequence: Hashable) -> bool:
+        return sequence in self._index
+
+    def open(self, sequence: Hashable) -> None:
+        """Gives ``sequence`` an empty table."""
+        self._index[sequence] = self._unused.pop()
+
+    def close(self, sequence: Hashable) -> None:
+        """Gives all pages of ``sequence`` back, and its table."""
+        for layer in range(self._lengths.shape[1]):
+            self.resize(sequence, layer, 0)
+        self._unused.append(self._index.pop(sequence))
+
+    def length(self, sequence: Hashable, layer: int) -> int:
+        """Tokens in ``layer`` of ``sequence``."""
+        return int(self._lengths[self._index[sequence], layer])
+
+    def pages_of(self, sequence: Hashable) -> int:
+        """Pages that ``sequence`` owns."""
+        return sum(map(pages_for, self._lengths[self._index[sequence]].tolist()))
+
+    def resize(self, sequence: Hashable, layer: int, length: int) -> None:
+        """Makes ``layer`` hold ``length`` tokens, taking or giving back pages at its end.
+
+        Raises OutOfPagesError and changes nothing when the pool has too few free pages.
+        """
+        index = self._index[sequence]
+        have, want = pages_for(int(self._lengths[index, layer])), pages_for(length)
+        if want > have:
+            pages = self.allocator.allocate(want - have, sequence)
+            self._pages[index, layer, have:want] = pages
+        elif want < have:
+            self.allocator.release(self._pages[index, layer, want:have], sequence)
+        self._lengths[index, layer] = length
+
+    def extend(self, sequences: Sequence[Hashable], layer: int) -> Rows:
+        """Adds one slot to ``layer`` of each sequence; returns their rows of the pool, int64.
+
+        Raises OutOfPagesError and changes nothing when the pool has too few free pages.
+        """
+        index = np.array([self._index[sequence] for sequence in sequences])
+        lengths = self._lengths[index, layer]
+        full = np.flatnonzero(lengths % PAGE_TOKENS == 0)
+        self.allocator.require(len(full))
+        for row in full:
+            page = self.allocator.allocate(1, sequences[row])
+            self._pages[index[row], layer, lengths[row] // PAGE_TOKENS] = page[0]
+        self._lengths[index, layer] = lengths + 1
+        pages = self._pages[index, layer, lengths // PAGE_TOKENS].astype(np.int64)
+        rows: Rows = pages * PAGE_TOKENS + lengths % PAGE_TOKENS
+        return rows
+
+    def rows(self, sequence: Hashable, layer: int, start: int, end: int) -> Rows:
+        """Rows of the pool with slots ``start`` to ``end`` of ``layer``, int64 [end - start]."""
+        slots = np.arange(start, end)
+        pages = self._pages[self._index[sequence], layer, slots // PAGE_TOKENS]
+        rows: Rows = pages.astype(np.int64) * PAGE_TOKENS + slots % PAGE_TOKENS
+        return rows
+
+    def batch_rows(
+        self, sequences: Sequence[Hashable], layer: int
+    ) -> tuple[Rows, npt.NDArray[np.int32]]:
+        """Rows with all slots of ``layer`` of several sequences, and the sequences' lengths.
+
+        Returns int64 [sequences, longest] and int32 [sequences]. Beyond its length a sequence's rows
+        repeat its first one, so that what is gathered there is always its own, written memory.
+        """
+        index = np.array([self._index[sequence] for sequence in sequences])
+        lengths = self._lengths[index, layer]
+        longest = int(lengths.max())
+        pages = self._pages[index, layer, : pages_for(longest)].astype(np.int64)
+        within = np.arange(PAGE_TOKENS)
+        rows = (pages[:, :, None] * PAGE_TOKENS + within).reshape(len(index), -1)[:, :longest]
+        beyond = np.arange(longest) >= lengths[:, None]
+        return np.where(beyond, rows[:, :1], rows), lengths
+
+    def check_integrity(self) -> None:
+        """Raises IntegrityError unless lengths and pages agree, and no page is in two tables."""
+        self.allocator.check_integrity()
+        seen: set[int] = set()
+        for sequence, index in self._index.items():
+            for layer, length in enumerate(self._lengths[index]):
+                pages = self._pages[index, layer, : pages_for(int(length))].tolist()
+                if seen & set(pages) or len(set(pages)) != len(pages):
+                    raise IntegrityError(f"a page of sequence {sequence!r} is in two tables")
+                seen |= set(pages)
+        if stray := self._lengths[self._unused].any(axis=1).sum():
+            raise IntegrityError(f"{stray} unused tables are not empty")

@@ -1,0 +1,99 @@
+"""What a LLaMA-family checkpoint says of itself."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pyramidserve.errors import CheckpointError
+
+ROPE_TYPES = ("default", "linear", "dynamic", "llama3")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Sizes of a LLaMA. ``context`` is the most tokens, prompt and output, of one sequence."""
+
+    layers: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_size: int
+    intermediate: int
+    vocabulary: int
+    norm_epsilon: float
+    attention_bias: bool
+    mlp_bias: bool
+    tied_embeddings: bool
+    context: int
+    eos_ids: tuple[int, ...]
+    dtype: str
+
+
+def read_config(checkpoint: Path) -> ModelConfig:
+    """Reads ``config.json`` of a checkpoint folder. Raises CheckpointError."""
+    config = transformers_config(checkpoint)
+    rope = rope_parameters(config)
+    scaling = float(rope.get("factor", 1.0)) if rope["rope_type"] == "dynamic" else 1.0
+    eos = config.eos_token_id
+    eos_ids = () if eos is None else (eos,) if isinstance(eos, int) else tuple(eos)
+    return ModelConfig(
+        layers=config.num_hidden_layers,
+        hidden=config.hidden_size,
+        heads=config.num_attention_heads,
+        kv_heads=config.num_key_value_heads,
+        head_size=config.head_dim,
+        intermediate=config.intermediate_size,
+        vocabulary=config.vocab_size,
+        norm_epsilon=config.rms_norm_eps,
+        attention_bias=config.attention_bias,
+        mlp_bias=config.mlp_bias,
+        tied_embeddings=config.tie_word_embeddings,
+        context=int(config.max_position_embeddings * scaling),
+        eos_ids=eos_ids,
+        dtype=str(config.dtype or "float32").removeprefix("torch."),
+    )
+
+
+def prefill_workspace_bytes(model: ModelConfig, rows: int, itemsize: int) -> int:
+    """Activations alive at the fullest point of a prefill of ``rows`` tokens: inside the MLP.
+
+    The hidden state and its normed copy, gate and up, the activated gate, and its product with up.
+    """
+    return rows * itemsize * (2 * model.hidden + 4 * model.intermediate)
+
+
+def transformers_config(checkpoint: Path) -> Any:
+    """The checkpoint's ``transformers`` configuration, checked to be a LLaMA that we can run."""
+    from transformers import AutoConfig
+
+    if not (checkpoint / "config.json").is_file():
+        raise CheckpointError(
+            f"no checkpoint at {checkpoint}: config.json is missing; give a folder with config.json "
+            "and *.safetensors, or a .gguf file"
+        )
+    try:
+        config = AutoConfig.from_pretrained(checkpoint)
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{checkpoint / 'config.json'} cannot be read: {error}") from error
+    if config.model_type != "llama":
+        raise CheckpointError(
+            f"the checkpoint at {checkpoint} is a {config.model_type!r} model; "
+            "only the LLaMA architecture (model_type 'llama') is supported"
+        )
+    if config.hidden_act != "silu":
+        raise CheckpointError(
+            f"the checkpoint at {checkpoint} has activation {config.hidden_act!r}; LLaMA has 'silu'"
+        )
+    rope = rope_parameters(config)["rope_type"]
+    if rope not in ROPE_TYPES:
+        raise CheckpointError(
+            f"the checkpoint at {checkpoint} has rope_type {rope!r}; "
+            f"supported are {', '.join(ROPE_TYPES)}"
+        )
+    return config
+
+
+def rope_parameters(config: Any) -> dict[str, Any]:
+    """The RoPE settings of a ``transformers`` configuration; always has ``rope_type``."""
+    parameters: dict[str, Any] = config.rope_parameters
+    return parameters
