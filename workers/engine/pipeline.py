@@ -23,17 +23,17 @@ class Pipeline(Protocol):
 
 
 class LocalPipeline:
-    """All shards in this process, one after the other."""
+    """All shards in this process, one after the other; a step runs when it is collected."""
 
     def __init__(self, stages: Sequence[Stage]) -> None:
         self.stages = stages
-        self._outcomes: deque[Outcome] = deque()
+        self._submitted: deque[tuple[Step, torch.Tensor]] = deque()
 
     def submit(self, step: Step, tokens: torch.Tensor) -> None:
-        tensor = tokens
-        for stage in self.stages:
-            step, tensor = stage.run(step, tensor)
-        self._outcomes.append((step, tuple(tensor.tolist())))
+        self._submitted.append((step, tokens))
 
     def collect(self) -> Outcome:
-        return self._outcomes.popleft()
+        step, tensor = self._submitted.popleft()
+        for stage in self.stages:
+            step, tensor = stage.run(step, tensor)
+        return step, tuple(tensor.tolist())

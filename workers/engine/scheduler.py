@@ -36,8 +36,8 @@ class PipelineLayout:
 class Scheduler:
     """Mixes prefill and decode into micro-batches and keeps every shard busy.
 
-    At most one prefill and as many decode micro-batches as there are shards are under way. A sequence
-    is admitted only if its peak fits on every shard, so that no step can run out of pages.
+    At most one prefill, one release and as many decode micro-batches as there are shards are under way.
+    A sequence is admitted only if its peak fits on every shard, so that no step can run out of pages.
     """
 
     def __init__(self, layout: PipelineLayout) -> None:
@@ -91,14 +91,14 @@ class Scheduler:
 
     def next_step(self) -> tuple[Step, npt.NDArray[np.int64]] | None:
         """The next step to send down the pipeline and its token ids [rows]; None: wait for results."""
-        if self._ended:
+        kinds = list(self._under_way.values())
+        if self._ended and StepKind.RELEASE not in kinds:
             return self._release()
-        can_prefill = self._waiting and StepKind.PREFILL not in self._under_way.values()
+        can_prefill = self._waiting and StepKind.PREFILL not in kinds
         if can_prefill and not (self._decode_next and self._ready):
             self._decode_next = True
             return self._prefill()
-        decodes = sum(kind is StepKind.DECODE for kind in self._under_way.values())
-        if self._ready and decodes < len(self.layout.shards):
+        if self._ready and kinds.count(StepKind.DECODE) < len(self.layout.shards):
             self._decode_next = False
             return self._decode()
         return None

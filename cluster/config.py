@@ -1,0 +1,100 @@
+"""How a cluster is set up: the ``args`` of the application in ``deploy/serve.yaml``."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pyramidserve.errors import ConfigurationError, InvalidRequestError
+from pyramidserve.types import Compression
+from workers.compression.policies import validate
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class ClusterConfig:
+    """One model, served by one router and a number of pipelines.
+
+    Attributes:
+        model: checkpoint: "smollm2-135m-instruct", a folder, a .gguf file or a hub repository.
+        dtype: "float32", "bfloat16" or "float16".
+        device: "cpu" or "cuda".
+        pipelines: gangs of shards, each a whole model.
+        shards: shards of a pipeline.
+        kv_bytes: device memory for KV of each shard.
+        host_bytes: host memory for spilled KV of each shard.
+        max_sequences: sequences of a pipeline at once, at most.
+        max_prefill_tokens: rows of a prefill micro-batch, unless one prompt alone is longer.
+        threads: of torch, in each shard.
+        cpus_per_shard, gpus_per_shard: what Ray reserves for a shard.
+        stall_seconds: a step that takes longer restarts its pipeline.
+        shard_host: interface of the traffic between shards: "127.0.0.1", or "" for the node's address.
+        router_host, router_port: where the router listens.
+        queue_limit: requests that may wait.
+        session_limit: sessions that are remembered.
+        bind_seconds: how long the router waits for its port.
+        compression: of requests that do not ask for any.
+    """
+
+    model: str = "smollm2-135m-instruct"
+    dtype: str = "bfloat16"
+    device: str = "cpu"
+    pipelines: int = 1
+    shards: int = 2
+    kv_bytes: int = 256 << 20
+    host_bytes: int = 256 << 20
+    max_sequences: int = 64
+    max_prefill_tokens: int = 2048
+    threads: int = 1
+    cpus_per_shard: float = 1.0
+    gpus_per_shard: float = 0.0
+    stall_seconds: float = 120.0
+    shard_host: str = "127.0.0.1"
+    router_host: str = "127.0.0.1"
+    router_port: int = 8700
+    queue_limit: int = 1024
+    session_limit: int = 10_000
+    bind_seconds: float = 30.0
+    compression: Compression = field(
+        default_factory=lambda: Compression("pyramid", "prune", kv_keep=0.45)
+    )
+
+    def __post_init__(self) -> None:
+        """Raises ConfigurationError, naming the value and its range."""
+        for name in ("pipelines", "shards", "kv_bytes", "max_sequences", "max_prefill_tokens", "threads"):
+            if getattr(self, name) < 1:
+                raise ConfigurationError(f"{name} is {getattr(self, name)}; it must be 1 or more")
+        for name in ("host_bytes", "queue_limit", "session_limit", "cpus_per_shard", "gpus_per_shard"):
+            if getattr(self, name) < 0:
+                raise ConfigurationError(f"{name} is {getattr(self, name)}; it must be 0 or more")
+        if self.dtype not in DTYPES:
+            raise ConfigurationError(f"dtype is {self.dtype!r}; it must be one of {', '.join(DTYPES)}")
+        if not 0 <= self.router_port <= 65535:
+            raise ConfigurationError(f"router_port is {self.router_port}; it must be 0 to 65535")
+        try:
+            validate(self.compression)
+        except InvalidRequestError as error:
+            raise ConfigurationError(f"compression: {error.message}") from error
+
+
+def parse_config(arguments: Mapping[str, Any]) -> ClusterConfig:
+    """Reads the application's arguments. Raises ConfigurationError on unknown names and wrong types."""
+    values = dict(arguments)
+    if "compression" in values:
+        values["compression"] = _typed(Compression, values["compression"], "compression.")
+    config: ClusterConfig = _typed(ClusterConfig, values, "")
+    return config
+
+
+def _typed(kind: type[Any], values: Mapping[str, Any], prefix: str) -> Any:
+    known = {field.name: field for field in dataclasses.fields(kind)}
+    for name, value in values.items():
+        if name not in known:
+            raise ConfigurationError(f"unknown setting {prefix}{name}; known are {', '.join(known)}")
+        wanted = known[name].type
+        if wanted in (int, float) and (isinstance(value, bool) or not isinstance(value, int | wanted)):
+            raise ConfigurationError(f"{prefix}{name} is {value!r}; it must be a number ({wanted.__name__})")
+        if wanted is str and not isinstance(value, str):
+            raise ConfigurationError(f"{prefix}{name} is {value!r}; it must be a text")
+    return kind(**values)

@@ -1,0 +1,56 @@
+"""Conversions between the generated messages and the dataclasses of ``pyramidserve.types``."""
+
+from pyramidserve.wire.error import error_from_rpc, error_to_metadata
+from pyramidserve.wire.reply import (
+    event_from_message,
+    event_to_message,
+    receipt_from_message,
+    receipt_to_message,
+    started_from_message,
+    started_to_message,
+    tokens_from_message,
+    tokens_to_message,
+)
+from pyramidserve.wire.request import (
+    compression_from_message,
+    compression_to_message,
+    sampling_from_message,
+    sampling_to_message,
+    stopping_from_message,
+    stopping_to_message,
+    whole_number,
+)
+from pyramidserve.wire.state import (
+    cluster_state_from_message,
+    cluster_state_to_message,
+    pipeline_state_from_message,
+    pipeline_state_to_message,
+    stage_state_from_message,
+    stage_state_to_message,
+)
+
+__all__ = [
+    "cluster_state_from_message",
+    "cluster_state_to_message",
+    "compression_from_message",
+    "compression_to_message",
+    "error_from_rpc",
+    "error_to_metadata",
+    "event_from_message",
+    "event_to_message",
+    "pipeline_state_from_message",
+    "pipeline_state_to_message",
+    "receipt_from_message",
+    "receipt_to_message",
+    "sampling_from_message",
+    "sampling_to_message",
+    "stage_state_from_message",
+    "stage_state_to_message",
+    "started_from_message",
+    "started_to_message",
+    "stopping_from_message",
+    "stopping_to_message",
+    "tokens_from_message",
+    "tokens_to_message",
+    "whole_number",
+]

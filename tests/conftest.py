@@ -1,0 +1,69 @@
+"""What several test folders share: checkpoints, and engines on them."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from toy import write_toy
+
+from workers.engine.engine import Engine, EngineConfig
+from workers.model.checkpoint import EMBEDDED, resolve_checkpoint
+
+SHARED_REFERENCE = Path(__file__).parents[2] / "shared" / "reference" / "pyramid_prefill.json"
+
+# Two cores: more threads than that only fight.
+torch.set_num_threads(min(2, os.cpu_count() or 1))
+
+
+@pytest.fixture(scope="session")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A toy checkpoint by kind, written once."""
+    written: dict[str, Path] = {}
+
+    def checkpoint(kind: str = "gqa") -> Path:
+        if kind not in written:
+            written[kind] = write_toy(tmp_path_factory.mktemp(kind), kind)
+        return written[kind]
+
+    return checkpoint
+
+
+@pytest.fixture(scope="session")
+def embedded() -> Path:
+    """The embedded model's folder."""
+    return resolve_checkpoint(EMBEDDED)
+
+
+@pytest.fixture(scope="session")
+def toy_engine(toy: Callable[[str], Path]) -> Callable[..., Engine]:
+    """An engine on a toy, by kind, shards and dtype; built once, and empty between tests."""
+    built: dict[tuple[str, int, str], Engine] = {}
+
+    def engine(kind: str = "gqa", shards: int = 1, dtype: str = "float32") -> Engine:
+        key = (kind, shards, dtype)
+        if key not in built:
+            boundaries = {1: (), 2: (2,), 3: (1, 4)}[shards]
+            built[key] = Engine(
+                EngineConfig(
+                    checkpoint=str(toy(kind)),
+                    dtype=dtype,
+                    boundaries=boundaries,
+                    kv_bytes=8 << 20,
+                    host_bytes=8 << 20,
+                    max_sequences=16,
+                    max_prefill_tokens=256,
+                )
+            )
+        return built[key]
+
+    return engine
+
+
+@pytest.fixture
+def reference_file() -> Path:
+    """The recordings of the authors' code; skips where a checkout has none beside it."""
+    if not SHARED_REFERENCE.is_file():
+        pytest.skip(f"{SHARED_REFERENCE} is not there: recordings of the authors' code")
+    return SHARED_REFERENCE

@@ -1,0 +1,116 @@
+"""The head's engine loop in a thread of its own."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+
+from workers.engine.loop import EngineLoop, LoopEvent
+from workers.engine.sequence import SequenceRequest
+from workers.engine.step import ShardMemory
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class SequenceRefused:
+    """A sequence found no room; nothing was kept of it."""
+
+    sequence: int
+
+
+@dataclass(frozen=True)
+class Start:
+    """Begin these sequences."""
+
+    requests: tuple[SequenceRequest, ...]
+
+
+@dataclass(frozen=True)
+class Cancel:
+    """End these sequences; None: all."""
+
+    sequences: tuple[int, ...] | None
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a step brought.
+
+    ``idle``: no sequence is left. ``orders``: how many orders had been taken by then.
+    """
+
+    events: tuple[LoopEvent | SequenceRefused, ...]
+    memory: tuple[ShardMemory, ...]
+    idle: bool
+    orders: int
+
+
+class EngineRunner:
+    """Feeds an engine loop from an inbox and reports every step. Orders may come from any thread."""
+
+    def __init__(
+        self,
+        loop: EngineLoop,
+        on_report: Callable[[Report], None],
+        on_failure: Callable[[BaseException], None],
+    ) -> None:
+        """``on_report`` and ``on_failure`` are called in the engine's thread; a failure ends it."""
+        self._loop = loop
+        self._on_report, self._on_failure = on_report, on_failure
+        self._inbox: SimpleQueue[Start | Cancel] = SimpleQueue()
+        self._given = self._taken = 0
+        self._step_began: float | None = None
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    def start(self) -> None:
+        """Starts the thread."""
+        self._thread.start()
+
+    def order(self, order: Start | Cancel) -> int:
+        """Hands an order to the engine, from one thread; returns how many there have been."""
+        self._given += 1
+        self._inbox.put(order)
+        return self._given
+
+    def stalled_for(self) -> float:
+        """Seconds since the step under way began; 0 when there is none."""
+        began = self._step_began
+        return 0.0 if began is None else time.monotonic() - began
+
+    def _run(self) -> None:
+        try:
+            while True:
+                events = self._take_orders()
+                self._step_began = time.monotonic()
+                events += self._loop.advance()
+                self._step_began = None
+                loop = self._loop
+                self._on_report(Report(tuple(events), loop.memory, loop.idle, self._taken))
+        except BaseException as error:
+            logger.exception("engine_failed")
+            self._on_failure(error)
+
+    def _take_orders(self) -> list[LoopEvent | SequenceRefused]:
+        """Carries out what has come in; waits for something to do when there is nothing."""
+        events: list[LoopEvent | SequenceRefused] = []
+        wait = self._loop.idle
+        while True:
+            try:
+                order = self._inbox.get(block=wait)
+            except Empty:
+                return events
+            wait = False
+            self._taken += 1
+            if isinstance(order, Start):
+                for request in order.requests:
+                    if not self._loop.admit(request):
+                        events.append(SequenceRefused(request.sequence))
+                continue
+            sequences: Sequence[int] = (
+                list(self._loop.scheduler.sequences) if order.sequences is None else order.sequences
+            )
+            for sequence in sequences:
+                events += self._loop.cancel(sequence)

@@ -1,0 +1,113 @@
+"""The head of a pipeline towards the router: attaches, takes orders, reports every step."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Sequence
+
+import grpc
+
+from pyramidserve import wire
+from pyramidserve.types import Compression
+from pyramidserve.v1 import pipeline_pb2 as messages
+from pyramidserve.v1.pipeline_pb2_grpc import PipelineRegistryAsyncStub, PipelineRegistryStub
+from workers.engine.loop import SequenceCancelled, SequenceFinished, SequenceTokens
+from workers.engine.runner import Cancel, EngineRunner, Report, SequenceRefused, Start
+from workers.engine.sequence import SequenceRequest
+from workers.engine.step import ShardMemory
+from workers.rendezvous import look_up
+
+logger = logging.getLogger(__name__)
+
+RETRY_SECONDS = 0.5
+
+
+class Head:
+    """Keeps a pipeline attached to the router, and ends what a lost router had asked for."""
+
+    def __init__(self, hello: messages.Hello, router_key: str) -> None:
+        self._hello = hello
+        self._router_key = router_key
+        self._reports: asyncio.Queue[Report] = asyncio.Queue()
+
+    def take(self, report: Report) -> None:
+        """Queues what the engine reports; call it in the event loop's thread."""
+        self._reports.put_nowait(report)
+
+    async def run(self, runner: EngineRunner) -> None:
+        """Attaches, and attaches again whenever the stream breaks; ends by cancellation."""
+        while True:
+            address = await look_up(self._router_key)
+            target = f"{address['host']}:{address['port']}"
+            try:
+                async with grpc.aio.insecure_channel(target) as channel:
+                    await self._attached(PipelineRegistryStub(channel), runner)
+            except grpc.aio.AioRpcError as error:
+                logger.warning(
+                    "router_lost target=%s status=%s details=%s", target, error.code().name, error.details()
+                )
+            await self._drain(runner)
+            await asyncio.sleep(RETRY_SECONDS)
+
+    async def _attached(self, stub: PipelineRegistryAsyncStub, runner: EngineRunner) -> None:
+        call = stub.Attach(self._outgoing())
+        logger.info("attaching pipeline=%s", self._hello.pipeline_id)
+        try:
+            async for order in call:
+                if order.start:
+                    runner.order(Start(tuple(map(_request, order.start))))
+                if order.cancel:
+                    runner.order(Cancel(tuple(order.cancel)))
+        finally:
+            call.cancel()
+
+    async def _outgoing(self) -> AsyncIterator[messages.PipelineReport]:
+        yield messages.PipelineReport(hello=self._hello)
+        while True:
+            yield messages.PipelineReport(step=_step_report(await self._reports.get()))
+
+    async def _drain(self, runner: EngineRunner) -> None:
+        """Cancels all sequences and waits until their memory is free, as a new router counts on."""
+        orders = runner.order(Cancel(None))
+        while True:
+            report = await self._reports.get()
+            if report.idle and report.orders == orders:
+                return
+
+
+def _request(start: messages.StartSequence) -> SequenceRequest:
+    return SequenceRequest(
+        sequence=start.sequence_id,
+        request_id=start.request_id,
+        prompt_ids=tuple(start.prompt_ids),
+        sampling=wire.sampling_from_message(start.sampling),
+        stopping=wire.stopping_from_message(start.stopping),
+        compression=wire.compression_from_message(start.compression, Compression()),
+        forced_output_ids=tuple(start.forced_output_ids),
+    )
+
+
+def _step_report(report: Report) -> messages.StepReport:
+    message = messages.StepReport(memory=_memory(report.memory))
+    failed = messages.SequenceFailed
+    for event in report.events:
+        match event:
+            case SequenceTokens(sequence, tokens):
+                message.tokens.add(sequence_id=sequence, tokens=wire.tokens_to_message(tokens))
+            case SequenceFinished(sequence, receipt):
+                message.finished.add(sequence_id=sequence, receipt=wire.receipt_to_message(receipt))
+            case SequenceCancelled(sequence):
+                message.failed.add(sequence_id=sequence, cause=failed.CAUSE_CANCELLED)
+            case SequenceRefused(sequence):
+                message.failed.add(sequence_id=sequence, cause=failed.CAUSE_NO_ROOM)
+    return message
+
+
+def _memory(shards: Sequence[ShardMemory]) -> list[messages.StageMemory]:
+    return [
+        messages.StageMemory(
+            pages_in_use=shard.pages_in_use,
+            host_bytes=shard.host_bytes,
+            resident_bytes=shard.resident_bytes,
+        )
+        for shard in shards
+    ]

@@ -1,0 +1,51 @@
+"""Where the processes of a cluster find each other: Ray's key-value store."""
+
+import asyncio
+import json
+from datetime import timedelta
+
+import torch.distributed as distributed
+from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _internal_kv_put
+
+POLL_SECONDS = 0.05
+
+
+def announce(key: str, value: dict[str, str | int]) -> None:
+    """Lets others read ``value`` under ``key``."""
+    _internal_kv_put(f"pyramidserve/{key}".encode(), json.dumps(value).encode())
+
+
+def withdraw(key: str) -> None:
+    """Takes an announcement back."""
+    _internal_kv_del(f"pyramidserve/{key}".encode())
+
+
+async def look_up(key: str) -> dict[str, str | int]:
+    """Waits until ``key`` is announced."""
+    while True:
+        value = await asyncio.to_thread(_internal_kv_get, f"pyramidserve/{key}".encode())
+        if value is not None:
+            announced: dict[str, str | int] = json.loads(value)
+            return announced
+        await asyncio.sleep(POLL_SECONDS)
+
+
+async def meet(
+    gang: str, rank: int, size: int, host: str, timeout_seconds: float
+) -> distributed.Store:
+    """The gang's common store; rank 0 opens it on ``host`` and tells the others where.
+
+    Raises TimeoutError when the gang is not there in time.
+    """
+    timeout = timedelta(seconds=timeout_seconds)
+    key = f"gang/{gang}"
+    if rank == 0:
+        # Port 0: the kernel picks a free one, so that no other process can take it in between.
+        store = distributed.TCPStore(host, 0, size, True, timeout, wait_for_workers=False)
+        await asyncio.to_thread(announce, key, {"host": host, "port": store.port})
+        return store
+    async with asyncio.timeout(timeout_seconds):
+        address = await look_up(key)
+    return await asyncio.to_thread(
+        distributed.TCPStore, str(address["host"]), int(address["port"]), size, False, timeout
+    )

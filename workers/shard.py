@@ -1,0 +1,256 @@
+"""The Serve replica that hosts one shard: gang rendezvous, engine, lease, health."""
+
+import asyncio
+import logging
+import os
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import torch
+from ray import serve
+from ray.serve.request_router import (
+    FIFOMixin,
+    PendingRequest,
+    RequestRouter,
+    RunningReplica,
+)
+
+from pyramidserve.types import StageState
+from pyramidserve.v1 import pipeline_pb2 as messages
+from pyramidserve.wire import stage_state_to_message
+from workers.engine.loop import EngineLoop
+from workers.engine.pipeline import LocalPipeline, Pipeline
+from workers.engine.runner import EngineRunner, Report
+from workers.engine.scheduler import PipelineLayout
+from workers.engine.stage import Stage, StageConfig, StageFacts
+from workers.engine.transport import Ring, RingPipeline, follow
+from workers.head import Head
+from workers.model.checkpoint import resolve_checkpoint
+from workers.model.config import ModelConfig, read_config
+from workers.model.tokenizer import Tokenizer
+from workers.rendezvous import meet
+
+logger = logging.getLogger("ray.serve")
+
+GANG_TIMEOUT_SECONDS = 120.0
+
+
+@dataclass(frozen=True)
+class ShardConfig:
+    """How to build a shard; sizes are per shard.
+
+    Attributes:
+        model: checkpoint, see ``resolve_checkpoint``.
+        boundaries: first layers of the shards behind the first.
+        host: interface of the gang's own traffic.
+        router_key: where the router announces its address.
+        threads: of torch, in each shard.
+        stall_seconds: a step that takes longer fails the health check.
+    """
+
+    model: str
+    dtype: str
+    device: str
+    boundaries: tuple[int, ...]
+    kv_bytes: int
+    host_bytes: int
+    max_sequences: int
+    max_prefill_tokens: int
+    host: str
+    router_key: str
+    threads: int
+    stall_seconds: float
+
+
+class GangRouter(FIFOMixin, RequestRouter):  # type: ignore[misc]
+    """Sends a lease to exactly the member that it names."""
+
+    async def choose_replicas(
+        self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
+    ) -> list[list[RunningReplica]]:
+        if pending_request is None:
+            return []
+        pending_request.routing_context.should_backoff = True
+        member = pending_request.kwargs["member"]
+        return [[r] for r in candidate_replicas if r.replica_metadata.get("member") == member]
+
+
+@dataclass(frozen=True)
+class Membership:
+    """A replica's place: its gang, its rank in it, and the gang's size."""
+
+    gang: str
+    rank: int
+    size: int
+
+
+def _membership() -> Membership:
+    context = serve.get_replica_context()
+    gang = context.gang_context
+    if gang is None:
+        return Membership(context.replica_id.unique_id, 0, 1)
+    return Membership(gang.gang_id, gang.rank, gang.world_size)
+
+
+class Shard:
+    """One rank of a pipeline. Rank 0 is its head: it runs the engine and talks to the router.
+
+    Any failure of the engine ends the process, so that Serve restarts the gang whole.
+    """
+
+    async def __init__(self, config: ShardConfig) -> None:
+        self._config = config
+        self._place = _membership()
+        self._runner: EngineRunner | None = None
+        self._leases: list[Any] = []
+        self._tasks: list[asyncio.Task[None]] = []
+        torch.set_num_threads(config.threads)
+        checkpoint = await asyncio.to_thread(resolve_checkpoint, config.model)
+        model = read_config(checkpoint)
+        stage = await asyncio.to_thread(self._load, checkpoint, model)
+        facts: tuple[StageFacts, ...] = (stage.facts(ray.util.get_node_ip_address()),)
+        ring = None
+        if self._place.size > 1:
+            ring = await self._join()
+            facts = await asyncio.to_thread(ring.gather_facts, facts[0])
+        if self._place.rank == 0:
+            pipeline: Pipeline = LocalPipeline([stage]) if ring is None else RingPipeline(stage, ring)
+            tokenizer = await asyncio.to_thread(Tokenizer, checkpoint)
+            self._lead(pipeline, facts, model, tokenizer)
+        else:
+            assert ring is not None
+            self._spawn(asyncio.to_thread(self._follow, stage, ring))
+        logger.info("shard_ready gang=%s rank=%d layers=%d-%d", self._place.gang, self._place.rank,
+                    stage.layout.first, stage.layout.end)
+
+    def _load(self, checkpoint: Any, model: ModelConfig) -> Stage:
+        bounds = (0, *self._config.boundaries, model.layers)
+        return Stage(
+            StageConfig(
+                checkpoint=checkpoint,
+                first=bounds[self._place.rank],
+                end=bounds[self._place.rank + 1],
+                dtype=self._config.dtype,
+                device=self._config.device,
+                kv_bytes=self._config.kv_bytes,
+                host_bytes=self._config.host_bytes,
+                max_sequences=self._config.max_sequences,
+            )
+        )
+
+    async def _join(self) -> Ring:
+        host = self._config.host
+        if host == "127.0.0.1":
+            os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+        else:
+            host = ray.util.get_node_ip_address()
+        place = self._place
+        store = await meet(place.gang, place.rank, place.size, host, GANG_TIMEOUT_SECONDS)
+        device = torch.device(self._config.device)
+        return await asyncio.to_thread(Ring, store, place.rank, place.size, device)
+
+    def _lead(
+        self,
+        pipeline: Pipeline,
+        facts: Sequence[StageFacts],
+        model: ModelConfig,
+        tokenizer: Tokenizer,
+    ) -> None:
+        config = self._config
+        layout = PipelineLayout(
+            shards=tuple(fact.layout for fact in facts),
+            pages=tuple(fact.pages for fact in facts),
+            layers=model.layers,
+            max_sequences=config.max_sequences,
+            max_prefill_tokens=config.max_prefill_tokens,
+        )
+        head = Head(_hello(self._place.gang, config, facts), config.router_key)
+        events = asyncio.get_running_loop()
+
+        def on_report(report: Report) -> None:
+            events.call_soon_threadsafe(head.take, report)
+
+        loop = EngineLoop(layout, pipeline, tokenizer.decode, model.eos_ids)
+        self._runner = EngineRunner(loop, on_report, lambda error: os._exit(1))
+        self._runner.start()
+        self._spawn(self._serve(head))
+
+    async def _serve(self, head: Head) -> None:
+        assert self._runner is not None
+        await self._hold_members()
+        await head.run(self._runner)
+
+    async def _hold_members(self) -> None:
+        """Leases: peers count as busy until the head has drained, so that Serve ends the head first."""
+        context = serve.get_replica_context()
+        handle = serve.get_deployment_handle(context.deployment, context.app_name).options(stream=True)
+        for rank in range(1, self._place.size):
+            lease = handle.lease.remote(member=f"{self._place.gang}/{rank}")
+            self._leases.append(lease)
+            await anext(lease)
+
+    def _follow(self, stage: Stage, ring: Ring) -> None:
+        try:
+            follow(stage, ring)
+        except Exception:
+            logger.exception("shard_failed gang=%s rank=%d", self._place.gang, self._place.rank)
+            os._exit(1)
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.ensure_future(work)
+        task.add_done_callback(self._ended)
+        self._tasks.append(task)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("shard_failed gang=%s rank=%d", self._place.gang, self._place.rank, exc_info=error)
+            os._exit(1)
+
+    async def lease(self, member: str) -> AsyncIterator[str]:
+        """Held open by the head for as long as it needs this shard."""
+        yield member
+        await asyncio.Event().wait()
+
+    def record_replica_metadata(self) -> dict[str, str]:
+        """Lets ``GangRouter`` find this shard."""
+        place = _membership()
+        return {"member": f"{place.gang}/{place.rank}"}
+
+    def check_health(self) -> None:
+        """Raises when a step does not come back."""
+        if self._runner is not None and self._runner.stalled_for() > self._config.stall_seconds:
+            raise RuntimeError(f"a step has taken more than {self._config.stall_seconds} s")
+
+    async def __del__(self) -> None:
+        for lease in self._leases:
+            lease.cancel()
+        for task in self._tasks:
+            task.cancel()
+
+
+def _hello(gang: str, config: ShardConfig, facts: Sequence[StageFacts]) -> messages.Hello:
+    stages = [
+        StageState(
+            first_layer=fact.layout.first,
+            end_layer=fact.layout.end,
+            pid=fact.pid,
+            node=fact.node,
+            pages_total=fact.pages,
+            pages_in_use=0,
+            pages_reserved=0,
+            page_bytes=fact.layout.page_bytes,
+            host_bytes=0,
+            host_bytes_limit=fact.host_bytes_limit,
+            resident_bytes=0,
+            tensor_names=fact.tensor_names,
+        )
+        for fact in facts
+    ]
+    return messages.Hello(
+        pipeline_id=gang,
+        model=config.model,
+        stages=map(stage_state_to_message, stages),
+        max_sequences=config.max_sequences,
+    )
