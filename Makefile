@@ -11,10 +11,10 @@ $(READY): pyproject.toml
 	touch $@
 
 demo: $(READY)    ## answer two questions on a local two-shard cluster
-	$(BIN)/pyramidserve demo
+	$(BIN)/pyramidserve demo --config deploy/serve.yaml
 
 serve: $(READY)   ## keep a local cluster up for `pyramidserve chat`
-	$(BIN)/pyramidserve serve
+	$(BIN)/pyramidserve serve --config deploy/serve.yaml
 
 test: $(READY)    ## every test
 	$(BIN)/pytest

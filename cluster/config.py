@@ -3,7 +3,8 @@
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from types import NoneType
+from typing import Any, get_args
 
 from pyramidserve.errors import ConfigurationError, InvalidRequestError
 from pyramidserve.types import Compression
@@ -33,7 +34,9 @@ class ClusterConfig:
         router_host, router_port: where the router listens.
         queue_limit: requests that may wait.
         session_limit: sessions that are remembered.
+        session_max_age: seconds that a session is remembered after its last use.
         bind_seconds: how long the router waits for its port.
+        drain_seconds: how long requests may go on when the cluster shuts down.
         compression: of requests that do not ask for any.
     """
 
@@ -55,17 +58,26 @@ class ClusterConfig:
     router_port: int = 8700
     queue_limit: int = 1024
     session_limit: int = 10_000
+    session_max_age: float = 3600.0
     bind_seconds: float = 30.0
-    compression: Compression = field(
-        default_factory=lambda: Compression("pyramid", "prune", kv_keep=0.45)
-    )
+    drain_seconds: float = 5.0
+    compression: Compression = field(default_factory=lambda: Compression("pyramid", "prune", kv_keep=0.45))
 
     def __post_init__(self) -> None:
         """Raises ConfigurationError, naming the value and its range."""
-        for name in ("pipelines", "shards", "kv_bytes", "max_sequences", "max_prefill_tokens", "threads"):
+        for name in (
+            "pipelines",
+            "shards",
+            "kv_bytes",
+            "max_sequences",
+            "max_prefill_tokens",
+            "threads",
+            "queue_limit",
+            "session_limit",
+        ):
             if getattr(self, name) < 1:
                 raise ConfigurationError(f"{name} is {getattr(self, name)}; it must be 1 or more")
-        for name in ("host_bytes", "queue_limit", "session_limit", "cpus_per_shard", "gpus_per_shard"):
+        for name in ("host_bytes", "cpus_per_shard", "gpus_per_shard", "drain_seconds", "bind_seconds"):
             if getattr(self, name) < 0:
                 raise ConfigurationError(f"{name} is {getattr(self, name)}; it must be 0 or more")
         if self.dtype not in DTYPES:
@@ -80,21 +92,29 @@ class ClusterConfig:
 
 def parse_config(arguments: Mapping[str, Any]) -> ClusterConfig:
     """Reads the application's arguments. Raises ConfigurationError on unknown names and wrong types."""
-    values = dict(arguments)
-    if "compression" in values:
-        values["compression"] = _typed(Compression, values["compression"], "compression.")
-    config: ClusterConfig = _typed(ClusterConfig, values, "")
+    config: ClusterConfig = _typed(ClusterConfig, arguments, "")
     return config
 
 
 def _typed(kind: type[Any], values: Mapping[str, Any], prefix: str) -> Any:
-    known = {field.name: field for field in dataclasses.fields(kind)}
-    for name, value in values.items():
-        if name not in known:
-            raise ConfigurationError(f"unknown setting {prefix}{name}; known are {', '.join(known)}")
-        wanted = known[name].type
-        if wanted in (int, float) and (isinstance(value, bool) or not isinstance(value, int | wanted)):
-            raise ConfigurationError(f"{prefix}{name} is {value!r}; it must be a number ({wanted.__name__})")
-        if wanted is str and not isinstance(value, str):
-            raise ConfigurationError(f"{prefix}{name} is {value!r}; it must be a text")
-    return kind(**values)
+    """An instance of the dataclass ``kind`` from its fields."""
+    known = {field.name: field.type for field in dataclasses.fields(kind)}
+    if unknown := [name for name in values if name not in known]:
+        raise ConfigurationError(f"unknown setting {prefix}{unknown[0]}; known are {', '.join(known)}")
+    return kind(**{name: _checked(known[name], value, prefix + name) for name, value in values.items()})
+
+
+def _checked(wanted: Any, value: Any, name: str) -> Any:
+    options = get_args(wanted) or (wanted,)
+    if value is None and NoneType in options:
+        return None
+    kind: type[Any] = options[0]
+    if dataclasses.is_dataclass(kind):
+        if not isinstance(value, Mapping):
+            raise ConfigurationError(f"{name} is {value!r}; it must be a mapping of settings")
+        return _typed(kind, value, f"{name}.")
+    if kind in (int, float) and (isinstance(value, bool) or not isinstance(value, int | kind)):
+        raise ConfigurationError(f"{name} is {value!r}; it must be a number ({kind.__name__})")
+    if kind is str and not isinstance(value, str):
+        raise ConfigurationError(f"{name} is {value!r}; it must be a text")
+    return value

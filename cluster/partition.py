@@ -1,7 +1,7 @@
 """Which shard hosts which layers. Pure."""
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache
 from itertools import pairwise
 
 from pyramidserve.types import Compression
@@ -36,7 +36,7 @@ def boundaries(costs: Sequence[float], head_cost: float, shards: int) -> tuple[i
     for cost in costs:
         totals.append(totals[-1] + cost)
 
-    @lru_cache(maxsize=None)
+    @cache
     def best(first: int, left: int) -> tuple[float, tuple[int, ...]]:
         """The least worst cost of layers from ``first`` on ``left`` shards, and where they begin."""
         if left == 1:

@@ -10,7 +10,7 @@ PyramidServeError
 ├── RequestTimeoutError        DEADLINE_EXCEEDED    the client's deadline has passed
 ├── RequestCancelledError      CANCELLED            the stream was closed
 ├── EngineError                INTERNAL             the server failed
-└── ConfigurationError         never on the wire    the deployment is wrong; change it
+└── ConfigurationError         FAILED_PRECONDITION  the deployment is wrong; change it
     ├── CheckpointError        the checkpoint is missing, damaged or of another architecture
     ├── PortInUseError         another process listens there
     └── UnschedulableError     the cluster lacks a resource that the gang needs
@@ -101,6 +101,7 @@ STATUS: dict[type[PyramidServeError], grpc.StatusCode] = {
     RequestTimeoutError: grpc.StatusCode.DEADLINE_EXCEEDED,
     RequestCancelledError: grpc.StatusCode.CANCELLED,
     EngineError: grpc.StatusCode.INTERNAL,
+    ConfigurationError: grpc.StatusCode.FAILED_PRECONDITION,
 }
 
 # Trailing metadata that carries a serialised ErrorDetail beside the status.

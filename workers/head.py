@@ -3,18 +3,22 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Sequence
+from typing import TYPE_CHECKING
 
 import grpc
 
 from pyramidserve import wire
 from pyramidserve.types import Compression
 from pyramidserve.v1 import pipeline_pb2 as messages
-from pyramidserve.v1.pipeline_pb2_grpc import PipelineRegistryAsyncStub, PipelineRegistryStub
+from pyramidserve.v1.pipeline_pb2_grpc import PipelineRegistryStub
 from workers.engine.loop import SequenceCancelled, SequenceFinished, SequenceTokens
 from workers.engine.runner import Cancel, EngineRunner, Report, SequenceRefused, Start
 from workers.engine.sequence import SequenceRequest
 from workers.engine.step import ShardMemory
 from workers.rendezvous import look_up
+
+if TYPE_CHECKING:  # the stubs' types alone have this name
+    from pyramidserve.v1.pipeline_pb2_grpc import PipelineRegistryAsyncStub
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +52,7 @@ class Head:
             await self._drain(runner)
             await asyncio.sleep(RETRY_SECONDS)
 
-    async def _attached(self, stub: PipelineRegistryAsyncStub, runner: EngineRunner) -> None:
+    async def _attached(self, stub: "PipelineRegistryAsyncStub", runner: EngineRunner) -> None:
         call = stub.Attach(self._outgoing())
         logger.info("attaching pipeline=%s", self._hello.pipeline_id)
         try:

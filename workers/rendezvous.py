@@ -4,8 +4,8 @@ import asyncio
 import json
 from datetime import timedelta
 
-import torch.distributed as distributed
 from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _internal_kv_put
+from torch.distributed import Store, TCPStore  # type: ignore[attr-defined]
 
 POLL_SECONDS = 0.05
 
@@ -30,9 +30,7 @@ async def look_up(key: str) -> dict[str, str | int]:
         await asyncio.sleep(POLL_SECONDS)
 
 
-async def meet(
-    gang: str, rank: int, size: int, host: str, timeout_seconds: float
-) -> distributed.Store:
+async def meet(gang: str, rank: int, size: int, host: str, timeout_seconds: float) -> Store:
     """The gang's common store; rank 0 opens it on ``host`` and tells the others where.
 
     Raises TimeoutError when the gang is not there in time.
@@ -41,11 +39,11 @@ async def meet(
     key = f"gang/{gang}"
     if rank == 0:
         # Port 0: the kernel picks a free one, so that no other process can take it in between.
-        store = distributed.TCPStore(host, 0, size, True, timeout, wait_for_workers=False)
+        store = TCPStore(host, 0, size, True, timeout, wait_for_workers=False)
         await asyncio.to_thread(announce, key, {"host": host, "port": store.port})
         return store
     async with asyncio.timeout(timeout_seconds):
         address = await look_up(key)
     return await asyncio.to_thread(
-        distributed.TCPStore, str(address["host"]), int(address["port"]), size, False, timeout
+        TCPStore, str(address["host"]), int(address["port"]), size, False, timeout
     )

@@ -64,7 +64,7 @@ class ShardConfig:
     stall_seconds: float
 
 
-class GangRouter(FIFOMixin, RequestRouter):  # type: ignore[misc]
+class GangRouter(FIFOMixin, RequestRouter):
     """Sends a lease to exactly the member that it names."""
 
     async def choose_replicas(
@@ -86,6 +86,10 @@ class Membership:
     size: int
 
 
+def _node_address() -> str:
+    return str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
+
+
 def _membership() -> Membership:
     context = serve.get_replica_context()
     gang = context.gang_context
@@ -100,17 +104,18 @@ class Shard:
     Any failure of the engine ends the process, so that Serve restarts the gang whole.
     """
 
-    async def __init__(self, config: ShardConfig) -> None:
+    async def __init__(self, config: ShardConfig) -> None:  # type: ignore[misc]  # Serve awaits it
         self._config = config
         self._place = _membership()
         self._runner: EngineRunner | None = None
         self._leases: list[Any] = []
+        self._let_go = False
         self._tasks: list[asyncio.Task[None]] = []
         torch.set_num_threads(config.threads)
         checkpoint = await asyncio.to_thread(resolve_checkpoint, config.model)
         model = read_config(checkpoint)
         stage = await asyncio.to_thread(self._load, checkpoint, model)
-        facts: tuple[StageFacts, ...] = (stage.facts(ray.util.get_node_ip_address()),)
+        facts: tuple[StageFacts, ...] = (stage.facts(_node_address()),)
         ring = None
         if self._place.size > 1:
             ring = await self._join()
@@ -122,8 +127,13 @@ class Shard:
         else:
             assert ring is not None
             self._spawn(asyncio.to_thread(self._follow, stage, ring))
-        logger.info("shard_ready gang=%s rank=%d layers=%d-%d", self._place.gang, self._place.rank,
-                    stage.layout.first, stage.layout.end)
+        logger.info(
+            "shard_ready gang=%s rank=%d layers=%d-%d",
+            self._place.gang,
+            self._place.rank,
+            stage.layout.first,
+            stage.layout.end,
+        )
 
     def _load(self, checkpoint: Any, model: ModelConfig) -> Stage:
         bounds = (0, *self._config.boundaries, model.layers)
@@ -145,7 +155,7 @@ class Shard:
         if host == "127.0.0.1":
             os.environ["GLOO_SOCKET_IFNAME"] = "lo"
         else:
-            host = ray.util.get_node_ip_address()
+            host = _node_address()
         place = self._place
         store = await meet(place.gang, place.rank, place.size, host, GANG_TIMEOUT_SECONDS)
         device = torch.device(self._config.device)
@@ -187,7 +197,7 @@ class Shard:
         context = serve.get_replica_context()
         handle = serve.get_deployment_handle(context.deployment, context.app_name).options(stream=True)
         for rank in range(1, self._place.size):
-            lease = handle.lease.remote(member=f"{self._place.gang}/{rank}")
+            lease: Any = handle.lease.remote(member=f"{self._place.gang}/{rank}")
             self._leases.append(lease)
             await anext(lease)
 
@@ -195,6 +205,8 @@ class Shard:
         try:
             follow(stage, ring)
         except Exception:
+            if self._let_go:  # the head has gone in order, and Serve ends this shard next
+                return
             logger.exception("shard_failed gang=%s rank=%d", self._place.gang, self._place.rank)
             os._exit(1)
 
@@ -210,8 +222,11 @@ class Shard:
 
     async def lease(self, member: str) -> AsyncIterator[str]:
         """Held open by the head for as long as it needs this shard."""
-        yield member
-        await asyncio.Event().wait()
+        try:
+            yield member
+            await asyncio.Event().wait()
+        finally:
+            self._let_go = True
 
     def record_replica_metadata(self) -> dict[str, str]:
         """Lets ``GangRouter`` find this shard."""

@@ -287,7 +287,7 @@ class Compression(_message.Message):
     """"full", "streaming" or "pyramid". Empty: the deployment's default."""
     prefill: _builtins.str
     """Only with "pyramid": "prune" drops hidden states as PyramidInfer does, "evict" computes the full prefill
-    and spills what it evicts to host memory. Empty: "prune".
+    and spills what it evicts to host memory. Empty: the deployment's default.
     """
     kv_keep: _builtins.float
     """The fraction of the prompt's KV, summed over layers, to leave on the device after prefill, in (0, 1].
@@ -529,7 +529,7 @@ class Tokens(_message.Message):
     """The new text; it may lag behind the ids by an unfinished character or a possible stop string."""
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """The new ids, in order."""
+        """The new ids, in order; at least one."""
 
     def __init__(
         self,

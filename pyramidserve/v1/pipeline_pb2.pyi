@@ -275,7 +275,9 @@ Global___StageMemory: _TypeAlias = StageMemory  # noqa: Y015
 
 @_typing.final
 class RouterOrder(_message.Message):
-    """What the router asks of a pipeline."""
+    """What the router asks of a pipeline; it may say in several orders what would fit in one. A cancel for a sequence that
+    has ended meanwhile is ignored.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -35,7 +35,7 @@ class PipelineRegistryStub:
     def __new__(cls, channel: _aio.Channel) -> PipelineRegistryAsyncStub: ...
     Attach: _grpc.StreamStreamMultiCallable[_pipeline_pb2.PipelineReport, _pipeline_pb2.RouterOrder]
     """Attaches a pipeline for as long as the stream lives. The pipeline says Hello, then one StepReport for every step
-    of its engine; the router sends the work to start and to cancel. The stream is the sign of life of both ends:
+    of its engine; the router sends the work to start and to cancel. Initial metadata means attached. The stream is the sign of life of both ends:
     when it breaks, the router fails the pipeline's requests and the pipeline cancels its sequences.
     """
 
@@ -46,7 +46,7 @@ class PipelineRegistryAsyncStub(PipelineRegistryStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Attach: _aio.StreamStreamMultiCallable[_pipeline_pb2.PipelineReport, _pipeline_pb2.RouterOrder]  # type: ignore[assignment]
     """Attaches a pipeline for as long as the stream lives. The pipeline says Hello, then one StepReport for every step
-    of its engine; the router sends the work to start and to cancel. The stream is the sign of life of both ends:
+    of its engine; the router sends the work to start and to cancel. Initial metadata means attached. The stream is the sign of life of both ends:
     when it breaks, the router fails the pipeline's requests and the pipeline cancels its sequences.
     """
 
@@ -60,7 +60,7 @@ class PipelineRegistryServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_pipeline_pb2.RouterOrder], _abc.AsyncIterator[_pipeline_pb2.RouterOrder]]:
         """Attaches a pipeline for as long as the stream lives. The pipeline says Hello, then one StepReport for every step
-        of its engine; the router sends the work to start and to cancel. The stream is the sign of life of both ends:
+        of its engine; the router sends the work to start and to cancel. Initial metadata means attached. The stream is the sign of life of both ends:
         when it breaks, the router fails the pipeline's requests and the pipeline cancels its sequences.
         """
 

@@ -16,8 +16,8 @@ from pyramidserve.errors import (
 )
 from pyramidserve.v1 import inference_pb2 as pb
 
-# gRPC refuses metadata of more than 8 KiB, and with it the error itself.
-_DETAIL_CHARACTERS = 1000
+# gRPC refuses more than 8 KiB of metadata, status included, and with it the error itself.
+_DETAIL_CHARACTERS = 800
 # A server that does not answer says nothing about when it will.
 _UNAVAILABLE_RETRY_DELAY = 1.0
 

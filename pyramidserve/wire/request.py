@@ -2,7 +2,7 @@
 
 import operator
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any, SupportsIndex, TypeVar
 
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
@@ -27,7 +27,7 @@ _RANGES = {
 }
 
 
-def whole_number(name: str, value: int, low: int = 0, high: int = _INT32_MAX) -> int:
+def whole_number(name: str, value: SupportsIndex, low: int = 0, high: int = _INT32_MAX) -> int:
     """``value`` as an int of the wire.
 
     Raises:
@@ -38,9 +38,7 @@ def whole_number(name: str, value: int, low: int = 0, high: int = _INT32_MAX) ->
     except TypeError:
         number = low - 1
     if not low <= number <= high:
-        raise InvalidRequestError(
-            f"{name} must be a whole number from {low} to {high}, not {value!r}"
-        )
+        raise InvalidRequestError(f"{name} must be a whole number from {low} to {high}, not {value!r}")
     return number
 
 
@@ -108,9 +106,7 @@ def compression_from_message(message: pb.Compression, default: Compression) -> C
         prefill=prefill,
         kv_keep=message.kv_keep if knobs["kv_keep"] else None,
         pyramid=PyramidParameters(**_present(message.pyramid)) if knobs["pyramid"] else None,
-        streaming=StreamingParameters(**_present(message.streaming))
-        if knobs["streaming"]
-        else None,
+        streaming=StreamingParameters(**_present(message.streaming)) if knobs["streaming"] else None,
     )
 
 

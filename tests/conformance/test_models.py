@@ -26,9 +26,7 @@ def test_prefill_logits_are_those_of_transformers(
     engine = toy_engine(kind, shards)
     model = LlamaForCausalLM.from_pretrained(toy(kind), dtype=torch.float32)
     generator = torch.Generator().manual_seed(1)
-    prompts = [
-        torch.randint(VOCABULARY, (length,), generator=generator) for length in (1, 2, 17, 100, 200)
-    ]
+    prompts = [torch.randint(VOCABULARY, (length,), generator=generator) for length in (1, 2, 17, 100, 200)]
     replies = engine.trace(
         [EngineRequest(p.tolist(), stopping=Stopping(max_tokens=1), trace=True) for p in prompts]
     )

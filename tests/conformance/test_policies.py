@@ -1,4 +1,4 @@
-"""Policies × prefill × shards × dtypes: memory follows the plan at every step, and all of it comes back."""
+"""Policies, prefill, shards and dtypes, crossed: memory follows the plan, and all of it comes back."""
 
 from collections.abc import Callable, Iterator
 

@@ -33,9 +33,9 @@ class KeepPlan:
 
     Attributes:
         prompt_tokens: tokens of the prompt.
-        kept: per layer, prompt tokens whose KV stays; the last ``recent`` and first ``sinks`` always.
+        kept: per layer, prompt tokens whose KV stays; the last ``recent`` always.
         recent: newest prompt tokens, whose attention scores the rest.
-        sinks: first tokens that always stay.
+        sinks: first tokens that always stay, or as many of them as a layer keeps beside the recent.
         distance_weight: weight of the newest scoring row; the oldest weighs 1.
         drops_hidden_states: layer l+1 computes only the ``kept[l+1]`` tokens chosen in layer l.
         generation: compression of generated tokens, if any.

@@ -31,9 +31,7 @@ def validate(compression: Compression) -> None:
     """Raises InvalidRequestError, naming the value and the way out."""
     policy = POLICIES.get(compression.policy)
     if policy is None:
-        raise InvalidRequestError(
-            f"unknown policy {compression.policy!r}; known are {', '.join(POLICIES)}"
-        )
+        raise InvalidRequestError(f"unknown policy {compression.policy!r}; known are {', '.join(POLICIES)}")
     kv_keep = compression.kv_keep
     if kv_keep is not None and not 0 < kv_keep <= 1:
         raise InvalidRequestError(f"kv_keep is {kv_keep}; it must be in (0, 1]")

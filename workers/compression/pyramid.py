@@ -56,15 +56,10 @@ def recent_tokens(parameters: PyramidParameters, prompt_tokens: int) -> int:
 
 def cosine_ratios(floor: float, layers: int) -> list[float]:
     """Per layer, a ratio that falls from 1 to ``floor`` along half a cosine."""
-    return [
-        floor + (1 - floor) * (1 + math.cos(math.pi * layer / layers)) / 2
-        for layer in range(layers)
-    ]
+    return [floor + (1 - floor) * (1 + math.cos(math.pi * layer / layers)) / 2 for layer in range(layers)]
 
 
-def cosine_counts(
-    parameters: PyramidParameters, prompt_tokens: int, layers: int
-) -> tuple[int, ...]:
+def cosine_counts(parameters: PyramidParameters, prompt_tokens: int, layers: int) -> tuple[int, ...]:
     """Tokens that each layer keeps, as the released code counts them."""
     recent = recent_tokens(parameters, prompt_tokens)
     minimum = min(parameters.min_context_length, prompt_tokens - recent)
@@ -142,9 +137,7 @@ def _uniform(
 def validate_pyramid(compression: Compression) -> None:
     """Raises InvalidRequestError, naming the knob and its range."""
     if compression.prefill not in ("prune", "evict"):
-        raise InvalidRequestError(
-            f"prefill is {compression.prefill!r}; it must be 'prune' or 'evict'"
-        )
+        raise InvalidRequestError(f"prefill is {compression.prefill!r}; it must be 'prune' or 'evict'")
     if compression.pyramid is None:
         return
     parameters = compression.pyramid

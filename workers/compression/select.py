@@ -10,7 +10,7 @@ def keep_of_prompt(
 
     Args:
         scores: fp32 [tokens - recent]; None where sinks and recent tokens are all that is kept.
-        kept: tokens to keep, >= ``recent`` + ``sinks``.
+        kept: tokens to keep, >= ``recent``; with scores, >= ``recent`` + ``sinks``.
         recent: newest tokens, always kept.
         sinks: oldest tokens, always kept.
 

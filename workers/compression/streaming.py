@@ -19,7 +19,7 @@ def plan_streaming(compression: Compression, prompt_tokens: int, layers: int) ->
     if compression.kv_keep is not None:
         wanted = round(compression.kv_keep * prompt_tokens)
         capacity = max(wanted, parameters.sinks + 1)
-        bound_by = "sinks" if wanted < capacity else ""
+        bound_by = "sinks" if min(capacity, prompt_tokens) > wanted else ""
     kept = min(capacity, prompt_tokens)
     sinks = min(parameters.sinks, kept - 1)
     return KeepPlan(
@@ -30,7 +30,8 @@ def plan_streaming(compression: Compression, prompt_tokens: int, layers: int) ->
         generation=GenerationPlan(
             chunk=CHUNK,
             window=capacity - kept,
-            start=(sinks,) * layers,
+            # Where the prompt is shorter than the sinks, the first generated tokens are sinks too.
+            start=(parameters.sinks,) * layers,
             keeps=(0,) * layers,
         ),
         bound_by=bound_by,

@@ -41,9 +41,7 @@ class PrefillAttend:
             out = prefill_attention(query[own], key[own], value[own])
             kv = torch.stack((key[own], value[own]), dim=1)
             prunes = self._cache.plan(sequence).drops_hidden_states
-            self._cache.store_prompt(
-                sequence, layer, self.positions[own], kv, None if prunes else keep
-            )
+            self._cache.store_prompt(sequence, layer, self.positions[own], kv, None if prunes else keep)
             if prunes and keep is not None:
                 out = out[keep]
                 survivors.append(keep + start)

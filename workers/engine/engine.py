@@ -1,10 +1,10 @@
 """The whole engine in one process: the same code as a cluster's, without Ray and gRPC."""
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-
 
 from pyramidserve.errors import RequestTooLargeError
 from pyramidserve.types import (
@@ -26,6 +26,8 @@ from workers.engine.validation import settle
 from workers.model.checkpoint import EMBEDDED, resolve_checkpoint
 from workers.model.config import read_config
 from workers.model.tokenizer import Tokenizer
+
+GREEDY, UNTIL_EOS, FULL = Sampling(), Stopping(), Compression()
 
 Prompt = str | Sequence[int] | Sequence[ChatMessage]
 
@@ -60,9 +62,9 @@ class EngineRequest:
     """A request to the engine, as to the client SDK."""
 
     prompt: Prompt
-    sampling: Sampling = Sampling()
-    stopping: Stopping = Stopping()
-    compression: Compression = Compression()
+    sampling: Sampling = GREEDY
+    stopping: Stopping = UNTIL_EOS
+    compression: Compression = FULL
     resume_output_ids: tuple[int, ...] = ()
     trace: bool = False
 
@@ -140,7 +142,7 @@ class Engine:
         """Whether nothing waits or runs."""
         return self.loop.idle and not self._waiting
 
-    def stream(self, request: EngineRequest) -> Iterator[Event]:
+    def stream(self, request: EngineRequest) -> Generator[Event, None, None]:
         """Runs one request and yields its events. Closing the iterator cancels it."""
         sequence, started = self.submit(request)
         try:
@@ -224,5 +226,5 @@ def _build_stages(config: EngineConfig, checkpoint: Path, layers: int) -> list[S
                 max_sequences=config.max_sequences,
             )
         )
-        for first, end in zip(bounds, bounds[1:], strict=False)
+        for first, end in pairwise(bounds)
     ]

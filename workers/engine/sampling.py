@@ -20,9 +20,7 @@ def uniform(seed: int, index: int) -> float:
     return (state >> 11) / (1 << 53)
 
 
-def sample(
-    logits: torch.Tensor, samplings: Sequence[Sampling], output_indices: Sequence[int]
-) -> list[int]:
+def sample(logits: torch.Tensor, samplings: Sequence[Sampling], output_indices: Sequence[int]) -> list[int]:
     """Draws one token a row.
 
     Args:

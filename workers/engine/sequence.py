@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from statistics import median, quantiles
 
 from pyramidserve.types import (
@@ -66,14 +67,15 @@ class RunningSequence:
         self.output_ids.append(token)
         self.token_times.append(now)
         text = self.detokenizer.push(token)
-        if self.detokenizer.stop_string:
-            self.finish_reason = FinishReason.STOP
-        elif token in eos_ids and not stopping.ignore_eos:
+        if token in eos_ids and not stopping.ignore_eos:
             self.finish_reason = FinishReason.EOS
         elif len(self.output_ids) == self.request.max_tokens:
             self.finish_reason = FinishReason.LENGTH
         if self.finish_reason is not None:
             text += self.detokenizer.flush()
+        # Behind the flush, which may bring a stop string to light.
+        if self.detokenizer.stop_string:
+            self.finish_reason = FinishReason.STOP
         return text
 
     def receipt(self, shards: Sequence[ReleasedSequence]) -> Receipt:
@@ -81,7 +83,7 @@ class RunningSequence:
         assert self.finish_reason is not None
         request = self.request
         own_times = self.token_times[len(request.forced_output_ids) :]
-        gaps = [b - a for a, b in zip(own_times, own_times[1:], strict=False)]
+        gaps = [b - a for a, b in pairwise(own_times)]
         return Receipt(
             request_id=request.request_id,
             finish_reason=self.finish_reason,

@@ -135,9 +135,7 @@ class Stage:
             self.cache.open(spec.sequence, keep)
             workspace = prefill_workspace_bytes(self._model_config, rows, self._dtype.itemsize)
             self._sequences[spec.sequence] = (spec.sampling, workspace)
-        return PrefillAttend(
-            self.cache, self.layout.first, step.sequences, step.rows, step.positions
-        )
+        return PrefillAttend(self.cache, self.layout.first, step.sequences, step.rows, step.positions)
 
     def _release(self, sequence: int) -> ReleasedSequence:
         _, workspace = self._sequences.pop(sequence)
@@ -146,9 +144,7 @@ class Stage:
     def _lengths(self, step: Step) -> list[tuple[int, int]]:
         """Per sequence, its rows and its length so far."""
         if step.kind is StepKind.PREFILL:
-            return [
-                (rows, spec.prompt_tokens) for rows, spec in zip(step.rows, step.new, strict=True)
-            ]
+            return [(rows, spec.prompt_tokens) for rows, spec in zip(step.rows, step.new, strict=True)]
         return [(1, int(position) + 1) for position in step.positions]
 
     def _sample(self, step: Step, hidden: torch.Tensor) -> tuple[Step, torch.Tensor]:
@@ -157,10 +153,7 @@ class Stage:
         logits = self._model.logits(hidden[last])
         samplings = [self._sequences[sequence][0] for sequence in step.sequences]
         drawn = sample(logits, samplings, step.output_indices)
-        tokens = [
-            token if forced < 0 else forced
-            for token, forced in zip(drawn, step.forced, strict=True)
-        ]
+        tokens = [token if forced < 0 else forced for token, forced in zip(drawn, step.forced, strict=True)]
         top = []
         for row, spec in enumerate(step.new):
             if spec.trace:

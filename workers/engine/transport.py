@@ -7,6 +7,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as distributed
+from torch.distributed import Store  # type: ignore[attr-defined]
 
 from workers.engine.pipeline import Outcome
 from workers.engine.stage import Stage, StageFacts
@@ -29,9 +30,7 @@ class Ring:
     Sends do not block: their buffers are kept for as many steps as can be under way. Used by one thread.
     """
 
-    def __init__(
-        self, store: distributed.Store, rank: int, size: int, device: torch.device
-    ) -> None:
+    def __init__(self, store: Store, rank: int, size: int, device: torch.device) -> None:
         """Joins the gang; returns when all are there."""
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=NEVER)

@@ -64,9 +64,7 @@ class ShardCache:
     Layers count from 0 within the shard.
     """
 
-    def __init__(
-        self, pool: KVPool, tables: PageTables, host: HostStore, layout: ShardLayout
-    ) -> None:
+    def __init__(self, pool: KVPool, tables: PageTables, host: HostStore, layout: ShardLayout) -> None:
         self.pool, self.host = pool, host
         self._tables, self._layout = tables, layout
         self._layers = layout.end - layout.first
@@ -189,13 +187,21 @@ class ShardCache:
         self._tables.check_integrity()
         self.host.check_integrity()
         owned = sum(
-            self._tables.pages_of(sequence) + self._scores.pages(sequence)
-            for sequence in self._sequences
+            self._tables.pages_of(sequence) + self._scores.pages(sequence) for sequence in self._sequences
         )
         if owned != self.pool.allocator.pages_in_use:
             raise IntegrityError(
                 f"{self.pool.allocator.pages_in_use} pages are in use, sequences own {owned}"
             )
+        for sequence in self._sequences:
+            for layer in range(self._layers):
+                positions = self.positions(sequence, layer)
+                length = self._tables.length(sequence, layer)
+                if len(positions) != length or (np.diff(positions) <= 0).any():
+                    raise IntegrityError(
+                        f"layer {layer} of sequence {sequence} holds {length} tokens, which are not at "
+                        f"positions {positions.tolist()}"
+                    )
 
     def _compress_chunk(self, sequence: int, layer: int, generation: GenerationPlan) -> None:
         """Cuts a chunk of generated tokens down to what the plan keeps, and spills the rest."""
@@ -219,9 +225,7 @@ class ShardCache:
         self.host.spill(sequence, layer, gone, tokens[evicted])
         self.pool.write(self._rows(sequence, layer, start, end), tokens[stays])
         self._tables.resize(sequence, layer, end)
-        entry.positions[layer] = np.concatenate(
-            (positions[:start], positions[start:][stays.cpu().numpy()])
-        )
+        entry.positions[layer] = np.concatenate((positions[:start], positions[start:][stays.cpu().numpy()]))
 
     def _layer_receipt(self, sequence: int, layer: int) -> LayerReceipt:
         entry = self._sequences[sequence]

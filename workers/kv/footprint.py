@@ -39,9 +39,14 @@ def pages_held(plan: KeepPlan, layout: ShardLayout, generated: int) -> int:
 def peak_pages(plan: KeepPlan, layout: ShardLayout, max_tokens: int) -> int:
     """The most pages that a sequence holds on the shard until it has ``max_tokens`` output tokens.
 
-    The last output token is never fed back, so it takes no room.
+    The last output token is never fed back, so it takes no room. Layers are compressed together, so
+    the peak lies at the end or just before the last chunk is compressed.
     """
-    return score_pages(plan, layout) + sum(
-        pages_for(plan.peak_tokens(layer, max_tokens - 1))
-        for layer in range(layout.first, layout.end)
-    )
+    fed = max_tokens - 1
+    peak = pages_held(plan, layout, fed)
+    generation = plan.generation
+    if generation is not None and (chunks := generation.chunks(fed)):
+        before = generation.window + chunks * generation.chunk - 1
+        due = sum(pages_for(plan.tokens(layer, before) + 1) for layer in range(layout.first, layout.end))
+        peak = max(peak, score_pages(plan, layout) + due)
+    return peak

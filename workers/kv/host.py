@@ -117,9 +117,7 @@ class HostStore:
         rows = self._tables.rows(sequence, layer, held, held + len(positions))
         entry.writes = [copy for copy in entry.writes if not copy.done()]
         for first, last, row in _runs(rows):
-            entry.writes.append(
-                self._link.start(self._rows[row : row + last - first], kv[first:last])
-            )
+            entry.writes.append(self._link.start(self._rows[row : row + last - first], kv[first:last]))
         entry.positions[layer] = np.concatenate([entry.positions[layer], positions])
 
     def read(self, sequence: Hashable, layer: int) -> torch.Tensor | None:
@@ -134,9 +132,7 @@ class HostStore:
         self._await_writes(entry)
         length = self._tables.length(sequence, layer)
         rows = self._tables.rows(sequence, layer, 0, length)
-        kv = torch.empty(
-            (length, *self._rows.shape[1:]), dtype=self._rows.dtype, device=self._device
-        )
+        kv = torch.empty((length, *self._rows.shape[1:]), dtype=self._rows.dtype, device=self._device)
         copies = [
             self._link.start(kv[first:last], self._rows[row : row + last - first])
             for first, last, row in _runs(rows)
@@ -158,19 +154,15 @@ class HostStore:
                     )
 
     def _make_room(self, pages: int, sequence: Hashable) -> bool:
-        """Frees at least ``pages`` pages by dropping other sequences, oldest use first."""
+        """Frees at least ``pages`` pages by dropping other sequences, oldest use first.
+
+        Returns False and drops none when ``sequence`` would not fit alone.
+        """
+        if self._tables.pages_of(sequence) + pages > self._allocator.pages:
+            return False
         while self._allocator.free_pages < pages:
-            victim = next(
-                (
-                    other
-                    for other in self._sequences
-                    if other != sequence and self._tables.pages_of(other)
-                ),
-                None,
-            )
-            if victim is None:
-                return False
-            self._drop(victim)
+            others = (other for other in self._sequences if other != sequence)
+            self._drop(next(other for other in others if self._tables.pages_of(other)))
         return True
 
     def _drop(self, sequence: Hashable) -> None:
@@ -194,4 +186,4 @@ def _runs(rows: Rows) -> list[tuple[int, int, int]]:
     if not len(rows):
         return []
     cuts = [0, *(np.flatnonzero(np.diff(rows) != 1) + 1).tolist(), len(rows)]
-    return [(first, last, int(rows[first])) for first, last in zip(cuts, cuts[1:], strict=False)]
+    return [(first, last, int(rows[first])) for first, last in pairwise(cuts)]

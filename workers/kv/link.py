@@ -54,7 +54,7 @@ class CudaCopy:
         self._event = event
 
     def done(self) -> bool:
-        if self._event.query():
+        if self._event.query():  # type: ignore[no-untyped-call]
             self._source = None
         return self._source is None
 
@@ -68,14 +68,14 @@ class CudaLink:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._stream = torch.cuda.Stream(device)
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def start(self, destination: torch.Tensor, source: torch.Tensor) -> Copy:
         # What the compute stream has written so far must be there before it is copied.
         self._stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self._stream):
             destination.copy_(source, non_blocking=True)
-            event = torch.cuda.Event()
+            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record(self._stream)
         for tensor in (destination, source):
             if tensor.is_cuda:

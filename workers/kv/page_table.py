@@ -17,9 +17,7 @@ class PageTables:
     ``page[s // 16] * 16 + s % 16`` of the pool. Tables are int32 arrays that are changed in place.
     """
 
-    def __init__(
-        self, allocator: PageAllocator, sequences: int, layers: int, max_tokens: int
-    ) -> None:
+    def __init__(self, allocator: PageAllocator, sequences: int, layers: int, max_tokens: int) -> None:
         self.allocator = allocator
         self._index: dict[Hashable, int] = {}
         self._unused = list(range(sequences - 1, -1, -1))
@@ -29,7 +27,7 @@ class PageTables:
     @property
     def bytes_per_sequence(self) -> int:
         """Bytes of one sequence's table."""
-        return self._pages[0].nbytes + self._lengths[0].nbytes
+        return int(self._pages[0].nbytes + self._lengths[0].nbytes)
 
     def __contains__(self, sequence: Hashable) -> bool:
         return sequence in self._index
@@ -76,7 +74,7 @@ class PageTables:
         full = np.flatnonzero(lengths % PAGE_TOKENS == 0)
         self.allocator.require(len(full))
         for row in full:
-            page = self.allocator.allocate(1, sequences[row])
+            page = self.allocator.allocate(1, sequences[int(row)])
             self._pages[index[row], layer, lengths[row] // PAGE_TOKENS] = page[0]
         self._lengths[index, layer] = lengths + 1
         pages = self._pages[index, layer, lengths // PAGE_TOKENS].astype(np.int64)
@@ -90,9 +88,7 @@ class PageTables:
         rows: Rows = pages.astype(np.int64) * PAGE_TOKENS + slots % PAGE_TOKENS
         return rows
 
-    def batch_rows(
-        self, sequences: Sequence[Hashable], layer: int
-    ) -> tuple[Rows, npt.NDArray[np.int32]]:
+    def batch_rows(self, sequences: Sequence[Hashable], layer: int) -> tuple[Rows, npt.NDArray[np.int32]]:
         """Rows with all slots of ``layer`` of several sequences, and the sequences' lengths.
 
         Returns int64 [sequences, longest] and int32 [sequences]. Beyond its length a sequence's rows
@@ -108,14 +104,13 @@ class PageTables:
         return np.where(beyond, rows[:, :1], rows), lengths
 
     def check_integrity(self) -> None:
-        """Raises IntegrityError unless lengths and pages agree, and no page is in two tables."""
+        """Raises IntegrityError unless a sequence's tables have the pages that it owns, each once."""
         self.allocator.check_integrity()
-        seen: set[int] = set()
         for sequence, index in self._index.items():
+            pages: list[int] = []
             for layer, length in enumerate(self._lengths[index]):
-                pages = self._pages[index, layer, : pages_for(int(length))].tolist()
-                if seen & set(pages) or len(set(pages)) != len(pages):
-                    raise IntegrityError(f"a page of sequence {sequence!r} is in two tables")
-                seen |= set(pages)
+                pages += self._pages[index, layer, : pages_for(int(length))].tolist()
+            if sorted(pages) != sorted(self.allocator.pages_of(sequence)):
+                raise IntegrityError(f"sequence {sequence!r} does not own the pages of its tables")
         if stray := self._lengths[self._unused].any(axis=1).sum():
             raise IntegrityError(f"{stray} unused tables are not empty")

@@ -40,6 +40,10 @@ class PageAllocator:
     def pages_in_use(self) -> int:
         return len(self._owner)
 
+    def pages_of(self, owner: Hashable) -> set[int]:
+        """The pages of ``owner``."""
+        return {page for page, own in self._owner.items() if own == owner}
+
     def require(self, count: int) -> None:
         """Raises OutOfPagesError when fewer than ``count`` pages are free."""
         if count > len(self._free):
@@ -73,7 +77,5 @@ class PageAllocator:
             raise IntegrityError("a page is free twice")
         if free & self._owner.keys():
             raise IntegrityError(f"pages {sorted(free & self._owner.keys())} are free and owned")
-        if len(free) + len(self._owner) != self.pages:
-            raise IntegrityError(
-                f"{len(free)} free + {len(self._owner)} owned pages are not {self.pages}"
-            )
+        if free | self._owner.keys() != set(range(self.pages)):
+            raise IntegrityError(f"{len(free)} free + {len(self._owner)} owned pages are not {self.pages}")

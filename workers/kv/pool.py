@@ -15,9 +15,7 @@ class KVPool:
         self, pages: int, kv_heads: int, head_size: int, dtype: torch.dtype, device: torch.device
     ) -> None:
         self.allocator = PageAllocator(pages)
-        self.rows = torch.empty(
-            (pages * PAGE_TOKENS, 2, kv_heads, head_size), dtype=dtype, device=device
-        )
+        self.rows = torch.empty((pages * PAGE_TOKENS, 2, kv_heads, head_size), dtype=dtype, device=device)
         self.page_bytes = page_bytes(kv_heads, head_size, dtype)
 
     @property

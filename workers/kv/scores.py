@@ -77,9 +77,7 @@ class GenerationScores:
             None if no sequence has a complete chunk behind its new token.
         """
         rows, back, weights, places = [], [], [], []
-        for row, (sequence, plan, tokens) in enumerate(
-            zip(sequences, plans, uncompressed, strict=True)
-        ):
+        for row, (sequence, plan, tokens) in enumerate(zip(sequences, plans, uncompressed, strict=True)):
             generation = plan.generation
             if generation is None or not generation.scores:
                 continue

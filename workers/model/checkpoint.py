@@ -114,9 +114,7 @@ def convert_gguf(gguf: Path, folder: Path, progress: Progress) -> None:
 
     progress(f"converting {gguf.name} to safetensors, once")
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            gguf.parent, gguf_file=gguf.name, dtype=torch.float32
-        )
+        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     except (OSError, ValueError, KeyError, IndexError) as error:
         raise CheckpointError(f"{gguf} cannot be read as a GGUF checkpoint: {error}") from error

@@ -87,8 +87,7 @@ def transformers_config(checkpoint: Path) -> Any:
     rope = rope_parameters(config)["rope_type"]
     if rope not in ROPE_TYPES:
         raise CheckpointError(
-            f"the checkpoint at {checkpoint} has rope_type {rope!r}; "
-            f"supported are {', '.join(ROPE_TYPES)}"
+            f"the checkpoint at {checkpoint} has rope_type {rope!r}; supported are {', '.join(ROPE_TYPES)}"
         )
     return config
 

@@ -48,9 +48,7 @@ class LlamaLayer(nn.Module):
         self._head_size = config.head_size
         width = config.heads * config.head_size
         self.input_norm = RMSNorm(config)
-        self.qkv = nn.Linear(
-            config.hidden, sum(self._heads) * config.head_size, bias=config.attention_bias
-        )
+        self.qkv = nn.Linear(config.hidden, sum(self._heads) * config.head_size, bias=config.attention_bias)
         self.output = nn.Linear(width, config.hidden, bias=config.attention_bias)
         self.mlp_norm = RMSNorm(config)
         self.gate_up = nn.Linear(config.hidden, 2 * config.intermediate, bias=config.mlp_bias)

@@ -24,9 +24,7 @@ class Rope:
     def _compute(self, length: int) -> tuple[torch.Tensor, float]:
         """Inverse frequencies, fp32 [head size / 2], for a sequence of ``length`` tokens."""
         if self._type == "default":
-            frequencies, scaling = LlamaRotaryEmbedding.compute_default_rope_parameters(
-                self._config
-            )
+            frequencies, scaling = LlamaRotaryEmbedding.compute_default_rope_parameters(self._config)
         else:
             frequencies, scaling = ROPE_INIT_FUNCTIONS[self._type](
                 self._config, torch.device("cpu"), seq_len=length

@@ -101,6 +101,4 @@ def _sources(name: str, first: int, config: ModelConfig) -> tuple[str, ...]:
     if name == "head.weight":
         return ("model.embed_tokens.weight" if config.tied_embeddings else "lm_head.weight",)
     _, index, parameter = name.split(".", 2)
-    return tuple(
-        f"model.layers.{first + int(index)}.{source}" for source in LAYER_TENSORS[parameter]
-    )
+    return tuple(f"model.layers.{first + int(index)}.{source}" for source in LAYER_TENSORS[parameter])

@@ -1,0 +1,95 @@
+"""Builds the Serve application: a router, and gangs of shards."""
+
+from typing import Any
+
+from ray import serve
+from ray.serve.config import GangSchedulingConfig, RequestRouterConfig
+
+from cluster.config import ClusterConfig, parse_config
+from cluster.edge import Edge
+from cluster.partition import boundaries, layer_costs
+from pyramidserve.errors import ConfigurationError
+from workers.model.checkpoint import resolve_checkpoint
+from workers.model.config import ModelConfig, read_config
+from workers.shard import Shard, ShardConfig
+
+ROUTER_KEY = "router"
+# A resource of the node that clients reach; the router runs there.
+ROUTER_RESOURCE = "pyramidserve_router"
+ROUTER_SHARE = 0.001
+HEALTH_PERIOD_SECONDS = 1.0
+
+
+def build(arguments: dict[str, Any]) -> serve.Application:
+    """The application that ``deploy/serve.yaml`` names; ``arguments`` as ClusterConfig has them.
+
+    Raises ConfigurationError or CheckpointError.
+    """
+    config = parse_config(arguments)
+    model = read_config(resolve_checkpoint(config.model))
+    shard_config = shard_settings(config, model)
+    shards = serve.deployment(**_shard_options(config))(Shard).bind(shard_config)
+    edge = serve.deployment(
+        name="Router",
+        num_replicas=1,
+        ray_actor_options={"num_cpus": 0, "resources": {ROUTER_RESOURCE: ROUTER_SHARE}},
+        graceful_shutdown_timeout_s=config.drain_seconds + 5,
+    )(Edge)
+    return edge.bind(config, ROUTER_KEY, shards)
+
+
+def shard_settings(config: ClusterConfig, model: ModelConfig) -> ShardConfig:
+    """What the shards are told. Raises ConfigurationError when there are more shards than layers."""
+    if config.shards > model.layers:
+        raise ConfigurationError(
+            f"shards is {config.shards}, but {config.model} has {model.layers} layers; give at most that"
+        )
+    costs, head_cost = layer_costs(model, config.compression)
+    return ShardConfig(
+        model=config.model,
+        dtype=config.dtype,
+        device=config.device,
+        boundaries=boundaries(costs, head_cost, config.shards),
+        kv_bytes=config.kv_bytes,
+        host_bytes=config.host_bytes,
+        max_sequences=config.max_sequences,
+        max_prefill_tokens=config.max_prefill_tokens,
+        host=config.shard_host,
+        router_key=ROUTER_KEY,
+        threads=config.threads,
+        stall_seconds=config.stall_seconds,
+    )
+
+
+def _shard_options(config: ClusterConfig) -> dict[str, Any]:
+    options: dict[str, Any] = {
+        "name": "Shard",
+        "num_replicas": config.pipelines * config.shards,
+        "ray_actor_options": {
+            "num_cpus": config.cpus_per_shard,
+            "num_gpus": config.gpus_per_shard,
+            # Set before torch is imported, or its pools take every core.
+            "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(config.threads)}},
+        },
+        "health_check_period_s": HEALTH_PERIOD_SECONDS,
+        "graceful_shutdown_timeout_s": config.drain_seconds + 5,
+        "graceful_shutdown_wait_loop_s": 0.2,
+        # A lease is one ongoing request for as long as a shard lives.
+        "max_ongoing_requests": 8,
+        "request_router_config": RequestRouterConfig(
+            request_router_class="workers.shard:GangRouter"  # type: ignore[arg-type]
+        ),
+    }
+    if config.shards > 1:
+        options["gang_scheduling_config"] = GangSchedulingConfig(gang_size=config.shards)
+    return options
+
+
+def demand(config: ClusterConfig) -> dict[str, float]:
+    """What the application takes of the cluster, by Ray's names of resources."""
+    shards = config.pipelines * config.shards
+    return {
+        "CPU": shards * config.cpus_per_shard,
+        "GPU": shards * config.gpus_per_shard,
+        ROUTER_RESOURCE: ROUTER_SHARE,
+    }

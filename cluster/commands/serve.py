@@ -1,0 +1,34 @@
+"""`pyramidserve serve`: a local cluster that stays up."""
+
+import argparse
+import signal
+import sys
+import threading
+from pathlib import Path
+
+SUMMARY = "keep a cluster up on this machine"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the options of the command."""
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE", help="Serve config file; default: the embedded model"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Serves until it is interrupted or terminated."""
+    from cluster.local import local_cluster, read_deployment
+
+    stopped = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stopped.set())
+    with local_cluster(read_deployment(arguments.config), say) as target:
+        say(f"serving at {target}; `pyramidserve chat --target {target}` talks to it; Ctrl-C ends it")
+        stopped.wait()
+    return 0
+
+
+def say(message: str) -> None:
+    """Tells what happens, apart from what the model says."""
+    print(f"· {message}", file=sys.stderr, flush=True)

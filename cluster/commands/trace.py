@@ -1,0 +1,150 @@
+"""`pyramidserve trace`: what each layer keeps of one prompt, from the engine in this process."""
+
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from cluster.chart import pyramid_chart
+from pyramidserve.errors import InvalidRequestError
+from pyramidserve.types import Compression, PyramidParameters, Stopping
+from workers.engine.engine import Engine, EngineConfig, EngineRequest, TracedReply
+from workers.model.checkpoint import EMBEDDED
+
+SUMMARY = "show what each layer keeps of a prompt (in this process)"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the options of the command."""
+    prompt = parser.add_mutually_exclusive_group(required=True)
+    prompt.add_argument("--ids", type=Path, metavar="FILE", help="JSON list of token ids")
+    prompt.add_argument("--text", type=Path, metavar="FILE", help="plain text")
+    parser.add_argument("--model", default=EMBEDDED, help="checkpoint; default: the embedded model")
+    parser.add_argument("--policy", default="pyramid", help="full, streaming or pyramid (default)")
+    parser.add_argument("--prefill", default="prune", help="prune (default) or evict")
+    parser.add_argument("--params", type=Path, metavar="FILE", help="JSON object of PyramidInfer's knobs")
+    parser.add_argument(
+        "--kv-keep", type=float, metavar="SHARE", help="of the prompt's KV, instead of knobs"
+    )
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
+    parser.add_argument("--kv-bytes", type=int, default=2 << 30, metavar="N", help="device memory for KV")
+    parser.add_argument("--generate", type=int, default=0, metavar="N", help="greedy tokens, EOS ignored")
+    parser.add_argument("--json", type=Path, metavar="OUT", help="write positions, logits and output ids")
+    parser.add_argument("--png", type=Path, metavar="OUT", help="draw the kept positions of every layer")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Runs the prompt and shows, writes and draws what was kept."""
+    compression = Compression(
+        policy=arguments.policy,
+        prefill=arguments.prefill,
+        kv_keep=arguments.kv_keep,
+        pyramid=read_parameters(arguments.params) if arguments.params else None,
+    )
+    if arguments.generate < 0:
+        raise InvalidRequestError(f"--generate is {arguments.generate}; it must be 0 or more")
+    prompt = _read_text(arguments.text) if arguments.text else read_ids(arguments.ids)
+    engine = Engine(
+        EngineConfig(
+            checkpoint=arguments.model,
+            dtype=arguments.dtype,
+            kv_bytes=arguments.kv_bytes,
+            host_bytes=arguments.kv_bytes,
+            max_sequences=1,
+        )
+    )
+    stopping = Stopping(max_tokens=max(1, arguments.generate), ignore_eos=True)
+    (traced,) = engine.trace(
+        [EngineRequest(prompt, stopping=stopping, compression=compression, trace=True)]
+    )
+    receipt = traced.reply.receipt
+    print(pyramid_chart(receipt.layers))
+    target = "" if receipt.kv_keep_target is None else f" of {receipt.kv_keep_target:.3f} asked for"
+    bound = f", bound by the {receipt.kv_keep_bound_by}" if receipt.kv_keep_bound_by else ""
+    print(
+        f"{receipt.policy}: {receipt.prompt_tokens} prompt tokens, "
+        f"{receipt.kv_keep_reached:.3f}{target} kept{bound}"
+    )
+    if arguments.json:
+        arguments.json.write_text(json.dumps(trace_json(traced, arguments.generate)))
+    if arguments.png:
+        draw(traced, arguments.png)
+    return 0
+
+
+def trace_json(traced: TracedReply, generate: int) -> dict[str, Any]:
+    """What ``--json`` writes."""
+    assert traced.traced is not None
+    result: dict[str, Any] = {
+        "retained_positions_per_layer": retained_positions(traced),
+        "first_token_top8_ids": list(traced.traced.top.ids),
+        "first_token_top8_logits": list(traced.traced.top.logits),
+        "kv_keep_reached": traced.reply.receipt.kv_keep_reached,
+    }
+    if generate:
+        result["output_ids"] = list(traced.reply.token_ids)
+    return result
+
+
+def retained_positions(traced: TracedReply) -> list[list[int]]:
+    """Per layer of the model, the input positions on the device after prefill, in order."""
+    assert traced.traced is not None
+    return [positions.tolist() for shard in traced.traced.shards for positions in shard.positions]
+
+
+def draw(traced: TracedReply, file: Path) -> None:
+    """Draws the kept positions, a row a layer."""
+    import matplotlib
+    import numpy as np
+    from matplotlib.figure import Figure
+
+    matplotlib.use("Agg")
+    receipt = traced.reply.receipt
+    layers = retained_positions(traced)
+    kept = np.zeros((len(layers), receipt.prompt_tokens))
+    for layer, positions in enumerate(layers):
+        kept[layer, positions] = 1
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    axes = figure.add_subplot()
+    axes.imshow(kept, aspect="auto", interpolation="nearest", cmap="Blues", vmin=0, vmax=1.2)
+    axes.set(
+        xlabel="position in the prompt",
+        ylabel="layer",
+        title=f"{receipt.policy}: {receipt.kv_keep_reached:.1%} of the prompt's KV on the device",
+    )
+    figure.savefig(file, dpi=120)
+
+
+def read_ids(file: Path) -> list[int]:
+    """Reads a JSON list of token ids. Raises InvalidRequestError."""
+    ids = _read_json(file)
+    if not isinstance(ids, list) or not all(type(token) is int for token in ids):
+        raise InvalidRequestError(f"{file} must hold a JSON list of token ids")
+    return ids
+
+
+def read_parameters(file: Path) -> PyramidParameters:
+    """Reads PyramidInfer's knobs. Raises InvalidRequestError on names that it does not have."""
+    values = _read_json(file)
+    names = [field.name for field in dataclasses.fields(PyramidParameters)]
+    if not isinstance(values, dict) or not values.keys() <= set(names):
+        unknown = sorted(values.keys() - set(names)) if isinstance(values, dict) else type(values).__name__
+        raise InvalidRequestError(
+            f"{file} has {unknown}; it must be an object with any of {', '.join(names)}"
+        )
+    return PyramidParameters(**values)
+
+
+def _read_text(file: Path) -> str:
+    try:
+        return file.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidRequestError(f"{file} cannot be read: {error}") from error
+
+
+def _read_json(file: Path) -> Any:
+    try:
+        return json.loads(_read_text(file))
+    except ValueError as error:
+        raise InvalidRequestError(f"{file} is not JSON: {error}") from error

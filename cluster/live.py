@@ -1,0 +1,152 @@
+"""A request that waits or runs, and the streams that watch it."""
+
+import asyncio
+import math
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
+from itertools import pairwise
+
+from cluster.requests import ValidatedRequest
+from pyramidserve.errors import EngineError, PyramidServeError, RequestConflictError
+from pyramidserve.types import Event, Receipt, Started, Tokens
+
+
+class LiveRequest:
+    """One list of output, however many streams follow it.
+
+    Attributes:
+        arrived: when the request arrived; seconds, as all times here, on the router's clock.
+        sent: when it was last sent to a pipeline.
+    """
+
+    def __init__(
+        self,
+        request: ValidatedRequest,
+        arrived: float,
+        abandoned: Callable[["LiveRequest"], None],
+    ) -> None:
+        """``abandoned`` is called when the last follower leaves before the end."""
+        self.request = request
+        self.arrived = arrived
+        self.sent = arrived
+        self._abandoned = abandoned
+        self._chunks: list[Tokens] = []
+        self._times: list[float] = []
+        self._end: Receipt | PyramidServeError | None = None
+        self._followers: set[Follower] = set()
+
+    @property
+    def ended(self) -> bool:
+        return self._end is not None
+
+    @property
+    def followers(self) -> int:
+        return len(self._followers)
+
+    def follow(self, resume_output_ids: Sequence[int]) -> "Follower":
+        """A stream of all that comes behind ``resume_output_ids``; close it in any case.
+
+        Raises:
+            RequestConflictError: the output so far does not have those ids, or has its first text
+                only behind them.
+        """
+        output = list(self.request.resume_output_ids)
+        ends = [len(output)]
+        for chunk in self._chunks:
+            output += chunk.token_ids
+            ends.append(len(output))
+        count = len(resume_output_ids)
+        if count not in ends or output[:count] != list(resume_output_ids):
+            raise RequestConflictError(
+                f"request_id {self.request.request_id!r} is running, and its streams never brought "
+                f"the {count} resume_output_ids given; send those they did, or another request_id"
+            )
+        follower = Follower(self, ends.index(count))
+        self._followers.add(follower)
+        return follower
+
+    def append(self, tokens: Tokens, now: float) -> None:
+        """Adds new output. Raises EngineError if it leaves a gap or is more than was asked for."""
+        length = len(self.request.resume_output_ids) + len(self._times)
+        after = length + len(tokens.token_ids)
+        if tokens.index != length or after > self.request.max_tokens:
+            raise EngineError(
+                f"the pipeline sent output {tokens.index} to {after} where {length} was due and "
+                f"{self.request.max_tokens} is the end"
+            )
+        self._chunks.append(tokens)
+        self._times += [now] * len(tokens.token_ids)
+        self._wake()
+
+    def finish(self, receipt: Receipt, pipeline_id: str) -> None:
+        """Ends the reply with ``receipt``, completed with the times seen here."""
+        gaps = sorted(after - before for before, after in pairwise(self._times))
+        self._end = replace(
+            receipt,
+            queue_time=self.sent - self.arrived,
+            time_to_first_token=self._times[0] - self.arrived if self._times else 0.0,
+            inter_token_p50=_percentile(gaps, 0.5),
+            inter_token_p99=_percentile(gaps, 0.99),
+            pipeline_id=pipeline_id,
+        )
+        self._wake()
+
+    def fail(self, error: PyramidServeError) -> None:
+        """Ends the reply with ``error``, which every follower raises."""
+        self._end = error
+        self._wake()
+
+    def _wake(self) -> None:
+        for follower in self._followers:
+            follower.wake.set()
+
+
+class Follower(AsyncIterator[Event]):
+    """One stream of a live request: Started, Tokens, then the Receipt or the error.
+
+    What has gathered since the last event comes as one Tokens. It holds an index into the request's
+    output and nothing else, so a slow client costs no memory.
+    """
+
+    def __init__(self, live: LiveRequest, position: int) -> None:
+        self.wake = asyncio.Event()
+        self._live = live
+        self._position = position
+        self._announced = False
+        self._ended = False
+
+    async def __anext__(self) -> Event:
+        live = self._live
+        if not self._announced:
+            self._announced = True
+            return Started(len(live.request.prompt_ids), live.request.seed)
+        while self._position == len(live._chunks) and live._end is None:
+            self.wake.clear()
+            await self.wake.wait()
+        if self._position < len(live._chunks):
+            chunks = live._chunks[self._position :]
+            self._position += len(chunks)
+            return Tokens(
+                chunks[0].index,
+                tuple(token_id for chunk in chunks for token_id in chunk.token_ids),
+                "".join(chunk.text for chunk in chunks),
+            )
+        if self._ended or live._end is None:
+            raise StopAsyncIteration
+        self._ended = True
+        if isinstance(live._end, PyramidServeError):
+            raise live._end
+        return live._end
+
+    def close(self) -> None:
+        """Stops following; the last follower to leave before the end abandons the request."""
+        live = self._live
+        if self in live._followers:
+            live._followers.remove(self)
+            if not live._followers and not live.ended:
+                live._abandoned(live)
+
+
+def _percentile(ordered: Sequence[float], share: float) -> float:
+    """The smallest value that ``share`` of the values do not exceed; 0 without values."""
+    return ordered[math.ceil(share * len(ordered)) - 1] if ordered else 0.0

@@ -1,0 +1,166 @@
+"""A Ray cluster on this machine that serves what a Serve config file says."""
+
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import yaml
+from pydantic import ValidationError
+from ray import serve
+from ray.serve.config import ProxyLocation
+from ray.serve.context import _get_global_client
+from ray.serve.schema import ApplicationStatus, ServeDeploySchema
+
+from cluster.app import ROUTER_RESOURCE, demand
+from cluster.config import ClusterConfig, parse_config
+from pyramidserve import Client
+from pyramidserve.errors import ConfigurationError, PortInUseError, UnavailableError, UnschedulableError
+from workers.model.checkpoint import resolve_checkpoint
+
+OBJECT_STORE_BYTES = 100 << 20
+POLL_SECONDS = 0.1
+READY_SECONDS = 180.0
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """What a Serve config file deploys."""
+
+    schema: ServeDeploySchema
+    name: str
+    config: ClusterConfig
+
+
+# What is served when no Serve config file is given.
+DEFAULT_DEPLOYMENT = {
+    "proxy_location": "Disabled",
+    "applications": [{"name": "pyramidserve", "import_path": "cluster.app:build", "route_prefix": None}],
+}
+
+
+def read_deployment(path: Path | None) -> Deployment:
+    """Reads a Serve config file with one application of ours; None: the default deployment.
+
+    Raises ConfigurationError.
+    """
+    try:
+        raw: Any = DEFAULT_DEPLOYMENT if path is None else yaml.safe_load(path.read_text())
+        schema = ServeDeploySchema.model_validate(raw)
+    except (OSError, yaml.YAMLError, ValidationError) as error:
+        raise ConfigurationError(f"{path} is not a Serve config file: {error}") from error
+    if len(schema.applications) != 1:
+        raise ConfigurationError(f"{path} has {len(schema.applications)} applications; give one")
+    application = schema.applications[0]
+    return Deployment(schema, application.name, parse_config(application.args))
+
+
+def quiet() -> None:
+    """Keeps Ray's and Serve's own messages out of the terminal; they are in the session's log files."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+
+
+@contextmanager
+def local_cluster(deployment: Deployment, progress: Progress) -> Iterator[str]:
+    """Starts Ray, deploys, and yields the router's address once a pipeline is attached.
+
+    Everything is shut down at the end. Raises UnschedulableError when this machine lacks a resource
+    that the shards need, ConfigurationError when the deployment fails.
+    """
+    quiet()
+    check_port(deployment.config)
+    resolve_checkpoint(deployment.config.model, progress)
+    progress("starting a local Ray cluster")
+    ray.init(
+        address="local",
+        include_dashboard=False,
+        object_store_memory=OBJECT_STORE_BYTES,
+        resources={ROUTER_RESOURCE: 1},
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
+    try:
+        check_resources(deployment.config)
+        serve.start(proxy_location=ProxyLocation.Disabled)
+        progress(
+            f"deploying {deployment.config.pipelines} pipeline(s) of {deployment.config.shards} shard(s)"
+        )
+        # What the dashboard does with a config file: the public calls restart gangs on every change.
+        client = _get_global_client()
+        assert client is not None
+        client.deploy_apps(deployment.schema)
+        await_running(deployment.name)
+        target = f"{deployment.config.router_host}:{deployment.config.router_port}"
+        await_pipelines(target, deployment.config.pipelines)
+        yield target
+    finally:
+        progress("shutting down")
+        # Lets the replicas go in order; the rest of Serve ends with the cluster.
+        serve.delete(deployment.name)
+        ray.shutdown()
+
+
+def check_port(config: ClusterConfig) -> None:
+    """Raises PortInUseError when the router could not listen."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((config.router_host, config.router_port))
+        except OSError as error:
+            raise PortInUseError(
+                f"cannot listen on {config.router_host}:{config.router_port}: {error.strerror}; "
+                "stop the process that listens there or choose another router_port"
+            ) from error
+
+
+def check_resources(config: ClusterConfig) -> None:
+    """Raises UnschedulableError, naming the resource that the cluster lacks."""
+    there: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    for resource, wanted in demand(config).items():
+        if wanted > there.get(resource, 0):
+            raise UnschedulableError(
+                f"the shards need {wanted:g} {resource}, the cluster has {there.get(resource, 0):g}; "
+                f"lower pipelines ({config.pipelines}), shards ({config.shards}) or what each shard "
+                "reserves, or add nodes"
+            )
+
+
+def await_running(name: str) -> None:
+    """Waits until the application runs. Raises ConfigurationError when it fails or takes too long."""
+    deadline = time.monotonic() + READY_SECONDS
+    message = ""
+    while time.monotonic() < deadline:
+        overview = serve.status().applications.get(name)
+        if overview is not None:
+            details = [d.message for d in overview.deployments.values() if d.message]
+            message = "; ".join([overview.message, *details]).strip("; ")
+            if overview.status == ApplicationStatus.RUNNING:
+                return
+            if overview.status in (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY):
+                raise ConfigurationError(f"the deployment failed: {message}")
+        time.sleep(POLL_SECONDS)
+    raise ConfigurationError(f"the deployment was not ready after {READY_SECONDS:g} s: {message}")
+
+
+def await_pipelines(target: str, pipelines: int) -> None:
+    """Waits until the router answers and has that many pipelines attached."""
+    deadline = time.monotonic() + READY_SECONDS
+    with Client(target) as client:
+        while time.monotonic() < deadline:
+            try:
+                if len(client.cluster_state().pipelines) >= pipelines:
+                    return
+            except UnavailableError:
+                pass
+            time.sleep(POLL_SECONDS)
+    raise ConfigurationError(f"no pipeline attached to the router at {target} in {READY_SECONDS:g} s")

@@ -1,0 +1,51 @@
+"""A pipeline while it is attached to the router."""
+
+import asyncio
+
+from cluster.ledger import PipelineLedger
+from cluster.live import LiveRequest
+from pyramidserve.v1 import pipeline_pb2 as pb
+from pyramidserve.wire import (
+    compression_to_message,
+    sampling_to_message,
+    stage_state_from_message,
+    stopping_to_message,
+)
+
+
+class AttachedPipeline:
+    """A pipeline while its stream lives.
+
+    Attributes:
+        sequences: what it runs, cancelled ones included until it confirms.
+        orders: what is to be sent to it, one sequence an order; None is the end.
+        refused: it had no room for what its ledger had room for; it gets nothing until that changes.
+    """
+
+    def __init__(self, hello: pb.Hello) -> None:
+        """Raises ConfigurationError if the stages make no sense."""
+        stages = [stage_state_from_message(stage) for stage in hello.stages]
+        self.pipeline_id = hello.pipeline_id
+        self.ledger = PipelineLedger(hello.pipeline_id, stages, hello.max_sequences)
+        self.sequences: dict[int, LiveRequest] = {}
+        self.orders: asyncio.Queue[pb.RouterOrder | None] = asyncio.Queue()
+        self.refused = False
+
+    def start(self, sequence_id: int, live: LiveRequest) -> None:
+        """Orders ``live`` to be run."""
+        request = live.request
+        self.sequences[sequence_id] = live
+        start = pb.StartSequence(
+            sequence_id=sequence_id,
+            request_id=request.request_id,
+            prompt_ids=request.prompt_ids,
+            forced_output_ids=request.resume_output_ids,
+            sampling=sampling_to_message(request.sampling),
+            stopping=stopping_to_message(request.stopping),
+            compression=compression_to_message(request.compression),
+        )
+        self.orders.put_nowait(pb.RouterOrder(start=[start]))
+
+    def cancel(self, sequence_id: int) -> None:
+        """Orders a sequence to be cancelled."""
+        self.orders.put_nowait(pb.RouterOrder(cancel=[sequence_id]))

@@ -1,0 +1,127 @@
+"""What a client asks for, checked before anything is queued for it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol, cast, get_args
+
+from pyramidserve.errors import InvalidRequestError
+from pyramidserve.types import ChatMessage, Compression, Role, Sampling, Stopping
+from pyramidserve.v1 import inference_pb2 as pb
+from pyramidserve.wire import compression_from_message, sampling_from_message, stopping_from_message
+from workers.engine.validation import settle
+from workers.model.config import ModelConfig
+
+IDENTIFIER_CHARACTERS = 128
+
+
+class Tokenizer(Protocol):
+    """Turns what people write into token ids."""
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of ``text`` as it stands."""
+        ...
+
+    def chat(self, messages: Sequence[ChatMessage]) -> list[int]:
+        """The ids of a conversation in the model's chat template."""
+        ...
+
+
+@dataclass(frozen=True)
+class ValidatedRequest:
+    """A request that is known to be sound.
+
+    Attributes:
+        sampling: its seed is always set.
+        stopping: its ``max_tokens`` is always set.
+        seed_given: the client chose the seed.
+    """
+
+    request_id: str
+    prompt_ids: tuple[int, ...]
+    sampling: Sampling
+    stopping: Stopping
+    compression: Compression
+    session_id: str
+    resume_output_ids: tuple[int, ...]
+    seed_given: bool
+
+    @property
+    def seed(self) -> int:
+        return cast(int, self.sampling.seed)
+
+    @property
+    def max_tokens(self) -> int:
+        return cast(int, self.stopping.max_tokens)
+
+    @property
+    def fingerprint(self) -> tuple[object, ...]:
+        """All that decides the reply but the seed, which a client need not know yet."""
+        sampling = replace(self.sampling, seed=None)
+        return self.prompt_ids, sampling, self.stopping, self.compression, self.session_id
+
+    def same_reply(self, live: "ValidatedRequest") -> bool:
+        """Whether this asks for the reply that ``live`` is already getting."""
+        same_seed = not self.seed_given or self.seed == live.seed
+        return same_seed and self.fingerprint == live.fingerprint
+
+
+def validate_request(
+    message: pb.GenerateRequest, tokenizer: Tokenizer, facts: ModelConfig, default_compression: Compression
+) -> ValidatedRequest:
+    """Checks and completes ``message``; takes as long as tokenising its prompt does.
+
+    Raises:
+        InvalidRequestError: it names the value that is wrong and the way out.
+    """
+    _check_identifier("request_id", message.request_id, 1)
+    _check_identifier("session_id", message.session_id, 0)
+    prompt_ids = _prompt_ids(message, tokenizer)
+    sampling = sampling_from_message(message.sampling)
+    compression = compression_from_message(message.compression, default_compression)
+    resumed = tuple(message.resume_output_ids)
+    terms = settle(
+        prompt_ids, sampling, stopping_from_message(message.stopping), compression, resumed, facts
+    )
+    return ValidatedRequest(
+        request_id=message.request_id,
+        prompt_ids=prompt_ids,
+        sampling=terms.sampling,
+        stopping=terms.stopping,
+        compression=compression,
+        session_id=message.session_id,
+        resume_output_ids=resumed,
+        seed_given=sampling.seed is not None,
+    )
+
+
+def _check_identifier(name: str, value: str, least: int) -> None:
+    if not least <= len(value) <= IDENTIFIER_CHARACTERS:
+        raise InvalidRequestError(
+            f"{name} {value!r:.40} has {len(value)} characters; give {least} to {IDENTIFIER_CHARACTERS}"
+        )
+
+
+def _prompt_ids(message: pb.GenerateRequest, tokenizer: Tokenizer) -> tuple[int, ...]:
+    match message.WhichOneof("prompt"):
+        case "text":
+            if not message.text:
+                raise InvalidRequestError("text is empty; give at least one character")
+            return tuple(tokenizer.encode(message.text))
+        case "chat":
+            return tuple(tokenizer.chat(_chat_messages(message.chat)))
+        case "token_ids":
+            return tuple(message.token_ids.ids)
+        case None:
+            raise InvalidRequestError("the request has no prompt; set one of text, chat and token_ids")
+
+
+def _chat_messages(prompt: pb.ChatPrompt) -> list[ChatMessage]:
+    if not prompt.messages:
+        raise InvalidRequestError("chat has 0 messages; give at least one")
+    roles = get_args(Role)
+    for message in prompt.messages:
+        if message.role not in roles:
+            raise InvalidRequestError(
+                f"chat role is {message.role!r:.40}; it must be one of {', '.join(roles)}"
+            )
+    return [ChatMessage(cast(Role, message.role), message.content) for message in prompt.messages]

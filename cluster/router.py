@@ -1,0 +1,351 @@
+"""Ties queue, ledgers, sessions and live requests together."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+
+from cluster.admission import Admission
+from cluster.ledger import PipelineLedger
+from cluster.live import Follower, LiveRequest
+from cluster.pipelines import AttachedPipeline
+from cluster.requests import ValidatedRequest
+from cluster.sessions import Sessions
+from pyramidserve.errors import (
+    ConfigurationError,
+    EngineError,
+    PyramidServeError,
+    RequestCancelledError,
+    RequestConflictError,
+    UnavailableError,
+)
+from pyramidserve.types import ClusterState
+from pyramidserve.v1 import pipeline_pb2 as pb
+from pyramidserve.wire import (
+    receipt_from_message,
+    tokens_from_message,
+)
+from workers.kv.pages import IntegrityError
+
+log = logging.getLogger(__name__)
+
+# Seconds until a client should try again after a pipeline was lost.
+LOST_RETRY_DELAY = 1.0
+# Seconds until a pipeline is tried again that had no room although nothing of ours ran there.
+REFUSAL_PAUSE = 0.1
+
+
+def _call_later(delay: float, callback: Callable[[], None]) -> None:
+    asyncio.get_running_loop().call_later(delay, callback)
+
+
+class Router:
+    """Admits requests to pipelines and brings their output back.
+
+    All methods but ``drain`` act at once; call them from one event loop.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        queue_limit: int,
+        session_limit: int,
+        session_max_age: float,
+        clock: Callable[[], float] = time.monotonic,
+        call_later: Callable[[float, Callable[[], None]], None] = _call_later,
+    ) -> None:
+        """A router without pipelines.
+
+        Args:
+            model: the checkpoint; pipelines that serve another are refused.
+            queue_limit: the most requests that may wait, >= 1.
+            session_limit: the most sessions that are remembered.
+            session_max_age: seconds that a session is remembered after its last use.
+            clock: monotonic seconds.
+            call_later: calls back after a delay in seconds.
+        """
+        self.model = model
+        self._clock = clock
+        self._call_later = call_later
+        self._admission: Admission[LiveRequest] = Admission(queue_limit, clock)
+        self._sessions = Sessions(session_limit, session_max_age, clock)
+        self._live: dict[str, LiveRequest] = {}
+        self._pipelines: dict[str, AttachedPipeline] = {}
+        self._draining = False
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    @property
+    def serving(self) -> bool:
+        """Whether a pipeline is attached."""
+        return bool(self._pipelines)
+
+    def submit(self, request: ValidatedRequest) -> Follower:
+        """Queues ``request``, or joins it if it is live; close the follower in any case.
+
+        Raises:
+            RequestConflictError: the id is live with other content.
+            RequestTooLargeError: no attached pipeline could ever hold it.
+            OverloadedError: the queue is full.
+            UnavailableError: the router is draining.
+        """
+        live = self._live.get(request.request_id)
+        if live is not None:
+            return self._join(live, request)
+        self._refuse_when_draining()
+        live = LiveRequest(request, self._clock(), self._cancel)
+        self._admission.enqueue(live, self._ledgers())
+        follower = live.follow(request.resume_output_ids)
+        self._live[request.request_id] = live
+        self._idle.clear()
+        log.info("request_queued request_id=%r", request.request_id)
+        self._dispatch()
+        return follower
+
+    def end_session(self, session_id: str) -> int:
+        """Forgets a session and returns its turns. Raises UnknownSessionError."""
+        return self._sessions.end(session_id)
+
+    def attach(self, hello: pb.Hello) -> AttachedPipeline:
+        """Takes a pipeline in, in place of one of the same id; ``detach`` it in any case.
+
+        Raises:
+            ConfigurationError: it serves another model, or its stages make no sense.
+            UnavailableError: the router is draining.
+        """
+        self._refuse_when_draining()
+        if hello.model != self.model:
+            raise ConfigurationError(
+                f"pipeline {hello.pipeline_id!r} serves {hello.model!r} and this router "
+                f"{self.model!r}; start it with the router's checkpoint"
+            )
+        pipeline = AttachedPipeline(hello)
+        if hello.pipeline_id in self._pipelines:
+            self.detach(self._pipelines[hello.pipeline_id])
+        self._pipelines[hello.pipeline_id] = pipeline
+        log.info("pipeline_attached pipeline_id=%r stages=%d", hello.pipeline_id, len(hello.stages))
+        self._refuse_too_large()
+        self._dispatch()
+        return pipeline
+
+    def detach(self, pipeline: AttachedPipeline) -> None:
+        """Lets a pipeline go and fails what it ran with UnavailableError; harmless twice."""
+        if self._pipelines.get(pipeline.pipeline_id) is not pipeline:
+            return
+        del self._pipelines[pipeline.pipeline_id]
+        pipeline.orders.put_nowait(None)
+        log.info(
+            "pipeline_detached pipeline_id=%r sequences=%d",
+            pipeline.pipeline_id,
+            len(pipeline.sequences),
+        )
+        for live in pipeline.sequences.values():
+            self._fail(live, _lost(live, pipeline))
+        self._refuse_too_large()
+        self._dispatch()
+
+    def report(self, pipeline: AttachedPipeline, step: pb.StepReport) -> None:
+        """Takes in what a step of a pipeline brought; nothing if it is detached."""
+        if self._pipelines.get(pipeline.pipeline_id) is not pipeline:
+            return
+        if step.memory:
+            pipeline.ledger.memory = step.memory
+        for new in step.tokens:
+            self._append(pipeline, new)
+        for finished in step.finished:
+            self._finish(pipeline, finished)
+        # Each goes in front of the queue, so the youngest goes first.
+        for failed in sorted(step.failed, key=lambda each: each.sequence_id, reverse=True):
+            self._end_failed(pipeline, failed)
+        if step.finished or step.failed:
+            refused = any(each.cause == each.CAUSE_NO_ROOM for each in step.failed)
+            freed = step.finished or any(each.cause != each.CAUSE_NO_ROOM for each in step.failed)
+            pipeline.refused = refused and not freed
+            if pipeline.refused and not pipeline.sequences:
+                self._call_later(REFUSAL_PAUSE, lambda: self._try_again(pipeline))
+            self._dispatch()
+
+    def state(self) -> ClusterState:
+        """A snapshot."""
+        return ClusterState(
+            model=self.model,
+            queued=len(self._admission),
+            running=sum(len(each.sequences) for each in self._pipelines.values()),
+            queue_limit=self._admission.limit,
+            sessions=len(self._sessions),
+            pipelines=tuple(ledger.state() for ledger in self._ledgers()),
+            decisions=dict(self._admission.decisions),
+        )
+
+    async def drain(self, timeout: float) -> None:
+        """Refuses new requests, waits ``timeout`` seconds for the live ones, then lets all go."""
+        self._draining = True
+        if self._live:
+            try:
+                await asyncio.wait_for(self._idle.wait(), timeout)
+            except TimeoutError:
+                log.warning("drain_timed_out live=%d", len(self._live))
+        for pipeline in list(self._pipelines.values()):
+            self.detach(pipeline)
+        for live in list(self._live.values()):
+            error = UnavailableError("the router has shut down", retry_delay=LOST_RETRY_DELAY)
+            self._fail(live, error)
+
+    def check_integrity(self) -> None:
+        """Raises IntegrityError unless every live request is in one place and the books balance."""
+        running = []
+        for pipeline in self._pipelines.values():
+            pipeline.ledger.check_integrity()
+            if len(pipeline.ledger) != len(pipeline.sequences):
+                raise IntegrityError(f"{pipeline.pipeline_id} runs what its ledger does not hold")
+            running += [live for live in pipeline.sequences.values() if not live.ended]
+        for request_id, live in self._live.items():
+            places = (live in self._admission) + sum(live is each for each in running)
+            if live.ended or not live.followers or places != 1:
+                raise IntegrityError(
+                    f"{request_id!r} has {places} places, {live.followers} followers, ended: {live.ended}"
+                )
+        if len(self._admission) + len(running) != len(self._live):
+            raise IntegrityError(
+                f"{len(self._admission)} waiting + {len(running)} running requests are not "
+                f"{len(self._live)} live ones"
+            )
+        if self._idle.is_set() == bool(self._live):
+            raise IntegrityError(f"idle with {len(self._live)} live requests")
+
+    def _ledgers(self) -> list[PipelineLedger]:
+        return [pipeline.ledger for pipeline in self._pipelines.values()]
+
+    def _refuse_when_draining(self) -> None:
+        if self._draining:
+            self._admission.decisions[UnavailableError.reason] += 1
+            raise UnavailableError("the router is shutting down", retry_delay=LOST_RETRY_DELAY)
+
+    def _join(self, live: LiveRequest, request: ValidatedRequest) -> Follower:
+        decisions = self._admission.decisions
+        try:
+            if not request.same_reply(live.request):
+                raise RequestConflictError(
+                    f"request_id {request.request_id!r} is running with other content; "
+                    "send the same content to join it, or another request_id"
+                )
+            follower = live.follow(request.resume_output_ids)
+        except RequestConflictError as error:
+            decisions[error.reason] += 1
+            raise
+        decisions["joined"] += 1
+        return follower
+
+    def _dispatch(self) -> None:
+        open_ledgers = [each.ledger for each in self._pipelines.values() if not each.refused]
+        for admitted in self._admission.choose(open_ledgers, self._sessions):
+            live, request = admitted.item, admitted.item.request
+            live.sent = self._clock()
+            if request.session_id:
+                self._sessions.place(request.session_id, admitted.pipeline_id)
+            self._pipelines[admitted.pipeline_id].start(admitted.sequence_id, live)
+            log.info(
+                "request_admitted request_id=%r sequence_id=%d pipeline_id=%r",
+                request.request_id,
+                admitted.sequence_id,
+                admitted.pipeline_id,
+            )
+
+    def _refuse_too_large(self) -> None:
+        for live, error in self._admission.take_too_large(self._ledgers()):
+            self._fail(live, error)
+
+    def _try_again(self, pipeline: AttachedPipeline) -> None:
+        pipeline.refused = False
+        self._dispatch()
+
+    def _append(self, pipeline: AttachedPipeline, new: pb.SequenceTokens) -> None:
+        live = pipeline.sequences.get(new.sequence_id)
+        if live is None or live.ended:
+            return
+        try:
+            live.append(tokens_from_message(new.tokens), self._clock())
+        except EngineError as error:
+            self._fail(live, error)
+            pipeline.cancel(new.sequence_id)
+
+    def _finish(self, pipeline: AttachedPipeline, finished: pb.SequenceFinished) -> None:
+        live = self._release(pipeline, finished.sequence_id)
+        if live is None or live.ended:
+            return
+        try:
+            receipt = receipt_from_message(finished.receipt)
+        except EngineError as error:
+            self._fail(live, error)
+            return
+        live.finish(receipt, pipeline.pipeline_id)
+        self._forget(live)
+        self._admission.count_finished()
+        self._sessions.count_turn(live.request.session_id)
+        log.info(
+            "request_finished request_id=%r pipeline_id=%r output_tokens=%d",
+            live.request.request_id,
+            pipeline.pipeline_id,
+            receipt.output_tokens,
+        )
+
+    def _end_failed(self, pipeline: AttachedPipeline, failed: pb.SequenceFailed) -> None:
+        live = self._release(pipeline, failed.sequence_id)
+        if live is None or live.ended:
+            return
+        match failed.cause:
+            case pb.SequenceFailed.CAUSE_NO_ROOM:
+                self._admission.decisions["no_room"] += 1
+                self._admission.requeue(live)
+                log.info("request_requeued request_id=%r", live.request.request_id)
+            case pb.SequenceFailed.CAUSE_CANCELLED:
+                self._fail(live, _lost(live, pipeline))
+            case _:
+                self._fail(
+                    live,
+                    EngineError(
+                        f"request {live.request.request_id!r} failed on pipeline "
+                        f"{pipeline.pipeline_id}: {failed.message}"
+                    ),
+                )
+
+    def _release(self, pipeline: AttachedPipeline, sequence_id: int) -> LiveRequest | None:
+        live = pipeline.sequences.pop(sequence_id, None)
+        if live is None:
+            # A sequence may end by itself while its cancellation is on the way.
+            log.info("unknown_sequence pipeline_id=%r sequence_id=%d", pipeline.pipeline_id, sequence_id)
+        else:
+            pipeline.ledger.release(sequence_id)
+        return live
+
+    def _cancel(self, live: LiveRequest) -> None:
+        """Ends a request that nobody follows; its pages stay promised until the head confirms."""
+        for pipeline in self._pipelines.values():
+            for sequence_id, running in pipeline.sequences.items():
+                if running is live:
+                    pipeline.cancel(sequence_id)
+        self._fail(live, RequestCancelledError("nobody follows the request"))
+        self._dispatch()
+
+    def _fail(self, live: LiveRequest, error: PyramidServeError) -> None:
+        if live.ended:
+            return
+        live.fail(error)
+        self._forget(live)
+        self._admission.decisions[error.reason] += 1
+        log.info("request_failed request_id=%r reason=%s", live.request.request_id, error.reason)
+
+    def _forget(self, live: LiveRequest) -> None:
+        self._admission.remove(live)
+        del self._live[live.request.request_id]
+        if not self._live:
+            self._idle.set()
+
+
+def _lost(live: LiveRequest, pipeline: AttachedPipeline) -> UnavailableError:
+    return UnavailableError(
+        f"pipeline {pipeline.pipeline_id} was lost while it ran request "
+        f"{live.request.request_id!r}; send it again with the ids received as resume_output_ids",
+        retry_delay=LOST_RETRY_DELAY,
+    )

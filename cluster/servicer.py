@@ -1,0 +1,153 @@
+"""The gRPC edge of a router."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+from grpc_health.v1.health import aio as health_aio
+from grpc_health.v1.health_pb2 import HealthCheckResponse
+
+from cluster.pipelines import AttachedPipeline
+from cluster.requests import ValidatedRequest
+from cluster.router import Router
+from pyramidserve.errors import STATUS, EngineError, InvalidRequestError, PyramidServeError
+from pyramidserve.v1 import inference_pb2 as pb
+from pyramidserve.v1 import pipeline_pb2
+from pyramidserve.v1.inference_pb2_grpc import InferenceServicer
+from pyramidserve.v1.pipeline_pb2_grpc import PipelineRegistryServicer
+from pyramidserve.wire import cluster_state_to_message, error_to_metadata, event_to_message
+
+INFERENCE = pb.DESCRIPTOR.services_by_name["Inference"].full_name
+REGISTRY = pipeline_pb2.DESCRIPTOR.services_by_name["PipelineRegistry"].full_name
+# Percent-encoded in a header that may have 8 KiB with all others; the metadata has the whole.
+DETAILS_CHARACTERS = 200
+
+log = logging.getLogger(__name__)
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+@asynccontextmanager
+async def refusals(context: Context, call: str, **ids: str) -> AsyncIterator[None]:
+    """Turns what the body raises into a status with an ErrorDetail, and logs a line."""
+    call += "".join(f" {name}={value!r:.140}" for name, value in ids.items())
+    try:
+        yield
+    except PyramidServeError as raised:
+        error = raised
+        log.info("refused call=%s reason=%s message=%r", call, error.reason, error.message)
+    except Exception:
+        log.exception("unexpected_error call=%s", call)
+        error = EngineError("an unexpected error; the server's log has it", reason="internal")
+    else:
+        return
+    await context.abort(
+        # Errors of a deployment are for pipelines; no client can cause them.
+        STATUS[type(error)],
+        error.message[:DETAILS_CHARACTERS],
+        error_to_metadata(error),
+    )
+
+
+class Inference(InferenceServicer):
+    """What clients call."""
+
+    def __init__(self, router: Router, validate: Callable[[pb.GenerateRequest], ValidatedRequest]) -> None:
+        """``validate`` runs in a thread of its own, one call at a time: tokenising takes long."""
+        self._router = router
+        self._validate = validate
+        self._validator = ThreadPoolExecutor(1, "validator")
+
+    # A coroutine, not a generator: one that is cancelled in its write still closes its follower.
+    async def Generate(  # type: ignore[override]  # noqa: N802
+        self, request: pb.GenerateRequest, context: Context
+    ) -> None:
+        async with refusals(context, "Generate", request_id=request.request_id):
+            loop = asyncio.get_running_loop()
+            validated = await loop.run_in_executor(self._validator, self._validate, request)
+            follower = self._router.submit(validated)
+            try:
+                async for event in follower:
+                    await context.write(event_to_message(event))
+            finally:
+                follower.close()
+
+    async def EndSession(  # noqa: N802
+        self, request: pb.EndSessionRequest, context: Context
+    ) -> pb.EndSessionResponse:
+        async with refusals(context, "EndSession", session_id=request.session_id):
+            return pb.EndSessionResponse(turns=self._router.end_session(request.session_id))
+
+    async def GetClusterState(  # noqa: N802
+        self, request: pb.GetClusterStateRequest, context: Context
+    ) -> pb.GetClusterStateResponse:
+        async with refusals(context, "GetClusterState"):
+            return cluster_state_to_message(self._router.state())
+
+
+class PipelineRegistry(PipelineRegistryServicer):
+    """What the heads of pipelines call."""
+
+    def __init__(self, router: Router, health: health_aio.HealthServicer) -> None:
+        self._router = router
+        self._health = health
+
+    async def Attach(  # type: ignore[override]  # noqa: N802
+        self, request_iterator: AsyncIterator[pipeline_pb2.PipelineReport], context: Context
+    ) -> None:
+        async with refusals(context, "Attach"):
+            first = await anext(request_iterator, pipeline_pb2.PipelineReport())
+            if not first.HasField("hello"):
+                raise InvalidRequestError("the first report is not Hello; introduce the pipeline")
+            pipeline = self._router.attach(first.hello)
+            try:
+                await self.publish_health()
+                # The head's sign that it is attached: there may be no order for long.
+                await context.send_initial_metadata(())
+                await self._converse(pipeline, request_iterator, context)
+            finally:
+                self._router.detach(pipeline)
+                await self.publish_health()
+
+    async def publish_health(self) -> None:
+        """Makes the health of the inference service that of the router."""
+        status = HealthCheckResponse.SERVING
+        if not self._router.serving:
+            status = HealthCheckResponse.NOT_SERVING
+        await self._health.set(INFERENCE, status)
+
+    async def _converse(
+        self,
+        pipeline: AttachedPipeline,
+        reports: AsyncIterator[pipeline_pb2.PipelineReport],
+        context: Context,
+    ) -> None:
+        """Reads reports and writes orders until either ends."""
+        both = [
+            asyncio.create_task(self._read(pipeline, reports)),
+            asyncio.create_task(self._write(pipeline, context)),
+        ]
+        try:
+            ended, _ = await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+            for task in ended:
+                task.result()
+        finally:
+            for task in both:
+                task.cancel()
+            await asyncio.gather(*both, return_exceptions=True)
+
+    async def _read(
+        self, pipeline: AttachedPipeline, reports: AsyncIterator[pipeline_pb2.PipelineReport]
+    ) -> None:
+        async for report in reports:
+            if not report.HasField("step"):
+                raise InvalidRequestError("a report behind Hello is not a StepReport")
+            self._router.report(pipeline, report.step)
+
+    async def _write(self, pipeline: AttachedPipeline, context: Context) -> None:
+        while order := await pipeline.orders.get():
+            await context.write(order)

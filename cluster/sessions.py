@@ -1,0 +1,70 @@
+"""Which pipeline served which conversation."""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from pyramidserve.errors import UnknownSessionError
+
+
+@dataclass
+class _Session:
+    pipeline_id: str
+    turns: int
+    last_use: float
+
+
+class Sessions:
+    """Live sessions, the least recently used first out."""
+
+    def __init__(self, limit: int, max_age: float, clock: Callable[[], float]) -> None:
+        """Remembers at most ``limit`` sessions, each for ``max_age`` seconds after its last use."""
+        self._limit = limit
+        self._max_age = max_age
+        self._clock = clock
+        self._sessions: OrderedDict[str, _Session] = OrderedDict()
+
+    def __len__(self) -> int:
+        self._expire()
+        return len(self._sessions)
+
+    def pipeline(self, session_id: str) -> str | None:
+        """The pipeline that the session last ran on, if the session is known."""
+        self._expire()
+        session = self._sessions.get(session_id)
+        return session.pipeline_id if session else None
+
+    def place(self, session_id: str, pipeline_id: str) -> None:
+        """Notes that a turn of the session starts on a pipeline."""
+        session = self._sessions.setdefault(session_id, _Session(pipeline_id, 0, 0.0))
+        session.pipeline_id = pipeline_id
+        self._touch(session_id, session)
+
+    def count_turn(self, session_id: str) -> None:
+        """Notes that a turn has been served; nothing if the session has been ended meanwhile."""
+        session = self._sessions.get(session_id)
+        if session:
+            session.turns += 1
+            self._touch(session_id, session)
+
+    def end(self, session_id: str) -> int:
+        """Forgets the session and returns the turns served under it. Raises UnknownSessionError."""
+        self._expire()
+        session = self._sessions.pop(session_id, None)
+        if session is None:
+            raise UnknownSessionError(
+                f"there is no session {session_id!r:.140}; it has ended, expired or never begun"
+            )
+        return session.turns
+
+    def _touch(self, session_id: str, session: _Session) -> None:
+        session.last_use = self._clock()
+        self._sessions.move_to_end(session_id)
+        self._expire()
+
+    def _expire(self) -> None:
+        oldest_use = self._clock() - self._max_age
+        while self._sessions and (
+            len(self._sessions) > self._limit or next(iter(self._sessions.values())).last_use < oldest_use
+        ):
+            self._sessions.popitem(last=False)

@@ -1,0 +1,148 @@
+"""What the blocking and the asyncio client share: building requests, assembling replies."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypedDict
+from uuid import uuid4
+
+import grpc
+
+from pyramidserve.errors import EngineError, InvalidRequestError
+from pyramidserve.types import (
+    ChatMessage,
+    Compression,
+    Event,
+    Receipt,
+    Reply,
+    Sampling,
+    Stopping,
+    Tokens,
+)
+from pyramidserve.v1 import inference_pb2 as pb
+from pyramidserve.wire import (
+    compression_to_message,
+    error_from_rpc,
+    sampling_to_message,
+    stopping_to_message,
+    whole_number,
+)
+
+DEFAULT_TARGET = "127.0.0.1:8700"
+MAX_MESSAGE_BYTES = 8 * 2**20
+
+Prompt = str | Sequence[int] | Sequence[ChatMessage]
+
+
+class RequestOptions(TypedDict, total=False):
+    """What a request may say besides its prompt.
+
+    Attributes:
+        sampling: how the next token is drawn; greedy unless given.
+        stopping: when generation ends.
+        compression: how the KV cache is compressed; the deployment's default unless given, and an
+            empty ``policy`` or ``prefill`` in it is the deployment's too.
+        session_id: names a conversation whose turns should meet the same pipeline.
+        request_id: unique among the live requests; random unless given. One that is already running
+            is joined, not run twice.
+        resume_output_ids: output ids that the caller already has, from index 0; generation
+            continues behind them. Send the seed of the first ``Started`` with them.
+    """
+
+    sampling: Sampling
+    stopping: Stopping
+    compression: Compression
+    session_id: str
+    request_id: str
+    resume_output_ids: Sequence[int]
+
+
+def generate_request(
+    prompt: Prompt,
+    max_message_bytes: int,
+    *,
+    sampling: Sampling | None = None,
+    stopping: Stopping | None = None,
+    compression: Compression | None = None,
+    session_id: str = "",
+    request_id: str | None = None,
+    resume_output_ids: Sequence[int] = (),
+) -> pb.GenerateRequest:
+    """The message of a request.
+
+    Raises:
+        InvalidRequestError: a value does not fit the wire, or the whole is over the limit.
+    """
+    try:
+        request = pb.GenerateRequest(
+            request_id=uuid4().hex if request_id is None else request_id,
+            sampling=sampling_to_message(sampling) if sampling else None,
+            stopping=stopping_to_message(stopping) if stopping else None,
+            compression=compression_to_message(compression) if compression else None,
+            session_id=session_id,
+            resume_output_ids=_token_ids("resume_output_ids", resume_output_ids),
+        )
+        _set_prompt(request, prompt)
+    except (TypeError, ValueError) as error:
+        raise InvalidRequestError(f"the request cannot be put on the wire: {error}") from error
+    size = request.ByteSize()
+    if size > max_message_bytes:
+        raise InvalidRequestError(
+            f"the request has {size} bytes and the limit is {max_message_bytes}: shorten the "
+            "prompt, or raise max_message_bytes here and the limit of the server",
+            reason="message_too_large",
+        )
+    return request
+
+
+def channel_options(max_message_bytes: int) -> list[tuple[str, int]]:
+    """Options of a channel whose messages have at most so many bytes."""
+    return [
+        ("grpc.max_send_message_length", max_message_bytes),
+        ("grpc.max_receive_message_length", max_message_bytes),
+    ]
+
+
+@contextmanager
+def named_errors(target: str) -> Iterator[None]:
+    """Turns a failed call to ``target`` into its named error."""
+    try:
+        yield
+    except grpc.RpcError as error:
+        raise error_from_rpc(error, target) from error
+
+
+def assemble(events: Iterable[Event]) -> Reply:
+    """The reply that ``events`` make up.
+
+    Raises:
+        EngineError: they end without a receipt.
+    """
+    texts: list[str] = []
+    token_ids: list[int] = []
+    for event in events:
+        match event:
+            case Tokens():
+                texts.append(event.text)
+                token_ids.extend(event.token_ids)
+            case Receipt():
+                return Reply("".join(texts), tuple(token_ids), event)
+    raise EngineError("the reply ended without a receipt")
+
+
+def _set_prompt(request: pb.GenerateRequest, prompt: Prompt) -> None:
+    if isinstance(prompt, str):
+        request.text = prompt
+        return
+    messages = [message for message in prompt if isinstance(message, ChatMessage)]
+    if messages and len(messages) == len(prompt):
+        for message in messages:
+            request.chat.messages.add(role=message.role, content=message.content)
+        return
+    # An empty prompt is sent as well: which prompts are too short is for the server to say.
+    request.token_ids.SetInParent()
+    request.token_ids.ids.extend(_token_ids("prompt", prompt))
+
+
+def _token_ids(name: str, values: Iterable[Any]) -> list[int]:
+    each = f"each id of {name}"
+    return [whole_number(each, value) for value in values]

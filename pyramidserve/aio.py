@@ -1,0 +1,176 @@
+"""The asyncio client."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Self, Unpack
+
+import grpc.aio
+
+from pyramidserve._requests import (
+    DEFAULT_TARGET,
+    MAX_MESSAGE_BYTES,
+    Prompt,
+    RequestOptions,
+    assemble,
+    channel_options,
+    generate_request,
+    named_errors,
+)
+from pyramidserve.errors import PyramidServeError, RequestCancelledError
+from pyramidserve.types import ChatMessage, ClusterState, Event, Reply
+from pyramidserve.v1 import inference_pb2 as pb
+from pyramidserve.v1.inference_pb2_grpc import InferenceStub
+from pyramidserve.wire import cluster_state_from_message, event_from_message
+
+
+class AsyncReplyStream(AsyncIterator[Event]):
+    """The events of one reply as they come: Started, any number of Tokens, Receipt.
+
+    Closing it, leaving its ``async with`` block or cancelling the task that iterates it cancels the
+    request wherever it is. After closing, iteration ends. Iterating raises the errors of
+    ``pyramidserve.errors``.
+
+    Attributes:
+        request_id: the request; sending it again joins the running reply.
+    """
+
+    def __init__(
+        self,
+        call: grpc.aio.UnaryStreamCall[pb.GenerateRequest, pb.GenerateResponse],
+        target: str,
+        request_id: str,
+    ) -> None:
+        self.request_id = request_id
+        self._call = call
+        self._messages = aiter(call)
+        self._target = target
+        self._closed = False
+
+    async def __anext__(self) -> Event:
+        if self._closed:
+            raise StopAsyncIteration
+        try:
+            with _named_errors(self._target):
+                message = await anext(self._messages)
+        except PyramidServeError:
+            if self._closed:
+                raise StopAsyncIteration from None
+            raise
+        return event_from_message(message)
+
+    async def close(self) -> None:
+        """Cancels the request unless the reply is complete."""
+        self._closed = True
+        self._call.cancel()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+
+class AsyncClient:
+    """A connection to a PyramidServe cluster; use it in an ``async with`` block.
+
+    It belongs to the event loop that runs when it is made. Every method raises the errors of
+    ``pyramidserve.errors`` and nothing of gRPC.
+    """
+
+    def __init__(
+        self,
+        target: str = DEFAULT_TARGET,
+        *,
+        timeout: float | None = None,
+        max_message_bytes: int = MAX_MESSAGE_BYTES,
+    ) -> None:
+        """Connects on first use.
+
+        Args:
+            target: "host:port" of the router.
+            timeout: seconds that any call may take in all; None sets no limit.
+            max_message_bytes: bytes that one message may have, either way.
+        """
+        self._target = target
+        self._timeout = timeout
+        self._max_message_bytes = max_message_bytes
+        self._channel = grpc.aio.insecure_channel(target, options=channel_options(max_message_bytes))
+        self._stub = InferenceStub(self._channel)
+
+    def stream(
+        self, prompt: Prompt, *, timeout: float | None = None, **options: Unpack[RequestOptions]
+    ) -> AsyncReplyStream:
+        """Asks for a reply and returns at once; as ``Client.stream``."""
+        request = generate_request(prompt, self._max_message_bytes, **options)
+        seconds = self._timeout if timeout is None else timeout
+        call = self._stub.Generate(request, timeout=seconds)
+        return AsyncReplyStream(call, self._target, request.request_id)
+
+    async def generate(
+        self, prompt: Prompt, *, timeout: float | None = None, **options: Unpack[RequestOptions]
+    ) -> Reply:
+        """Waits for the whole reply; as ``Client.generate``."""
+        async with self.stream(prompt, timeout=timeout, **options) as events:
+            return assemble([event async for event in events])
+
+    async def chat(
+        self,
+        messages: Sequence[ChatMessage],
+        *,
+        timeout: float | None = None,
+        **options: Unpack[RequestOptions],
+    ) -> Reply:
+        """Waits for the assistant's next message in a conversation; as ``Client.chat``."""
+        return await self.generate(messages, timeout=timeout, **options)
+
+    async def end_session(self, session_id: str) -> int:
+        """Ends a session and returns the turns served under it.
+
+        Raises:
+            UnknownSessionError: there is no such session.
+        """
+        request = pb.EndSessionRequest(session_id=session_id)
+        with _named_errors(self._target):
+            return (await self._stub.EndSession(request, timeout=self._timeout)).turns
+
+    async def cluster_state(self) -> ClusterState:
+        """A snapshot of the queue, the attached pipelines and their memory."""
+        request = pb.GetClusterStateRequest()
+        with _named_errors(self._target):
+            message = await self._stub.GetClusterState(request, timeout=self._timeout)
+        return cluster_state_from_message(message)
+
+    async def close(self) -> None:
+        """Disconnects and cancels what is running; the client is of no use afterwards."""
+        await self._channel.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+
+@contextmanager
+def _named_errors(target: str) -> Iterator[None]:
+    try:
+        with named_errors(target):
+            yield
+    except asyncio.CancelledError:
+        # gRPC says the same where the call was closed as where the task was cancelled.
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+        raise RequestCancelledError("the stream or its client was closed") from None

@@ -1,0 +1,93 @@
+"""`pyramidserve chat`: a conversation in the terminal."""
+
+import argparse
+import sys
+from contextlib import suppress
+from uuid import uuid4
+
+from pyramidserve._requests import DEFAULT_TARGET, RequestOptions
+from pyramidserve.client import Client
+from pyramidserve.errors import UnknownSessionError
+from pyramidserve.types import ChatMessage, Compression, Receipt, Sampling, Stopping, Tokens
+
+SUMMARY = "talk to the model"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the options of the command."""
+    parser.add_argument("--target", default=DEFAULT_TARGET, metavar="HOST:PORT")
+    parser.add_argument("--system", metavar="TEXT", help="first message of the conversation")
+    parser.add_argument("--max-tokens", type=int, metavar="N", help="tokens of a reply at most")
+    sampling = parser.add_argument_group("sampling")
+    sampling.add_argument("--temperature", type=float, default=0.0, help="0, the default: greedy")
+    sampling.add_argument("--top-p", type=float, default=1.0, metavar="SHARE")
+    sampling.add_argument("--top-k", type=int, metavar="N")
+    sampling.add_argument("--seed", type=int, metavar="N")
+    compression = parser.add_argument_group("KV cache", "default: what the deployment says")
+    compression.add_argument("--policy", default="", choices=("full", "streaming", "pyramid"))
+    compression.add_argument("--prefill", default="", choices=("prune", "evict"))
+    compression.add_argument(
+        "--kv-keep", type=float, metavar="SHARE", help="of the prompt's KV to leave on the device"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Answers each line of stdin until it ends or says /quit."""
+    options = RequestOptions(
+        sampling=Sampling(arguments.temperature, arguments.top_p, arguments.top_k, arguments.seed),
+        stopping=Stopping(arguments.max_tokens),
+        compression=Compression(arguments.policy, arguments.prefill, arguments.kv_keep),
+        session_id=uuid4().hex,
+    )
+    history = [ChatMessage("system", arguments.system)] if arguments.system else []
+    with Client(arguments.target) as client:
+        try:
+            while (line := _next_line()) is not None:
+                asked = [*history, ChatMessage("user", line)]
+                # An unanswered turn is forgotten: templates want user and assistant to alternate.
+                if answer := _answer(client, asked, options):
+                    history = [*asked, ChatMessage("assistant", answer)]
+        finally:
+            with suppress(UnknownSessionError):
+                client.end_session(options["session_id"])
+    return 0
+
+
+def _next_line() -> str | None:
+    """The next line that says something, or None where there are no more."""
+    prompt = "you> " if sys.stdin.isatty() else ""
+    line = ""
+    while not line:
+        try:
+            line = input(prompt).strip()
+        except (EOFError, KeyboardInterrupt):
+            return None
+    return None if line == "/quit" else line
+
+
+def _answer(client: Client, messages: list[ChatMessage], options: RequestOptions) -> str:
+    """Prints the reply as it comes and returns its text; Ctrl-C cancels the rest of it."""
+    answer = ""
+    with client.stream(messages, **options) as events:
+        try:
+            for event in events:
+                match event:
+                    case Tokens():
+                        answer += event.text
+                        print(event.text, end="", flush=True)
+                    case Receipt():
+                        print(flush=True)
+                        print(_summary(event), file=sys.stderr)
+        except KeyboardInterrupt:
+            print(flush=True)
+            print("[cancelled]", file=sys.stderr)
+    return answer
+
+
+def _summary(receipt: Receipt) -> str:
+    return (
+        f"[{receipt.output_tokens} tokens, {receipt.kv_keep_reached:.0%} of KV kept, "
+        f"{receipt.spilled_bytes / 2**20:.1f} MiB spilled, "
+        f"first token after {receipt.time_to_first_token * 1000:.0f} ms, "
+        f"then one in {receipt.inter_token_p50 * 1000:.0f} ms]"
+    )

@@ -1,0 +1,175 @@
+"""Who runs next, and where."""
+
+from dataclasses import dataclass
+
+import pytest
+from fake_head import hello, request
+
+from cluster.admission import Admission
+from cluster.ledger import PipelineLedger
+from cluster.requests import ValidatedRequest
+from cluster.sessions import Sessions
+from pyramidserve.errors import OverloadedError, RequestTooLargeError
+from pyramidserve.wire import stage_state_from_message
+
+
+@dataclass(frozen=True)
+class Waiting:
+    request: ValidatedRequest
+    arrived: float
+
+
+class Desk:
+    """An admission with a clock, sessions, and items that arrive a second after each other."""
+
+    def __init__(self, limit: int = 8) -> None:
+        self.now = 0.0
+        self.arrivals = 0
+        self.admission: Admission[Waiting] = Admission(limit, lambda: self.now)
+        self.sessions = Sessions(8, 60, lambda: 0.0)
+
+    def enqueue(self, name: str, pages: int, *ledgers: PipelineLedger, session_id: str = "") -> Waiting:
+        self.arrivals += 1
+        item = Waiting(request(name, pages, session_id=session_id), self.arrivals)
+        self.admission.enqueue(item, ledgers)
+        return item
+
+    def choose(self, *ledgers: PipelineLedger) -> list[tuple[str, str]]:
+        """The chosen: request and pipeline."""
+        chosen = self.admission.choose(ledgers, self.sessions)
+        return [(each.item.request.request_id, each.pipeline_id) for each in chosen]
+
+
+def ledger(pipeline_id: str = "p", pages: int = 8, max_sequences: int = 8) -> PipelineLedger:
+    stages = [stage_state_from_message(stage) for stage in hello(pages=(pages,)).stages]
+    return PipelineLedger(pipeline_id, stages, max_sequences)
+
+
+def test_free_pages_are_filled_in_order_of_arrival() -> None:
+    desk, books = Desk(), ledger(pages=5)
+    for name, pages in (("a", 2), ("b", 3), ("c", 1)):
+        desk.enqueue(name, pages, books)
+    assert desk.choose(books) == [("a", "p"), ("b", "p")]
+    assert books.free == (0,)
+    assert len(desk.admission) == 1
+
+
+def test_the_first_that_does_not_fit_holds_the_rest_back() -> None:
+    desk, books = Desk(), ledger(pages=5)
+    for name, pages in (("a", 3), ("b", 3), ("c", 1)):
+        desk.enqueue(name, pages, books)
+    assert desk.choose(books) == [("a", "p")]
+    books.release(1)
+    assert desk.choose(books) == [("b", "p"), ("c", "p")]
+
+
+def test_sequence_ids_are_never_used_twice() -> None:
+    desk, books = Desk(), ledger()
+    ids = []
+    for name in "abc":
+        item = desk.enqueue(name, 1, books)
+        (admitted,) = desk.admission.choose([books], desk.sessions)
+        books.release(admitted.sequence_id)
+        desk.admission.requeue(item)
+        (again,) = desk.admission.choose([books], desk.sessions)
+        ids += [admitted.sequence_id, again.sequence_id]
+    assert len(set(ids)) == 6
+
+
+def test_the_pipeline_with_the_most_free_pages_is_taken() -> None:
+    desk, small, large = Desk(), ledger("small", 4), ledger("large", 6)
+    for name in "abcd":
+        desk.enqueue(name, 1, small, large)
+    chosen = [pipeline_id for _, pipeline_id in desk.choose(small, large)]
+    assert chosen[:3] == ["large", "large", "small"]
+    assert (small.free, large.free) in [((3,), (3,)), ((2,), (4,))]
+
+
+def test_a_session_goes_home_while_there_is_room() -> None:
+    desk, home, other = Desk(), ledger("home", 3), ledger("other", 8)
+    desk.sessions.place("s", "home")
+    for name in ("a", "b"):
+        desk.enqueue(name, 2, home, other, session_id="s")
+    assert desk.choose(home, other) == [("a", "home"), ("b", "other")]
+
+
+def test_without_pipelines_requests_wait() -> None:
+    desk = Desk()
+    desk.enqueue("a", 99)
+    assert desk.choose() == []
+    assert len(desk.admission) == 1
+
+
+def test_what_no_pipeline_could_ever_hold_is_refused() -> None:
+    desk = Desk()
+    with pytest.raises(RequestTooLargeError, match="needs 9 pages of stage 0"):
+        desk.enqueue("a", 9, ledger("p", 8), ledger("q", 4))
+    desk.enqueue("b", 9, ledger("p", 4), ledger("q", 9))
+    assert desk.admission.decisions["request_too_large"] == 1
+
+
+def test_what_waited_for_a_pipeline_and_is_too_large_is_taken_out() -> None:
+    desk = Desk()
+    large, small = desk.enqueue("large", 9), desk.enqueue("small", 8)
+    ((taken, error),) = desk.admission.take_too_large([ledger(pages=8)])
+    assert taken is large
+    assert error.reason == "request_too_large"
+    assert small in desk.admission
+    assert desk.admission.take_too_large([]) == []
+
+
+def test_a_requeued_request_is_first_again() -> None:
+    desk, books = Desk(), ledger(pages=2)
+    items = [desk.enqueue(name, 1, books) for name in "abcd"]
+    assert desk.choose(books) == [("a", "p"), ("b", "p")]
+    books.release(1)
+    desk.admission.requeue(items[0])
+    books.release(2)
+    desk.admission.requeue(items[1])
+    assert desk.choose(books) == [("a", "p"), ("b", "p")]
+    assert desk.admission.decisions["requeued"] == 2
+
+
+def test_a_removed_request_no_longer_holds_the_rest_back() -> None:
+    desk, books = Desk(), ledger(pages=2)
+    books.reserve(99, (1,))
+    first = desk.enqueue("a", 2, books)
+    desk.enqueue("b", 1, books)
+    assert desk.choose(books) == []
+    desk.admission.remove(first)
+    assert desk.choose(books) == [("b", "p")]
+
+
+def test_a_full_queue_refuses() -> None:
+    desk = Desk(limit=2)
+    desk.enqueue("a", 1)
+    desk.enqueue("b", 1)
+    with pytest.raises(OverloadedError, match="2 requests are waiting and 2 may") as refused:
+        desk.enqueue("c", 1)
+    assert refused.value.retry_delay == 1.0
+    assert len(desk.admission) == 2
+    assert desk.admission.decisions["queue_full"] == 1
+
+
+def test_the_retry_delay_is_the_time_that_the_queue_takes_to_drain() -> None:
+    desk = Desk()
+    for name in "abcd":
+        desk.enqueue(name, 1)
+    for now in (10.0, 12.0, 14.0):
+        desk.now = now
+        desk.admission.count_finished()
+    assert desk.admission.retry_delay() == pytest.approx(4 * 2.0)
+    desk.now = 16.0
+    assert desk.admission.retry_delay() == pytest.approx(4 * 3.0)
+    desk.now = 1e6
+    assert desk.admission.retry_delay() == 30.0
+
+
+def test_the_retry_delay_forgets_what_is_long_past() -> None:
+    desk = Desk()
+    desk.enqueue("a", 1)
+    desk.admission.count_finished()
+    for step in range(64):
+        desk.now = 1e6 + step
+        desk.admission.count_finished()
+    assert desk.admission.retry_delay() == pytest.approx(1.0)

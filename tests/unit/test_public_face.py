@@ -1,0 +1,54 @@
+"""What `import pyramidserve` gives, and what it costs."""
+
+import subprocess
+import sys
+import types
+from importlib.metadata import version
+
+import pyramidserve
+
+
+def test_all_lists_what_is_there() -> None:
+    offered = {
+        name
+        for name, value in vars(pyramidserve).items()
+        if not name.startswith("_") and not isinstance(value, types.ModuleType)
+    }
+    offered -= {"version"}
+    assert set(pyramidserve.__all__) == offered | {"__version__"}
+    assert len(set(pyramidserve.__all__)) == len(pyramidserve.__all__)
+
+
+def test_every_type_and_error_is_offered() -> None:
+    for module in (pyramidserve.types, pyramidserve.errors):
+        own = {
+            name
+            for name, value in vars(module).items()
+            if isinstance(value, type) and value.__module__ == module.__name__
+        }
+        assert own <= set(pyramidserve.__all__)
+
+
+def test_the_version_is_that_of_the_distribution() -> None:
+    assert pyramidserve.__version__ == version("pyramidserve")
+
+
+def test_importing_loads_only_grpc_and_protobuf() -> None:
+    program = (
+        "import sys; before = set(sys.modules); import pyramidserve, pyramidserve.cli; "
+        "print(*sorted(set(sys.modules) - before))"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    loaded = result.stdout.split()
+    assert "pyramidserve.client" in loaded
+    # What grpc itself imports: its own companions where installed, and helpers of Cython.
+    allowed = ("pyramidserve", "grpc", "google.protobuf", "google._upb", "typing_extensions")
+    foreign = {
+        name
+        for name in loaded
+        if not name.startswith(allowed)
+        and "cython" not in name
+        and name != "google"
+        and name.partition(".")[0] not in sys.stdlib_module_names
+    }
+    assert foreign == set()

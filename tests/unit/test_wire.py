@@ -1,0 +1,167 @@
+"""The messages carry all that the dataclasses say, and only numbers that fit."""
+
+import math
+import types
+from collections.abc import Callable
+from enum import Enum
+from typing import Any, get_args, get_origin, get_type_hints
+
+import pytest
+from google.protobuf.message import Message
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scripted_inference import STATE, receipt
+
+from pyramidserve import wire
+from pyramidserve.errors import (
+    EngineError,
+    InvalidRequestError,
+)
+from pyramidserve.types import (
+    ClusterState,
+    Compression,
+    PipelineState,
+    PyramidParameters,
+    Receipt,
+    Sampling,
+    StageState,
+    Started,
+    Stopping,
+    StreamingParameters,
+    Tokens,
+)
+from pyramidserve.v1 import inference_pb2 as pb
+
+PLAIN: dict[object, st.SearchStrategy[Any]] = {
+    int: st.integers(0, 2**31 - 1),
+    float: st.floats(allow_nan=False),
+    str: st.text(max_size=20),
+    bool: st.booleans(),
+    dict[str, int]: st.dictionaries(st.text(max_size=5), st.integers(0, 2**63 - 1), max_size=3),
+}
+
+
+def anything(kind: Any) -> st.SearchStrategy[Any]:
+    """Any value of a type that the nouns of a request are made of."""
+    if kind in PLAIN:
+        return PLAIN[kind]
+    if isinstance(kind, types.UnionType):
+        return st.one_of([st.none() if arm is type(None) else anything(arm) for arm in get_args(kind)])
+    if get_origin(kind) is tuple:
+        return st.lists(anything(get_args(kind)[0]), max_size=3).map(tuple)
+    if issubclass(kind, Enum):
+        return st.sampled_from(kind)
+    assert isinstance(kind, type)
+    return st.builds(kind, **{name: anything(hint) for name, hint in get_type_hints(kind).items()})
+
+
+def compression_and_nothing_else(message: pb.Compression) -> Compression:
+    return wire.compression_from_message(message, Compression(policy="", prefill=""))
+
+
+def sent(message: Message) -> Any:
+    """What arrives of ``message``."""
+    return type(message).FromString(message.SerializeToString())
+
+
+@pytest.mark.parametrize(
+    ("kind", "to_message", "from_message"),
+    [
+        (Sampling, wire.sampling_to_message, wire.sampling_from_message),
+        (Stopping, wire.stopping_to_message, wire.stopping_from_message),
+        (Compression, wire.compression_to_message, compression_and_nothing_else),
+        (Started, wire.started_to_message, wire.started_from_message),
+        (Tokens, wire.tokens_to_message, wire.tokens_from_message),
+        (Receipt, wire.receipt_to_message, wire.receipt_from_message),
+        (StageState, wire.stage_state_to_message, wire.stage_state_from_message),
+        (PipelineState, wire.pipeline_state_to_message, wire.pipeline_state_from_message),
+        (ClusterState, wire.cluster_state_to_message, wire.cluster_state_from_message),
+        (Started | Tokens | Receipt, wire.event_to_message, wire.event_from_message),
+    ],
+)
+@settings(deadline=None)
+@given(data=st.data())
+def test_what_is_sent_arrives(
+    kind: Any,
+    to_message: Callable[[Any], Message],
+    from_message: Callable[[Any], object],
+    data: st.DataObject,
+) -> None:
+    value = data.draw(anything(kind))
+    assert from_message(sent(to_message(value))) == value
+
+
+def test_large_and_negative_numbers_arrive() -> None:
+    huge = receipt("r", 5)
+    assert wire.receipt_from_message(sent(wire.receipt_to_message(huge))) == huge
+    assert wire.cluster_state_from_message(sent(wire.cluster_state_to_message(STATE))) == STATE
+    seeded = Sampling(seed=-(2**63))
+    assert wire.sampling_from_message(sent(wire.sampling_to_message(seeded))) == seeded
+
+
+def test_absent_messages_are_the_defaults() -> None:
+    request = pb.GenerateRequest()
+    default = Compression("pyramid", "evict", kv_keep=0.5)
+    assert wire.sampling_from_message(request.sampling) == Sampling()
+    assert wire.stopping_from_message(request.stopping) == Stopping()
+    assert wire.compression_from_message(request.compression, default) == default
+
+
+def test_not_a_number_reaches_the_validation_of_the_server() -> None:
+    sampling = wire.sampling_from_message(sent(wire.sampling_to_message(Sampling(math.nan))))
+    assert math.isnan(sampling.temperature)
+    message = sent(wire.compression_to_message(Compression(kv_keep=math.nan)))
+    kv_keep = wire.compression_from_message(message, Compression()).kv_keep
+    assert kv_keep is not None
+    assert math.isnan(kv_keep)
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        (pb.Compression(policy="full"), Compression("full", "evict")),
+        (pb.Compression(policy="pyramid", prefill="prune"), Compression("pyramid", "prune")),
+        (pb.Compression(prefill="prune"), Compression("pyramid", "prune", kv_keep=0.5)),
+        (pb.Compression(kv_keep=0.1), Compression("pyramid", "evict", kv_keep=0.1)),
+        (
+            pb.Compression(pyramid=pb.PyramidParameters(min_context_length=0)),
+            Compression("pyramid", "evict", pyramid=PyramidParameters(min_context_length=0)),
+        ),
+        (
+            pb.Compression(policy="streaming", streaming=pb.StreamingParameters(window=9)),
+            Compression("streaming", "evict", streaming=StreamingParameters(window=9)),
+        ),
+    ],
+)
+def test_compression_takes_from_the_default_what_it_leaves_open(
+    message: pb.Compression, expected: Compression
+) -> None:
+    default = Compression("pyramid", "evict", kv_keep=0.5)
+    assert wire.compression_from_message(message, default) == expected
+
+
+@pytest.mark.parametrize(
+    ("convert", "words"),
+    [
+        (lambda: wire.sampling_to_message(Sampling(top_k=2**31)), "top_k .* not 2147483648"),
+        (lambda: wire.sampling_to_message(Sampling(seed=2**63)), "seed .* not 9223372036854775808"),
+        (lambda: wire.stopping_to_message(Stopping(max_tokens=-1)), "max_tokens .* not -1"),
+        (
+            lambda: wire.compression_to_message(
+                Compression("streaming", streaming=StreamingParameters(window=-5))
+            ),
+            "window .* not -5",
+        ),
+        (lambda: wire.whole_number("each id", 1.5), "each id .* not 1.5"),  # type: ignore[arg-type]
+    ],
+)
+def test_numbers_that_do_not_fit_are_named(convert: Callable[[], object], words: str) -> None:
+    with pytest.raises(InvalidRequestError, match=words):
+        convert()
+
+
+def test_events_of_a_newer_server_are_refused() -> None:
+    with pytest.raises(EngineError, match="unknown event"):
+        wire.event_from_message(pb.GenerateResponse())
+    with pytest.raises(EngineError, match="finish reason 0"):
+        wire.receipt_from_message(pb.Receipt())
