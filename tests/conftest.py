@@ -1,7 +1,7 @@
 """What several test folders share: checkpoints, and engines on them."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,8 +13,8 @@ from workers.model.checkpoint import EMBEDDED, resolve_checkpoint
 
 SHARED_REFERENCE = Path(__file__).parents[2] / "shared" / "reference" / "pyramid_prefill.json"
 
-# Two cores: more threads than that only fight.
-torch.set_num_threads(min(2, os.cpu_count() or 1))
+# Toys are too small to share among threads, which would only wait for each other.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
@@ -30,10 +30,12 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     return checkpoint
 
 
-@pytest.fixture(scope="session")
-def embedded() -> Path:
-    """The embedded model's folder."""
-    return resolve_checkpoint(EMBEDDED)
+@pytest.fixture(scope="module")
+def embedded() -> Iterator[Path]:
+    """The embedded model's folder; it is worth all cores while it is in use."""
+    torch.set_num_threads(os.cpu_count() or 1)
+    yield resolve_checkpoint(EMBEDDED)
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

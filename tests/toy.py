@@ -34,6 +34,8 @@ KINDS: dict[str, dict[str, Any]] = {
             "rope_theta": 5e5,
         }
     },
+    "long": {"max_position_embeddings": 4096},
+    "wide-kv": {"max_position_embeddings": 4096, "head_dim": 128, "num_key_value_heads": 4},
     "codellama": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}},
 }
 

@@ -9,10 +9,12 @@ from pyramidserve.types import Compression, PyramidParameters
 from workers.compression.plan import GenerationPlan, KeepPlan
 
 # Where the solver may go, in this order, to reach a kept fraction: the decay ratio first, as the paper
-# does; then the recent window; then the shape, which can reach any fraction.
+# does; then the shape, from the cosine to a straight line; then the recent window.
 DECAY_RATIO_FLOOR = 0.5
 RECENT_RATIOS = (0.2, 0.1, 0.05)
 TOLERANCE = 0.005
+# A straight pyramid keeps this many times its mean in its first layer, and as much less in its last.
+SLOPE = 0.5
 # A solved schedule may have a recent window of a few tokens; generation keeps at least this many.
 LEAST_GENERATION_WINDOW = 32
 
@@ -85,18 +87,25 @@ class Solution:
 def solve(kv_keep: float, prompt_tokens: int, layers: int, prune: bool) -> Solution:
     """Finds a schedule that keeps the fraction ``kv_keep`` of the prompt's KV.
 
-    Moves, in order: the decay ratio down to 0.5; the recent ratio from 0.2 to 0.1 and 0.05; the
-    shape, from the cosine to the same count in every layer (in ``prune`` layer 0 sees all tokens). The
-    minimum context of 64 tokens stays, so a short prompt may keep more; ``bound_by`` then says so.
+    Moves, in order: the decay ratio down to 0.5; the shape, from the cosine to a straight line from 1.5
+    to 0.5 times the mean (in ``prune`` layer 0 sees all tokens); the recent ratio from 0.2 to 0.1 and
+    0.05. The minimum context of 64 tokens stays, so a short prompt may keep more; ``bound_by`` says so.
     """
-    parameters = PyramidParameters()
+
+    def close(kept: tuple[int, ...]) -> bool:
+        return abs(sum(kept) / (layers * prompt_tokens) - kv_keep) <= TOLERANCE
+
+    paper = PyramidParameters()
+    parameters = _solve_decay_ratio(paper, kv_keep, prompt_tokens, layers)
+    kept = cosine_counts(parameters, prompt_tokens, layers)
+    if close(kept):
+        return Solution(parameters, kept, "")
     for recent_ratio in RECENT_RATIOS:
-        parameters = replace(parameters, recent_ratio=recent_ratio)
-        parameters = _solve_decay_ratio(parameters, kv_keep, prompt_tokens, layers)
-        kept = cosine_counts(parameters, prompt_tokens, layers)
-        if abs(sum(kept) / (layers * prompt_tokens) - kv_keep) <= TOLERANCE:
+        parameters = replace(paper, recent_ratio=recent_ratio)
+        kept = straight_counts(parameters, kv_keep, prompt_tokens, layers, prune)
+        if close(kept):
             return Solution(parameters, kept, "")
-    return _uniform(parameters, kv_keep, prompt_tokens, layers, prune)
+    return Solution(parameters, kept, "minimum context")
 
 
 def _solve_decay_ratio(
@@ -115,23 +124,30 @@ def _solve_decay_ratio(
 
 def _bisect(function: Callable[[float], float], target: float, low: float, high: float) -> float:
     """The point of [low, high] where the growing ``function`` is closest to ``target``."""
-    points = [low, high]
-    while points[-1] - points[0] > 1e-5 and len(points) < 24:
+    tried = {point: abs(function(point) - target) for point in (low, high)}
+    for _ in range(16):
         middle = (low + high) / 2
-        points.insert(1, middle)
-        low, high = (middle, high) if function(middle) < target else (low, middle)
-    return min(points, key=lambda point: abs(function(point) - target))
+        value = function(middle)
+        tried[middle] = abs(value - target)
+        low, high = (middle, high) if value < target else (low, middle)
+    return min(tried, key=lambda point: tried[point])
 
 
-def _uniform(
+def straight_counts(
     parameters: PyramidParameters, kv_keep: float, prompt_tokens: int, layers: int, prune: bool
-) -> Solution:
+) -> tuple[int, ...]:
+    """Tokens that each layer keeps of a prompt whose kept counts fall along a straight line.
+
+    The slope gives way where it would cut a layer below the recent window and the minimum context.
+    """
     recent = recent_tokens(parameters, prompt_tokens)
-    full_layers = 1 if prune else 0
-    wanted = round((kv_keep * layers - full_layers) * prompt_tokens / max(1, layers - full_layers))
     least = recent + min(parameters.min_context_length, prompt_tokens - recent)
-    kept = (prompt_tokens,) * full_layers + (max(wanted, least),) * (layers - full_layers)
-    return Solution(parameters, kept, "minimum context" if wanted < least else "")
+    whole = 1 if prune else 0
+    rest = max(1, layers - whole)
+    mean = max(least, (kv_keep * layers - whole) * prompt_tokens / rest)
+    slope = min(SLOPE, 1 - least / mean, max(0.0, prompt_tokens / mean - 1)) if rest > 1 else 0.0
+    line = [1 + slope * (1 - 2 * index / max(1, rest - 1)) for index in range(layers - whole)]
+    return (prompt_tokens,) * whole + tuple(min(prompt_tokens, round(mean * factor)) for factor in line)
 
 
 def validate_pyramid(compression: Compression) -> None:

@@ -161,8 +161,8 @@ class HostStore:
         if self._tables.pages_of(sequence) + pages > self._allocator.pages:
             return False
         while self._allocator.free_pages < pages:
-            others = (other for other in self._sequences if other != sequence)
-            self._drop(next(other for other in others if self._tables.pages_of(other)))
+            # ``sequence`` itself was used last, so it is not reached.
+            self._drop(next(filter(self._tables.pages_of, self._sequences)))
         return True
 
     def _drop(self, sequence: Hashable) -> None:

@@ -1,11 +1,12 @@
 """The pyramid's counts: as the authors' code has them, and as a kept fraction asks for them."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pyramidserve.types import Compression, PyramidParameters
@@ -57,7 +58,9 @@ def test_the_default_target_is_met_at_every_length_and_depth(prefill: str) -> No
             assert plan.bound_by == "", (prompt_tokens, layers)
 
 
-@given(st.floats(0.2, 1), st.integers(512, 8192), st.sampled_from(LAYERS), prefills)
+@given(st.floats(0.2, 1), st.integers(512, 8192), st.integers(2, 80), prefills)
+@example(0.45, 2048, 1, "evict")
+@example(0.8, 2048, 2, "prune")
 @settings(deadline=None)
 def test_any_target_is_met_unless_the_minimum_context_binds(
     kv_keep: float, prompt_tokens: int, layers: int, prefill: str
@@ -69,6 +72,16 @@ def test_any_target_is_met_unless_the_minimum_context_binds(
         assert set(plan.kept[prefill == "prune" :]) == {plan.recent + 64}
     else:
         assert plan.fraction == pytest.approx(kv_keep, abs=0.006)
+
+
+@pytest.mark.parametrize("prefill", PREFILLS)
+def test_what_the_cosine_cannot_reach_falls_along_a_straight_line(prefill: str) -> None:
+    plan = solved(0.45, 8192, 30, prefill)
+    line = plan.kept[prefill == "prune" :]
+    mean = sum(line) / len(line)
+    assert (plan.recent, line[0], line[-1]) == (1639, round(1.5 * mean), round(0.5 * mean))
+    steps = [a - b for a, b in pairwise(line)]
+    assert max(steps) - min(steps) <= 1
 
 
 @pytest.mark.parametrize("prefill", PREFILLS)
@@ -123,6 +136,13 @@ def test_given_knobs_are_obeyed_exactly(
     interval = parameters.layerwise_downsample_interval
     cuts = [layer for layer in range(layers - 1) if plan.kept[layer + 1] < plan.kept[layer]]
     assert all(layer % interval == 0 for layer in cuts)
+
+
+@pytest.mark.parametrize(("minimum", "deepest"), [(74, 76), (75, 101)])
+def test_a_cut_leaves_more_than_the_minimum_context(minimum: int, deepest: int) -> None:
+    # Layer 2 wants 75 of the 100 tokens behind the recent one.
+    parameters = PyramidParameters(0.0, 0.5, min_context_length=minimum, layerwise_downsample_interval=2)
+    assert obeyed(parameters, 101, 4, "prune").kept == (101, 101, 101, deepest)
 
 
 @given(knobs, st.integers(1, 4000), st.integers(1, 40))

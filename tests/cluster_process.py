@@ -1,0 +1,120 @@
+"""Real clusters for the tests: `pyramidserve serve` as a user starts it."""
+
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pyramidserve import Client, ClusterState, UnavailableError
+
+READY_SECONDS = 150.0
+PYRAMIDSERVE = Path(sys.executable).parent / "pyramidserve"
+
+
+@dataclass(frozen=True)
+class RunningCluster:
+    """A cluster that serves at ``target``."""
+
+    target: str
+
+    def state(self) -> ClusterState:
+        with Client(self.target) as client:
+            return client.cluster_state()
+
+    def check_empty(self) -> None:
+        """Waits until nothing is queued, running, reserved, in use or spilled, or fails."""
+        eventually(lambda: is_empty(self.state()), "the cluster is not empty")
+
+
+def is_empty(state: ClusterState) -> bool:
+    """Whether no request has left anything behind."""
+    return (
+        state.queued == state.running == 0
+        and bool(state.pipelines)
+        and all(pipeline.sequences == 0 for pipeline in state.pipelines)
+        and all(
+            stage.pages_in_use == stage.pages_reserved == stage.host_bytes == 0
+            for pipeline in state.pipelines
+            for stage in pipeline.stages
+        )
+    )
+
+
+def eventually(holds: Callable[[], bool], otherwise: str, seconds: float = 60.0) -> None:
+    """Asks again and again until ``holds``, or fails."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            if holds():
+                return
+        except UnavailableError:
+            continue
+    pytest.fail(otherwise)
+
+
+def free_port() -> int:
+    """A port that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+def write_config(file: Path, **settings: Any) -> Path:
+    """Writes a Serve config file with these settings of ours."""
+    application = {
+        "name": "pyramidserve",
+        "import_path": "cluster.app:build",
+        "route_prefix": None,
+        "args": {"cpus_per_shard": 0.5, **settings},
+    }
+    file.write_text(yaml.safe_dump({"proxy_location": "Disabled", "applications": [application]}))
+    return file
+
+
+def run_serve(folder: Path, config: Path, program: Path = PYRAMIDSERVE) -> subprocess.Popen[str]:
+    """Starts `pyramidserve serve` in ``folder``, which is not the project's."""
+    return subprocess.Popen(
+        [program, "serve", "--config", config],
+        cwd=folder,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@contextmanager
+def running_cluster(
+    folder: Path, program: Path = PYRAMIDSERVE, **settings: Any
+) -> Iterator[RunningCluster]:
+    """A cluster with these settings; it is shut down in order at the end."""
+    port = free_port()
+    config = write_config(folder / f"serve-{port}.yaml", router_port=port, **settings)
+    process = run_serve(folder, config, program)
+    assert process.stderr is not None
+    timer = threading.Timer(READY_SECONDS, process.kill)
+    timer.start()
+    lines: list[str] = []
+    try:
+        for line in process.stderr:
+            lines.append(line)
+            if "serving at" in line:
+                break
+        else:
+            pytest.fail("the cluster did not come up:\n" + "".join(lines))
+        timer.cancel()
+        yield RunningCluster(f"127.0.0.1:{port}")
+    finally:
+        timer.cancel()
+        process.send_signal(signal.SIGTERM)
+        process.wait(timeout=60)
+        process.stderr.close()

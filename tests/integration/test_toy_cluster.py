@@ -1,0 +1,248 @@
+"""Requests through SDK, router and a gang of two shards, on a toy model."""
+
+import asyncio
+import random
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import grpc
+import pytest
+from cluster_process import RunningCluster, eventually
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from pyramidserve import (
+    AsyncClient,
+    ChatMessage,
+    Client,
+    Compression,
+    FinishReason,
+    InvalidRequestError,
+    PyramidServeError,
+    Receipt,
+    RequestTimeoutError,
+    RequestTooLargeError,
+    Sampling,
+    Started,
+    Stopping,
+    StreamingParameters,
+    Tokens,
+    UnknownSessionError,
+)
+from workers.engine.engine import Engine, EngineRequest
+
+LONG = Stopping(max_tokens=100, ignore_eos=True)
+PROMPT = list(range(3, 103))
+POLICIES = {
+    "full": Compression(),
+    "streaming": Compression("streaming", streaming=StreamingParameters(sinks=2, window=40)),
+    "prune": Compression("pyramid", "prune", kv_keep=0.7),
+    "evict": Compression("pyramid", "evict", kv_keep=0.7),
+}
+
+
+@pytest.fixture
+def client(toy_cluster: RunningCluster) -> Iterator[Client]:
+    with Client(toy_cluster.target) as client:
+        yield client
+    toy_cluster.check_empty()
+
+
+def test_a_mixed_batch_gets_the_tokens_of_the_engine_in_this_process(
+    client: Client, toy_engine: Callable[..., Engine]
+) -> None:
+    requests = [
+        (PROMPT[: 20 + 7 * i], Sampling(temperature=(i % 3) / 2, seed=i), compression)
+        for i, compression in enumerate([*POLICIES.values()] * 4)
+    ]
+    with ThreadPoolExecutor(len(requests)) as pool:
+        replies = list(
+            pool.map(
+                lambda r: client.generate(r[0], sampling=r[1], stopping=LONG, compression=r[2]), requests
+            )
+        )
+    expected = toy_engine().generate([EngineRequest(p, s, LONG, c) for p, s, c in requests])
+    assert [reply.token_ids for reply in replies] == [reply.token_ids for reply in expected]
+    for reply, same in zip(replies, expected, strict=True):
+        assert reply.receipt.layers == same.receipt.layers
+        assert reply.receipt.spilled_bytes == same.receipt.spilled_bytes
+        assert reply.text == same.text
+
+
+def test_a_stream_starts_counts_its_tokens_and_ends_in_a_receipt(client: Client) -> None:
+    with client.stream("What is a page?", stopping=LONG, compression=POLICIES["evict"]) as stream:
+        events = list(stream)
+    assert isinstance(events[0], Started)
+    assert events[0].prompt_tokens == len("What is a page?")
+    receipt = events[-1]
+    assert isinstance(receipt, Receipt)
+    middle = [event for event in events if isinstance(event, Tokens)]
+    assert len(middle) == len(events) - 2
+    indices = [event.index + i for event in middle for i in range(len(event.token_ids))]
+    assert indices == list(range(100))
+    assert receipt.finish_reason is FinishReason.LENGTH
+    assert receipt.queue_time >= 0
+    assert receipt.time_to_first_token > 0
+    assert receipt.pipeline_id
+
+
+def test_device_pages_fall_as_host_bytes_rise(client: Client, toy_cluster: RunningCluster) -> None:
+    def peak(compression: Compression) -> Receipt:
+        return client.generate(PROMPT, stopping=LONG, compression=compression).receipt
+
+    full, evicted = peak(POLICIES["full"]), peak(POLICIES["evict"])
+    assert full.spilled_bytes == 0
+    assert evicted.spilled_bytes > 0
+    assert evicted.peak_device_bytes.kv < full.peak_device_bytes.kv
+    row = toy_cluster.state().pipelines[0].stages[0].page_bytes // 16
+    assert evicted.spilled_bytes == sum(layer.spilled for layer in evicted.layers) * row
+
+
+def test_chat_goes_through_the_template_and_a_session_counts_its_turns(client: Client) -> None:
+    messages = [ChatMessage("user", "hello")]
+    for _ in range(2):
+        reply = client.chat(messages, session_id="s-1", stopping=Stopping(max_tokens=4))
+        assert reply.receipt.prompt_tokens == len("user: hello\nassistant: ")
+    assert client.end_session("s-1") == 2
+    with pytest.raises(UnknownSessionError, match="s-1"):
+        client.end_session("s-1")
+
+
+def test_a_stream_that_was_cut_is_resumed_where_it_stopped(client: Client) -> None:
+    sampling = Sampling(temperature=0.9, seed=11)
+    for compression in POLICIES.values():
+        whole = client.generate(PROMPT, sampling=sampling, stopping=LONG, compression=compression)
+        rest = client.generate(
+            PROMPT,
+            sampling=sampling,
+            stopping=LONG,
+            compression=compression,
+            resume_output_ids=whole.token_ids[:37],
+        )
+        assert rest.token_ids == whole.token_ids[37:]
+        assert rest.receipt.output_tokens == 100
+        nothing = client.generate(
+            PROMPT, sampling=sampling, stopping=LONG, resume_output_ids=whole.token_ids
+        )
+        assert nothing.token_ids == ()
+
+
+def test_a_request_id_that_is_live_is_joined_and_runs_once(
+    client: Client, toy_cluster: RunningCluster
+) -> None:
+    before = toy_cluster.state().decisions.get("admitted", 0)
+    with client.stream(PROMPT, stopping=LONG, request_id="twin") as first:
+        for event in first:
+            if isinstance(event, Tokens):
+                break
+        second = client.generate(PROMPT, stopping=LONG, request_id="twin")
+        others = [event for event in first if isinstance(event, Tokens)]
+    assert second.token_ids[-1] == others[-1].token_ids[-1]
+    assert len(second.token_ids) == 100
+    assert toy_cluster.state().decisions["admitted"] == before + 1
+
+
+def test_health_is_served(toy_cluster: RunningCluster) -> None:
+    with grpc.insecure_channel(toy_cluster.target) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        for service in ("", "pyramidserve.v1.Inference"):
+            answer = stub.Check(health_pb2.HealthCheckRequest(service=service))
+            assert answer.status == health_pb2.HealthCheckResponse.SERVING
+
+
+BAD_INPUTS: list[tuple[dict[str, Any], type[PyramidServeError], str]] = [
+    ({"prompt": ""}, InvalidRequestError, "empty"),
+    ({"prompt": list[int]()}, InvalidRequestError, "empty"),
+    ({"prompt": [5] * 256}, InvalidRequestError, "256"),
+    ({"prompt": [5, 259]}, InvalidRequestError, "259"),
+    ({"prompt": [5, -1]}, InvalidRequestError, "-1"),
+    ({"stopping": Stopping(max_tokens=0)}, InvalidRequestError, "max_tokens is 0"),
+    ({"stopping": Stopping(max_tokens=-4)}, InvalidRequestError, "-4"),
+    ({"stopping": Stopping(max_tokens=4000)}, InvalidRequestError, "room for 156"),
+    ({"sampling": Sampling(temperature=float("nan"))}, InvalidRequestError, "temperature is nan"),
+    ({"sampling": Sampling(temperature=-0.1)}, InvalidRequestError, "temperature is -0.1"),
+    ({"sampling": Sampling(top_p=0.0)}, InvalidRequestError, "top_p is 0"),
+    ({"sampling": Sampling(top_p=1.5)}, InvalidRequestError, "top_p is 1.5"),
+    ({"sampling": Sampling(top_k=0)}, InvalidRequestError, "top_k is 0"),
+    ({"compression": Compression("magic")}, InvalidRequestError, "'magic'"),
+    ({"compression": Compression("pyramid", "melt")}, InvalidRequestError, "'melt'"),
+    ({"compression": Compression("pyramid", kv_keep=0.0)}, InvalidRequestError, "kv_keep is 0"),
+    ({"compression": Compression("pyramid", kv_keep=1.2)}, InvalidRequestError, "kv_keep is 1.2"),
+    ({"prompt": "x" * (9 << 20)}, InvalidRequestError, "bytes"),
+]
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "words"), BAD_INPUTS, ids=[words for _, _, words in BAD_INPUTS]
+)
+def test_bad_input_is_named_and_harms_nothing(
+    client: Client, changes: dict[str, Any], error: type[PyramidServeError], words: str
+) -> None:
+    arguments = {"prompt": PROMPT, "stopping": Stopping(max_tokens=4)} | changes
+    with pytest.raises(error) as raised:
+        client.generate(**arguments)
+    assert words in raised.value.message
+    assert raised.value.retry_delay is None
+    assert len(client.generate(PROMPT, stopping=Stopping(4, ignore_eos=True)).token_ids) == 4
+
+
+def test_a_request_that_no_pipeline_could_hold_is_refused_at_once(
+    client: Client, tiny_pool: RunningCluster
+) -> None:
+    with Client(tiny_pool.target) as tiny:
+        with pytest.raises(RequestTooLargeError, match=r"pages.*lower max_tokens"):
+            tiny.generate(PROMPT, stopping=LONG)
+        # One that fits goes through, though it must wait for another.
+        with ThreadPoolExecutor(4) as pool:
+            short = Stopping(max_tokens=8, ignore_eos=True)
+            replies = list(pool.map(lambda _: tiny.generate(PROMPT[:20], stopping=short), range(4)))
+    assert {reply.token_ids for reply in replies} == {replies[0].token_ids}
+    tiny_pool.check_empty()
+
+
+def test_a_deadline_ends_the_request_everywhere(client: Client) -> None:
+    with pytest.raises(RequestTimeoutError):
+        client.generate(PROMPT, stopping=Stopping(150, ignore_eos=True), timeout=0.05)
+
+
+def test_a_client_that_leaves_at_any_moment_leaves_nothing_behind(toy_cluster: RunningCluster) -> None:
+    moments = random.Random(7)
+
+    async def leave(client: AsyncClient, number: int) -> int:
+        """Leaves after so many events, or at some moment before the first."""
+        events = moments.randrange(-2, 60)
+        compression = list(POLICIES.values())[number % 4]
+        seen = 0
+        stream = client.stream(PROMPT, stopping=LONG, compression=compression)
+        async with stream:
+            if events == -2:
+                return 0
+            async for _ in stream:
+                seen += 1
+                if seen > events:
+                    break
+        return seen
+
+    async def crowd() -> list[int]:
+        async with AsyncClient(toy_cluster.target) as client:
+            return await asyncio.gather(*(leave(client, number) for number in range(60)))
+
+    async def cancelled_tasks() -> int:
+        """Tasks cancelled from outside, at growing distances in time."""
+        cancelled = 0
+        async with AsyncClient(toy_cluster.target) as client:
+            for number in range(40):
+                task = asyncio.ensure_future(client.generate(PROMPT, stopping=LONG))
+                try:
+                    await asyncio.wait_for(task, timeout=moments.random() / 4)
+                except TimeoutError:
+                    cancelled += 1
+                assert number < 40
+        return cancelled
+
+    seen = asyncio.run(crowd())
+    assert len(seen) == 60
+    assert min(seen) == 0 < max(seen)
+    assert asyncio.run(cancelled_tasks()) > 0
+    toy_cluster.check_empty()
+    eventually(lambda: toy_cluster.state().sessions == 0, "sessions are left")

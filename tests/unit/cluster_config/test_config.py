@@ -1,0 +1,88 @@
+"""What a deployment may say: each setting by its name, of its type, in its range."""
+
+import math
+from typing import Any
+
+import pytest
+
+from cluster.config import ClusterConfig, parse_config
+from pyramidserve.errors import ConfigurationError
+from pyramidserve.types import Compression, PyramidParameters, StreamingParameters
+
+
+def test_no_settings_are_the_defaults() -> None:
+    config = parse_config({})
+    assert config == ClusterConfig()
+    assert config.compression == Compression("pyramid", "prune", kv_keep=0.45)
+
+
+def test_settings_are_taken_as_they_are() -> None:
+    config = parse_config(
+        {
+            "model": "somewhere",
+            "dtype": "float16",
+            "shards": 3,
+            "cpus_per_shard": 2,
+            "router_port": 0,
+            "compression": {"policy": "streaming", "streaming": {"sinks": 2, "window": 30}},
+        }
+    )
+    assert (config.model, config.dtype, config.shards, config.router_port) == ("somewhere", "float16", 3, 0)
+    assert config.cpus_per_shard == 2
+    assert config.compression == Compression("streaming", streaming=StreamingParameters(2, 30))
+
+
+def test_knobs_of_the_pyramid_are_settings_too() -> None:
+    compression = {"policy": "pyramid", "prefill": "evict", "kv_keep": None, "pyramid": {"recent_ratio": 0}}
+    expected = Compression("pyramid", "evict", pyramid=PyramidParameters(recent_ratio=0))
+    assert parse_config({"compression": compression}).compression == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({"shard": 2}, ("shard", "shards")),
+        ({"compression": {"policy": "full", "keep": 1}}, ("compression.keep", "kv_keep")),
+        ({"compression": {"policy": "pyramid", "pyramid": {"ratio": 1}}}, ("compression.pyramid.ratio",)),
+        ({"shards": "2"}, ("shards", "'2'", "int")),
+        ({"shards": 2.0}, ("shards", "2.0", "int")),
+        ({"shards": True}, ("shards", "True", "int")),
+        ({"shards": None}, ("shards", "None", "int")),
+        ({"cpus_per_shard": "1"}, ("cpus_per_shard", "'1'", "float")),
+        ({"model": 7}, ("model", "7", "text")),
+        ({"compression": "pyramid"}, ("compression", "'pyramid'", "mapping")),
+        ({"compression": None}, ("compression", "None", "mapping")),
+        ({"compression": {"kv_keep": "0.45"}}, ("compression.kv_keep", "'0.45'", "float")),
+        (
+            {"compression": {"policy": "pyramid", "pyramid": {"min_context_length": 0.5}}},
+            ("compression.pyramid.min_context_length", "0.5", "int"),
+        ),
+        ({"dtype": "int8"}, ("dtype", "'int8'", "bfloat16")),
+        ({"router_port": 65536}, ("router_port", "65536", "65535")),
+        ({"router_port": -1}, ("router_port", "-1", "65535")),
+        ({"compression": {"policy": "h2o"}}, ("compression", "'h2o'")),
+        ({"compression": {"policy": "pyramid", "kv_keep": 1.5}}, ("compression", "kv_keep is 1.5")),
+        ({"compression": {"policy": "pyramid", "kv_keep": math.nan}}, ("compression", "kv_keep is nan")),
+    ],
+)
+def test_a_wrong_setting_is_refused_by_name(arguments: dict[str, Any], named: tuple[str, ...]) -> None:
+    with pytest.raises(ConfigurationError) as refused:
+        parse_config(arguments)
+    assert all(words in refused.value.message for words in named)
+
+
+@pytest.mark.parametrize(
+    "name", ["pipelines", "shards", "kv_bytes", "max_sequences", "max_prefill_tokens", "threads"]
+)
+@pytest.mark.parametrize("value", [0, -1])
+def test_what_must_be_there_is_at_least_one(name: str, value: int) -> None:
+    with pytest.raises(ConfigurationError, match=f"{name} is {value}; it must be 1 or more"):
+        parse_config({name: value})
+    assert getattr(parse_config({name: 1}), name) == 1
+
+
+@pytest.mark.parametrize("name", ["host_bytes", "cpus_per_shard", "gpus_per_shard"])
+def test_what_may_be_absent_is_not_negative(name: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"{name} is -1; it must be 0 or more"):
+        parse_config({name: -1})
+    assert getattr(parse_config({name: 0}), name) == 0

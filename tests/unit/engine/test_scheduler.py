@@ -1,0 +1,239 @@
+"""Continuous batching: whatever comes and goes, every sequence ends once and gives its pages back."""
+
+from collections import Counter, deque
+from itertools import pairwise
+
+import pytest
+from fake_pipeline import PAGES, layout, request
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from pyramidserve.types import FinishReason
+from workers.compression.policies import plan
+from workers.engine.detokenizer import Detokenizer
+from workers.engine.scheduler import Scheduler
+from workers.engine.sequence import RunningSequence, SequenceRequest
+from workers.engine.step import Step, StepKind
+
+MAX_PREFILL_TOKENS = 10
+lengths = st.integers(1, 8) | st.integers(9, 300)
+
+
+def admit(scheduler: Scheduler, wanted: SequenceRequest) -> bool:
+    keep = plan(wanted.compression, len(wanted.prompt_ids), scheduler.layout.layers)
+    return scheduler.admit(RunningSequence(wanted, keep, Detokenizer(lambda ids: "x" * len(ids)), 0.0))
+
+
+def finish(scheduler: Scheduler, step: Step) -> None:
+    """Every sequence of the step gets a token, and the step has passed all shards."""
+    if step.kind is not StepKind.RELEASE:
+        for key in step.sequences:
+            sequence = scheduler.sequences[key]
+            if not sequence.cancelled:
+                sequence.accept(100 + len(sequence.output_ids), 0.0, ())
+    scheduler.finish_step(step)
+
+
+class Serving(RuleBasedStateMachine):
+    """Requests, cancellations and the coming and going of steps, in any order."""
+
+    admitted = Bundle[int]("admitted")
+
+    @initialize(shards=st.integers(1, 3), max_sequences=st.integers(1, 6))
+    def build(self, shards: int, max_sequences: int) -> None:
+        self.shards = shards
+        self.scheduler = Scheduler(layout(shards, max_sequences, MAX_PREFILL_TOKENS))
+        self.under_way: deque[Step] = deque()
+        self.requests: dict[int, SequenceRequest] = {}
+        self.ends: Counter[int] = Counter()
+        self.tokens: dict[int, int] = {}
+        self.turn = StepKind.DECODE
+
+    @rule(target=admitted, prompt_tokens=lengths, max_tokens=st.integers(1, 6))
+    def ask(self, prompt_tokens: int, max_tokens: int) -> int:
+        key = len(self.requests)
+        wanted = request(key, prompt_tokens, max_tokens)
+        self.requests[key] = wanted
+        room = self.scheduler.ledger.fits(self.scheduler.pages(wanted))
+        assert admit(self.scheduler, wanted) == room
+        assert (key in self.scheduler.sequences) == room
+        if not room:
+            self.ends[key] += 1
+        return key
+
+    @rule(key=admitted)
+    def cancel(self, key: int) -> None:
+        alive = key in self.scheduler.sequences
+        if self.scheduler.cancel(key):
+            assert alive
+            self.ends[key] += 1
+
+    @rule()
+    def send(self) -> None:
+        busy = {key for step in self.under_way for key in step.sequences}
+        idle = {key: sequence for key, sequence in self.scheduler.sequences.items() if key not in busy}
+        fresh = [key for key in idle if key not in self.tokens]
+        ready = [key for key, each in idle.items() if each.output_ids and not each.cancelled]
+        ready = [key for key in ready if idle[key].finish_reason is None]
+        kinds = Counter(sent.kind for sent in self.under_way)
+        work = self.scheduler.next_step()
+        if work is None:
+            full = kinds[StepKind.DECODE] == self.shards
+            assert not ready or full
+            assert not fresh or kinds[StepKind.PREFILL] or (ready and full)
+            assert self.under_way or not self.scheduler.sequences
+            return
+        step, ids = work
+        assert step.sequences
+        assert not busy & set(step.sequences)
+        self.check_contents(step, ids.tolist())
+        self.under_way.append(step)
+        kinds[step.kind] += 1
+        if step.kind is StepKind.PREFILL:
+            assert not ready or self.turn is StepKind.DECODE
+        if step.kind is StepKind.DECODE:
+            assert not fresh or kinds[StepKind.PREFILL] or self.turn is StepKind.PREFILL
+        if step.kind is not StepKind.RELEASE:
+            self.turn = step.kind
+        assert kinds[StepKind.PREFILL] <= 1
+        assert kinds[StepKind.RELEASE] <= 1
+        assert kinds[StepKind.DECODE] <= self.shards
+
+    def check_contents(self, step: Step, ids: list[int]) -> None:
+        if step.kind is StepKind.RELEASE:
+            assert not ids
+            return
+        wanted = [self.requests[key] for key in step.sequences]
+        done = [self.tokens.get(key, 0) for key in step.sequences]
+        assert list(step.output_indices) == done
+        if step.kind is StepKind.PREFILL:
+            assert sum(step.rows) <= MAX_PREFILL_TOKENS or len(step.rows) == 1
+            assert list(step.rows) == [len(each.prompt_ids) for each in wanted]
+            assert ids == [token for each in wanted for token in each.prompt_ids]
+            assert step.positions.tolist() == [at for each in wanted for at in range(len(each.prompt_ids))]
+            assert [spec.sequence for spec in step.new] == list(step.sequences)
+        else:
+            assert step.rows == (1,) * len(wanted)
+            assert ids == [99 + count for count in done]
+            ends = zip(wanted, done, strict=True)
+            assert step.positions.tolist() == [len(each.prompt_ids) + count - 1 for each, count in ends]
+
+    @rule()
+    @precondition(lambda self: bool(self.under_way))
+    def come_back(self) -> None:
+        step = self.under_way.popleft()
+        finish(self.scheduler, step)
+        if step.kind is StepKind.RELEASE:
+            self.ends.update(step.sequences)
+        else:
+            self.tokens |= {key: len(self.scheduler.sequences[key].output_ids) for key in step.sequences}
+
+    @invariant()
+    def books_balance(self) -> None:
+        self.scheduler.check_integrity()
+        assert len(self.scheduler.ledger) == len(self.scheduler.sequences)
+        assert set(self.ends.values()) <= {1}
+        assert self.scheduler.steps_under_way == len(self.under_way)
+
+    def teardown(self) -> None:
+        while self.scheduler.sequences:
+            self.send()
+            if self.under_way:
+                self.come_back()
+        assert self.ends == Counter(self.requests.keys())
+        assert self.scheduler.ledger.free == (PAGES,) * self.shards
+
+
+TestServing = Serving.TestCase
+TestServing.settings = settings(max_examples=80, stateful_step_count=60, deadline=None)
+
+
+def sent(scheduler: Scheduler) -> list[Step]:
+    """All steps that can go now."""
+    steps = []
+    while (work := scheduler.next_step()) is not None:
+        steps.append(work[0])
+    return steps
+
+
+@pytest.mark.parametrize("shards", [1, 2, 3])
+def test_prefill_and_decode_take_turns_while_both_have_work(shards: int) -> None:
+    scheduler = Scheduler(layout(shards, 200))
+    for key in range(shards):
+        assert admit(scheduler, request(key, 10, 100))
+        for step in sent(scheduler):
+            finish(scheduler, step)
+    kinds = []
+    for key in range(100, 120):
+        assert admit(scheduler, request(key, 10, 1))
+        (step, _), *_ = filter(None, [scheduler.next_step()])
+        while step.kind is StepKind.RELEASE:
+            finish(scheduler, step)
+            (step, _), *_ = filter(None, [scheduler.next_step()])
+        kinds.append(step.kind)
+        finish(scheduler, step)
+    assert set(kinds) == {StepKind.PREFILL, StepKind.DECODE}
+    assert all(a is not b for a, b in pairwise(kinds))
+
+
+def test_prompts_share_a_prefill_in_order_as_far_as_its_rows_go() -> None:
+    scheduler = Scheduler(layout(max_prefill_tokens=10))
+    for key, prompt_tokens in enumerate((4, 6, 5, 30, 3, 7)):
+        assert admit(scheduler, request(key, prompt_tokens, 1))
+    batches = []
+    while (work := scheduler.next_step()) is not None:
+        finish(scheduler, work[0])
+        if work[0].kind is StepKind.PREFILL:
+            batches.append(work[0].sequences)
+    assert batches == [(0, 1), (2,), (3,), (4, 5)]
+
+
+@pytest.mark.parametrize("shards", [1, 2, 3])
+def test_sequences_are_spread_over_as_many_decodes_as_there_are_shards(shards: int) -> None:
+    scheduler = Scheduler(layout(shards, max_prefill_tokens=100))
+    for key in range(6):
+        assert admit(scheduler, request(key, 10, 3))
+    (prefill,) = sent(scheduler)
+    finish(scheduler, prefill)
+    assert [len(step.sequences) for step in sent(scheduler)] == [6 // shards] * shards
+
+
+def test_a_sequence_that_has_not_begun_is_gone_when_cancelled() -> None:
+    scheduler = Scheduler(layout())
+    assert admit(scheduler, request(1))
+    assert scheduler.cancel(1)
+    assert scheduler.next_step() is None
+    assert len(scheduler.ledger) == 0
+    assert not scheduler.cancel(1)
+
+
+def test_a_cancelled_sequence_is_released_behind_the_step_that_carries_it() -> None:
+    scheduler = Scheduler(layout())
+    assert admit(scheduler, request(1))
+    (prefill,) = sent(scheduler)
+    assert not scheduler.cancel(1)
+    assert sent(scheduler) == []
+    finish(scheduler, prefill)
+    (release,) = sent(scheduler)
+    assert (release.kind, release.sequences) == (StepKind.RELEASE, (1,))
+    assert len(scheduler.ledger) == 1
+    finish(scheduler, release)
+    assert len(scheduler.ledger) == 0
+
+
+def test_a_sequence_without_room_leaves_no_trace() -> None:
+    scheduler = Scheduler(layout(max_sequences=1))
+    assert admit(scheduler, request(1))
+    assert not admit(scheduler, request(2))
+    assert list(scheduler.sequences) == [1]
+    assert not admit(Scheduler(layout()), request(3, 16 * PAGES))
+
+
+def test_a_finished_sequence_is_not_decoded_again() -> None:
+    scheduler = Scheduler(layout())
+    assert admit(scheduler, request(1, max_tokens=1))
+    (prefill,) = sent(scheduler)
+    finish(scheduler, prefill)
+    assert scheduler.sequences[1].finish_reason is FinishReason.LENGTH
+    assert [step.kind for step in sent(scheduler)] == [StepKind.RELEASE]

@@ -1,0 +1,72 @@
+"""What a sequence will take is known before it begins: against counting it token by token."""
+
+from collections.abc import Iterator
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kv_plans import plans, pyramid_plans
+
+from workers.compression.plan import KeepPlan
+from workers.kv.footprint import ShardLayout, pages_held, peak_pages, score_pages, score_width
+
+LAYERS = 4
+LAYOUTS = st.builds(
+    lambda ends, page_bytes: ShardLayout(min(ends), max(ends), page_bytes),
+    st.sets(st.integers(0, LAYERS), min_size=2, max_size=2),
+    st.sampled_from((64, 256, 4096)),
+)
+
+
+def _lives(plan: KeepPlan, layout: ShardLayout, fed: int) -> Iterator[tuple[int, int]]:
+    """After the prompt and each fed token: pages before compression, and behind it."""
+    generation = plan.generation
+    scores = 0
+    if generation is not None and any(generation.keeps):
+        floats = (layout.end - layout.first) * (generation.window + generation.chunk)
+        scores = len(range(0, floats * 4, layout.page_bytes))
+
+    def pages() -> int:
+        return scores + sum(len(range(0, tokens, 16)) for tokens in held)
+
+    held = list(plan.kept[layout.first : layout.end])
+    uncompressed = 0
+    yield pages(), pages()
+    for _ in range(fed):
+        held = [tokens + 1 for tokens in held]
+        uncompressed += 1
+        before = pages()
+        if generation is not None and uncompressed == generation.window + generation.chunk:
+            uncompressed -= generation.chunk
+            for index, keeps in enumerate(generation.keeps[layout.first : layout.end]):
+                held[index] -= generation.chunk - keeps
+        yield before, pages()
+
+
+@settings(deadline=None)
+@given(plans(LAYERS, 80), LAYOUTS, st.integers(1, 150))
+def test_peak_pages_are_the_most_pages_ever_held(
+    plan: KeepPlan, layout: ShardLayout, max_tokens: int
+) -> None:
+    most = max(before for before, _ in _lives(plan, layout, max_tokens - 1))
+    assert peak_pages(plan, layout, max_tokens) == most
+
+
+@settings(deadline=None)
+@given(plans(LAYERS, 80), LAYOUTS)
+def test_pages_held_follow_every_token(plan: KeepPlan, layout: ShardLayout) -> None:
+    counted = [after for _, after in _lives(plan, layout, 100)]
+    assert [pages_held(plan, layout, fed) for fed in range(101)] == counted
+
+
+@settings(deadline=None)
+@given(pyramid_plans(LAYERS, 80), LAYOUTS)
+def test_score_pages_hold_the_scores_and_no_page_more(plan: KeepPlan, layout: ShardLayout) -> None:
+    wanted = score_width(plan) * (layout.end - layout.first) * 4
+    room = score_pages(plan, layout) * layout.page_bytes
+    assert room - layout.page_bytes < wanted <= room
+
+
+@settings(deadline=None)
+@given(plans(LAYERS, 80).filter(lambda plan: not plan.generation or not plan.generation.scores))
+def test_a_plan_that_chooses_nothing_by_attention_takes_no_score_page(plan: KeepPlan) -> None:
+    assert score_pages(plan, ShardLayout(0, LAYERS, 64)) == 0

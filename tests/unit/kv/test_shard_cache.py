@@ -1,0 +1,460 @@
+"""A shard's cache holds what the plan says, bit for bit, and what it evicts is on the host."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from kv_doubles import DeferredLink, PoisoningAllocator, poison, same_bits
+from kv_plans import plans
+
+from pyramidserve.types import Compression, PyramidParameters, StreamingParameters
+from workers.compression.plan import KeepPlan
+from workers.compression.policies import plan
+from workers.kv.cache import ReleasedSequence, ShardCache
+from workers.kv.footprint import ShardLayout, pages_held, peak_pages, score_pages
+from workers.kv.host import HostStore
+from workers.kv.page_table import PageTables
+from workers.kv.pages import IntegrityError, OutOfPagesError, pages_for
+from workers.kv.pool import KVPool
+
+# The shard has the middle layers of a model, so that neither its first nor its last is the model's.
+FIRST, END, MODEL_LAYERS = 1, 4, 5
+LAYERS = range(END - FIRST)
+MAX_TOKENS, SEQUENCES = 160, 4
+TOKEN = (2, 1, 2)
+
+PYRAMID = PyramidParameters(
+    recent_ratio=0.3,
+    min_context_length=2,
+    distance_weight=2.5,
+    exceed_length_to_compress=6,
+    gen_decay_ratio=0.3,
+)
+PLANS = {
+    "full": plan(Compression(), 21, MODEL_LAYERS),
+    "streaming": plan(Compression("streaming", streaming=StreamingParameters(3, 20)), 30, MODEL_LAYERS),
+    "streaming short": plan(
+        Compression("streaming", streaming=StreamingParameters(4, 40)), 3, MODEL_LAYERS
+    ),
+    "prune": plan(Compression("pyramid", "prune", pyramid=PYRAMID), 40, MODEL_LAYERS),
+    "evict": plan(Compression("pyramid", "evict", pyramid=PYRAMID), 40, MODEL_LAYERS),
+    "long chunk": plan(
+        Compression("pyramid", "evict", pyramid=replace(PYRAMID, exceed_length_to_compress=25)),
+        10,
+        MODEL_LAYERS,
+    ),
+}
+
+
+class Books:
+    """What one sequence should hold: input positions per layer, over the KV of every position."""
+
+    def __init__(self, plan: KeepPlan, random: torch.Generator, dtype: torch.dtype) -> None:
+        self.plan = plan
+        self.kv = torch.randn(len(LAYERS), MAX_TOKENS, *TOKEN, generator=random).to(dtype)
+        self.device: list[list[int]] = [[] for _ in LAYERS]
+        self.host: list[list[int]] = [[] for _ in LAYERS]
+        # Attention that a generated token pays to a position.
+        self.attention = np.zeros((len(LAYERS), MAX_TOKENS, MAX_TOKENS))
+        self.stored = False
+        self.generated = 0
+        self.peak = 0
+
+    @property
+    def end(self) -> int:
+        return self.plan.prompt_tokens + self.generated
+
+    def note_peak(self, layout: ShardLayout) -> None:
+        held = score_pages(self.plan, layout) + sum(map(pages_for, map(len, self.device)))
+        self.peak = max(self.peak, held)
+
+    def compress(self, layer: int, chosen: Sequence[int]) -> None:
+        """Moves what a chunk that is due loses; ``chosen`` is what the cache has decided to hold."""
+        generation, held = self.plan.generation, self.device[layer]
+        assert generation is not None
+        first, keeps = self.end - generation.window - generation.chunk, generation.keeps[FIRST + layer]
+        chunk = list(range(first, first + generation.chunk))
+        if not generation.scores:
+            chunk = held[generation.start[FIRST + layer] :][: generation.chunk]
+        kept = [position for position in chunk if position in chosen]
+        gone = [position for position in chunk if position not in chosen]
+        assert len(kept) == keeps
+        if kept and gone:
+            weights = np.linspace(1, self.plan.distance_weight, generation.window)
+            behind = slice(self.generated - generation.window, self.generated)
+            scores = weights @ self.attention[layer, behind]
+            assert scores[kept].min() > scores[gone].max() - 1e-3
+        self.device[layer] = [position for position in held if position not in gone]
+        self.host[layer] += gone
+
+
+class Shard:
+    """A shard's cache in poisoned memory, its copies late, beside the books of its sequences."""
+
+    def __init__(self, dtype: torch.dtype = torch.float32, pages: int = 200, host_pages: int = 200) -> None:
+        pool = KVPool(pages, *TOKEN[1:], dtype, torch.device("cpu"))
+        pool.allocator = PoisoningAllocator(pages, pool.rows)
+        self.layout = ShardLayout(FIRST, END, pool.page_bytes)
+        self.link = DeferredLink()
+        self.tables = PageTables(pool.allocator, SEQUENCES, len(LAYERS), MAX_TOKENS)
+        sizes = (SEQUENCES, len(LAYERS), MAX_TOKENS)
+        host = poison(HostStore(host_pages * pool.page_bytes, self.link, *sizes, like=pool.rows))
+        self.cache = ShardCache(pool, self.tables, host, self.layout)
+        self.allocator, self.dtype = pool.allocator, dtype
+        self.books: dict[int, Books] = {}
+        self.random = torch.Generator().manual_seed(7)
+
+    def open(self, sequence: int, plan: KeepPlan) -> Books:
+        self.cache.open(sequence, plan)
+        self.books[sequence] = Books(plan, self.random, self.dtype)
+        self.books[sequence].note_peak(self.layout)
+        return self.books[sequence]
+
+    def store(self, sequence: int) -> None:
+        """Stores a prompt, keeping any tokens; a plan that prunes has dropped the others before."""
+        books = self.books[sequence]
+        tokens = books.plan.prompt_tokens
+        for layer in LAYERS:
+            kept = books.plan.kept[FIRST + layer]
+            chosen = torch.randperm(tokens, generator=self.random)[:kept].sort().values
+            alive = chosen if books.plan.drops_hidden_states else torch.arange(tokens)
+            self.cache.store_prompt(
+                sequence,
+                layer,
+                alive.numpy().astype(np.int32),
+                books.kv[layer, alive],
+                None if len(alive) == kept else chosen,
+            )
+            books.device[layer] = chosen.tolist()
+            books.host[layer] = sorted({*alive.tolist()} - {*chosen.tolist()})
+        books.stored = True
+        books.note_peak(self.layout)
+
+    def decode(self, sequences: Sequence[int]) -> None:
+        """Generates a token of each sequence, with random attention and NaN where there is none."""
+        cache, all_books = self.cache, [self.books[sequence] for sequence in sequences]
+        targets = cache.score_targets(sequences)
+        for layer in LAYERS:
+            cache.append(sequences, layer, torch.stack([b.kv[layer, b.end] for b in all_books]))
+            gathered, lengths = cache.gather(sequences, layer)
+            attention = torch.rand(gathered.shape[:2], generator=self.random)
+            attention[torch.arange(gathered.shape[1]) >= lengths[:, None]] = float("nan")
+            for row, books in enumerate(all_books):
+                held = books.device[layer]
+                held.append(books.end)
+                assert same_bits(gathered[row, : lengths[row]], books.kv[layer, held])
+                books.attention[layer, books.generated, held] = attention[row, : len(held)]
+            assert not gathered.isnan().any()
+            if targets is not None:
+                cache.add_scores(layer, targets, attention, lengths)
+        for books in all_books:
+            books.note_peak(self.layout)
+        cache.end_step(sequences)
+        for sequence, books in zip(sequences, all_books, strict=True):
+            books.generated += 1
+            generation = books.plan.generation
+            behind = books.generated - generation.window if generation else 0
+            if generation and behind > 0 and behind % generation.chunk == 0:
+                for layer in LAYERS:
+                    books.compress(layer, cache.positions(sequence, layer).tolist())
+
+    def check(self) -> None:
+        """Asserts that pages, lengths, positions and bits are what plan and books say."""
+        self.cache.check_integrity()
+        assert len(self.cache) == len(self.books)
+        expected = 0
+        for sequence, books in self.books.items():
+            assert sequence in self.cache
+            if not books.stored:
+                expected += score_pages(books.plan, self.layout)
+                continue
+            expected += pages_held(books.plan, self.layout, books.generated)
+            for layer in LAYERS:
+                held = books.device[layer]
+                assert len(held) == books.plan.tokens(FIRST + layer, books.generated)
+                assert self.cache.positions(sequence, layer).tolist() == held
+                kv, lengths = self.cache.gather([sequence], layer)
+                assert lengths.tolist() == [len(held)]
+                assert same_bits(kv[0], books.kv[layer, held])
+        assert self.allocator.pages_in_use == expected
+
+    def recall(self, sequence: int) -> bool:
+        """Asserts that the host has what was evicted; returns whether it has not dropped it."""
+        books, host = self.books[sequence], self.cache.host
+        back = [host.read(sequence, layer) for layer in LAYERS]
+        for layer, kv in enumerate(back):
+            if kv is not None:
+                assert host.positions(sequence, layer).tolist() == books.host[layer]
+                assert same_bits(kv, books.kv[layer, books.host[layer]])
+        dropped = {kv is None for kv in back}
+        assert len(dropped) == 1
+        return dropped == {False}
+
+    def release(self, sequence: int) -> ReleasedSequence:
+        """Releases a sequence; asserts that its receipts account for every token and byte."""
+        books, host = self.books.pop(sequence), self.cache.host
+        positions = [host.positions(sequence, layer).tolist() for layer in LAYERS]
+        before = self.allocator.pages_in_use
+        receipt = self.cache.release(sequence)
+        for layer, tokens in enumerate(receipt.layers):
+            prompt = sum(position < books.plan.prompt_tokens for position in books.device[layer])
+            assert tokens.layer == FIRST + layer
+            assert tokens.prompt_kept == prompt
+            assert tokens.generated_kept == len(books.device[layer]) - prompt
+            assert tokens.spilled == len(positions[layer])
+            gone = books.end - len(books.device[layer]) - len(positions[layer])
+            assert tokens.dropped == gone
+        row_bytes = self.layout.page_bytes // 16
+        evicted = sum(map(len, books.host)) * row_bytes
+        assert receipt.spilled_bytes == evicted
+        assert receipt.dropped_bytes == evicted - sum(map(len, positions)) * row_bytes
+        assert receipt.peak_pages == books.peak
+        assert receipt.page_bytes == self.layout.page_bytes
+        assert receipt.table_bytes == self.tables.bytes_per_sequence
+        assert receipt.score_pages == score_pages(books.plan, self.layout)
+        held = receipt.score_pages + sum(map(pages_for, map(len, books.device)))
+        assert before - self.allocator.pages_in_use == held
+        return receipt
+
+
+@pytest.fixture(params=[torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def shard(request: pytest.FixtureRequest) -> Shard:
+    return Shard(request.param)
+
+
+@pytest.mark.parametrize("name", ["streaming", "evict", "long chunk"])
+def test_what_a_prompt_keeps_and_what_it_spills_are_the_whole_prompt(name: str, shard: Shard) -> None:
+    books = shard.open(1, PLANS[name])
+    shard.store(1)
+    shard.check()
+    assert shard.recall(1)
+    for device, host in zip(books.device, books.host, strict=True):
+        assert sorted(device + host) == list(range(books.plan.prompt_tokens))
+    assert any(books.host)
+
+
+@pytest.mark.parametrize("name", ["full", "prune", "streaming short"])
+def test_a_prompt_that_keeps_all_its_rows_spills_none(name: str, shard: Shard) -> None:
+    books = shard.open(1, PLANS[name])
+    shard.store(1)
+    shard.check()
+    assert shard.link.pending == shard.cache.host.bytes_in_use == 0
+    kept = books.plan.kept[FIRST:END]
+    assert [len(shard.cache.positions(1, layer)) for layer in LAYERS] == list(kept)
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_every_generated_token_leaves_what_the_plan_says(name: str, shard: Shard) -> None:
+    books = shard.open(1, PLANS[name])
+    shard.store(1)
+    for generated in range(1, 90):
+        shard.decode([1])
+        shard.check()
+        assert books.peak <= peak_pages(books.plan, shard.layout, generated + 1)
+    assert shard.recall(1)
+    receipt = shard.release(1)
+    assert receipt.peak_pages == peak_pages(books.plan, shard.layout, 90)
+    assert receipt.recalled_bytes == receipt.spilled_bytes
+    assert shard.allocator.pages_in_use == shard.cache.host.bytes_in_use == 0
+
+
+def test_sequences_of_all_lengths_and_policies_share_a_batch(shard: Shard) -> None:
+    for sequence, name in enumerate(("prune", "streaming short", "full", "evict")):
+        shard.open(sequence, PLANS[name])
+        shard.store(sequence)
+        for _ in range(12):
+            shard.decode(list(shard.books)[::-1])
+    shard.check()
+    lengths = [len(held) for books in shard.books.values() for held in books.device]
+    assert len({*lengths}) > 6
+    assert all(map(shard.recall, shard.books))
+
+
+@pytest.mark.parametrize(
+    ("name", "sinks", "chunk_is_due"), [("streaming", 3, 16), ("streaming short", 4, 57)]
+)
+def test_streaming_drops_the_oldest_behind_the_sinks(
+    name: str, sinks: int, chunk_is_due: int, shard: Shard
+) -> None:
+    books = shard.open(1, PLANS[name])
+    shard.store(1)
+    held = shard.cache.positions(1, 0).tolist()
+    held += range(books.end, books.end + chunk_is_due)
+    for _ in range(chunk_is_due):
+        shard.decode([1])
+    assert shard.cache.positions(1, 0).tolist() == held[:sinks] + held[sinks + 16 :]
+
+
+def test_a_step_without_a_complete_chunk_behind_it_needs_no_scores() -> None:
+    shard = Shard()
+    for sequence, name in enumerate(("evict", "full", "streaming")):
+        shard.open(sequence, PLANS[name])
+        shard.store(sequence)
+    wanted = []
+    for _ in range(7):
+        wanted.append(shard.cache.score_targets([0, 1, 2]) is not None)
+        shard.decode([0, 1, 2])
+    assert wanted == [False] * 6 + [True]
+    assert shard.cache.score_targets([1, 2]) is None
+
+
+def test_evicted_tokens_outlive_the_pages_they_came_from(shard: Shard) -> None:
+    shard.open(1, PLANS["evict"])
+    shard.store(1)
+    for _ in range(60):
+        shard.decode([1])
+    assert shard.link.pending > 0
+    for layer in LAYERS:
+        shard.tables.resize(1, layer, 0)
+    assert shard.recall(1)
+
+
+def test_what_the_host_drops_is_accounted_as_dropped() -> None:
+    shard = Shard(host_pages=2)
+    shard.open(1, PLANS["evict"])
+    shard.store(1)
+    for _ in range(60):
+        shard.decode([1])
+    assert not shard.recall(1)
+    receipt = shard.release(1)
+    assert receipt.dropped_bytes == receipt.spilled_bytes > 0
+    assert all(layer.spilled == 0 < layer.dropped for layer in receipt.layers)
+
+
+def test_a_sequence_released_before_its_prompt_was_stored_held_scores_alone() -> None:
+    shard = Shard()
+    shard.open(1, PLANS["evict"])
+    receipt = shard.release(1)
+    assert receipt.peak_pages == receipt.score_pages > 0
+    assert all(layer.dropped == 40 for layer in receipt.layers)
+
+
+def test_a_sequence_whose_scores_find_no_page_changes_nothing() -> None:
+    wanted = score_pages(PLANS["evict"], Shard().layout)
+    shard = Shard(pages=wanted - 1)
+    with pytest.raises(OutOfPagesError):
+        shard.open(1, PLANS["evict"])
+    shard.check()
+    assert 1 not in shard.cache
+    assert shard.allocator.pages_in_use == 0
+
+
+@pytest.mark.parametrize(
+    "tamper",
+    [
+        lambda shard: shard.allocator.allocate(1, "nobody"),
+        lambda shard: shard.tables.resize(1, 0, 1),
+        lambda shard: shard.cache._sequences[1].positions[0].__setitem__(3, 0),
+        lambda shard: shard.cache.host._sequences[1].positions.reverse(),
+        lambda shard: shard.cache._scores._pages.__setitem__(1, np.zeros(0, dtype=np.int32)),
+    ],
+    ids=["a page of nobody", "lost tokens", "positions", "host", "scores"],
+)
+def test_tampered_books_are_found(tamper: Callable[[Shard], object]) -> None:
+    shard = Shard()
+    shard.open(1, PLANS["evict"])
+    shard.store(1)
+    shard.check()
+    tamper(shard)
+    with pytest.raises(IntegrityError):
+        shard.cache.check_integrity()
+
+
+class Caches(RuleBasedStateMachine):
+    """Sequences of any plan come, grow together in any batches, and go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shard = Shard(pages=0)
+        self.most: dict[int, int] = {}
+        self.begun = 0
+
+    @initialize(
+        dtype=st.sampled_from((torch.float32, torch.bfloat16)),
+        pages=st.integers(16, 100),
+        host_pages=st.integers(0, 40),
+    )
+    def build(self, dtype: torch.dtype, pages: int, host_pages: int) -> None:
+        self.shard = Shard(dtype, pages, host_pages)
+
+    def _peaks(self) -> int:
+        """Pages that admission has promised."""
+        books, layout = self.shard.books, self.shard.layout
+        return sum(peak_pages(books[key].plan, layout, most) for key, most in self.most.items())
+
+    @precondition(lambda self: len(self.most) < SEQUENCES)
+    @rule(plan=plans(MODEL_LAYERS, 40), most=st.integers(1, 100))
+    def open(self, plan: KeepPlan, most: int) -> None:
+        peak = peak_pages(plan, self.shard.layout, most)
+        if self._peaks() + peak <= self.shard.allocator.pages:
+            self.begun += 1
+            self.shard.open(self.begun, plan)
+            self.most[self.begun] = most
+
+    @precondition(lambda self: not all(books.stored for books in self.shard.books.values()))
+    @rule()
+    def store(self) -> None:
+        self.shard.store(next(key for key, own in self.shard.books.items() if not own.stored))
+
+    def _growing(self) -> list[int]:
+        books = self.shard.books
+        return [
+            key for key, most in self.most.items() if books[key].stored and books[key].generated < most - 1
+        ]
+
+    @precondition(lambda self: self._growing())
+    @rule(steps=st.integers(1, 40), batch=st.integers(1, SEQUENCES), data=st.data())
+    def decode(self, steps: int, batch: int, data: st.DataObject) -> None:
+        sequences = data.draw(st.permutations(self._growing()))[:batch]
+        left = [self.most[key] - 1 - self.shard.books[key].generated for key in sequences]
+        for _ in range(min(steps, *left)):
+            self.shard.decode(sequences)
+            self.shard.check()
+
+    @rule(count=st.integers(1, 8))
+    def complete_some_copies(self, count: int) -> None:
+        self.shard.link.complete(count)
+
+    @precondition(lambda self: self.shard.cache.host.bytes_in_use)
+    @rule(data=st.data())
+    def recall(self, data: st.DataObject) -> None:
+        self.shard.recall(data.draw(st.sampled_from(list(self.most))))
+
+    # Not the only one that can still grow, or few would ever grow together.
+    @precondition(lambda self: len(self.most) > 2 or (self.most and not self._growing()))
+    @rule(data=st.data())
+    def release(self, data: st.DataObject) -> None:
+        sequence = data.draw(st.sampled_from(list(self.most)))
+        most, plan = self.most.pop(sequence), self.shard.books[sequence].plan
+        receipt = self.shard.release(sequence)
+        assert receipt.peak_pages <= peak_pages(plan, self.shard.layout, most)
+
+    @invariant()
+    def memory_is_what_the_plans_say(self) -> None:
+        self.shard.check()
+        assert self.shard.allocator.pages_in_use <= self._peaks()
+
+    def teardown(self) -> None:
+        for sequence in self.most:
+            self.shard.release(sequence)
+        self.shard.link.complete(self.shard.link.pending)
+        self.shard.check()
+        self.shard.cache.host.check_integrity()
+        assert self.shard.allocator.pages_in_use == self.shard.cache.host.bytes_in_use == 0
+
+
+def test_any_sequences_in_any_batches_hold_what_their_plans_say() -> None:
+    chosen = settings(Caches.TestCase.settings, max_examples=50, stateful_step_count=40)
+    run_state_machine_as_test(Caches, settings=chosen)
