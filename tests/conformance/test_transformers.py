@@ -3,6 +3,7 @@
 from functools import cache
 from pathlib import Path
 from pydoc_data.topics import topics
+from typing import Any
 
 import pytest
 import torch
@@ -23,15 +24,13 @@ def _prompts(checkpoint: Path) -> list[list[int]]:
     """Twenty pieces of English and code of 8 to 400 tokens."""
     tokenizer = Tokenizer(checkpoint)
     texts = sorted(topics.values(), key=len, reverse=True)[:PROMPTS]
-    return [
-        tokenizer.encode(text)[20 * i : 20 * i + 8 + 20 * i] for i, text in enumerate(texts, start=0)
-    ]
+    return [tokenizer.encode(text)[20 * i : 20 * i + 8 + 20 * i] for i, text in enumerate(texts, start=0)]
 
 
 @cache
 def _expected(checkpoint: Path) -> list[tuple[list[int], int]]:
     """Per prompt, transformers' greedy tokens, and how many come before a near tie."""
-    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
+    model: Any = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
     expected = []
     for prompt in _prompts(checkpoint):
         out = model.generate(

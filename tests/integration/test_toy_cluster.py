@@ -31,6 +31,8 @@ from pyramidserve import (
 )
 from workers.engine.engine import Engine, EngineRequest
 
+pytest_plugins = ["cluster_fixtures"]
+
 LONG = Stopping(max_tokens=100, ignore_eos=True)
 PROMPT = list(range(3, 103))
 POLICIES = {
@@ -178,7 +180,7 @@ BAD_INPUTS: list[tuple[dict[str, Any], type[PyramidServeError], str]] = [
 def test_bad_input_is_named_and_harms_nothing(
     client: Client, changes: dict[str, Any], error: type[PyramidServeError], words: str
 ) -> None:
-    arguments = {"prompt": PROMPT, "stopping": Stopping(max_tokens=4)} | changes
+    arguments: dict[str, Any] = {"prompt": PROMPT, "stopping": Stopping(max_tokens=4)} | changes
     with pytest.raises(error) as raised:
         client.generate(**arguments)
     assert words in raised.value.message

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from cluster.live import Follower
+from cluster.pipelines import AttachedPipeline
 from cluster.requests import ValidatedRequest
-from cluster.router import REFUSAL_PAUSE, AttachedPipeline, Router
+from cluster.router import REFUSAL_PAUSE, Router
 from pyramidserve.errors import (
     ConfigurationError,
     EngineError,

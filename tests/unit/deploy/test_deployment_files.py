@@ -56,5 +56,5 @@ def test_a_wrong_serve_config_is_named(text: str, words: str, tmp_path: Path) ->
 
 
 def test_a_missing_serve_config_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="nowhere.yaml"):
+    with pytest.raises(ConfigurationError, match=r"nowhere\.yaml"):
         read_deployment(tmp_path / "nowhere.yaml")

@@ -1,0 +1,56 @@
+"""The embedded model on a cluster of two shards."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from pydoc_data.topics import topics
+
+import pytest
+from cluster_process import RunningCluster, running_cluster
+
+from pyramidserve import ChatMessage, Client, Compression, Stopping
+from workers.engine.engine import Engine, EngineConfig, EngineRequest
+
+LAYERS = 30
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory, embedded: Path) -> Iterator[RunningCluster]:
+    with running_cluster(tmp_path_factory.mktemp("embedded-cluster"), dtype="float32", shards=2) as cluster:
+        yield cluster
+
+
+def test_each_shard_loads_its_own_layers_alone(cluster: RunningCluster) -> None:
+    first, last = cluster.state().pipelines[0].stages
+    assert (first.first_layer, first.end_layer, last.end_layer) == (0, last.first_layer, LAYERS)
+    for stage in (first, last):
+        layers = {int(name.split(".")[2]) for name in stage.tensor_names if ".layers." in name}
+        assert layers == set(range(stage.first_layer, stage.end_layer))
+    assert "model.norm.weight" not in first.tensor_names
+    assert "model.norm.weight" in last.tensor_names
+    assert first.pid != last.pid
+
+
+def test_answers_are_those_of_the_engine_in_this_process(cluster: RunningCluster, embedded: Path) -> None:
+    engine = Engine(EngineConfig(str(embedded), dtype="float32"))
+    document = topics["execmodel"]
+    questions = ["Why is the sky blue?", f"{document}\n\nWhat is a block?"]
+    policies = [
+        Compression(),
+        Compression("pyramid", "prune", kv_keep=0.45),
+        Compression("pyramid", "evict", kv_keep=0.45),
+    ]
+    stopping = Stopping(max_tokens=24)
+    with Client(cluster.target) as client:
+        for question in questions:
+            messages = [ChatMessage("user", question)]
+            for compression in policies:
+                reply = client.chat(messages, stopping=stopping, compression=compression)
+                (same,) = engine.generate(
+                    [EngineRequest(messages, stopping=stopping, compression=compression)]
+                )
+                assert reply.text == same.text
+                assert reply.receipt.layers == same.receipt.layers
+                if question is questions[1] and compression.kv_keep:
+                    assert reply.receipt.prompt_tokens > 2000
+                    assert reply.receipt.kv_keep_reached == pytest.approx(0.45, abs=0.01)
+    cluster.check_empty()

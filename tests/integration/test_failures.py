@@ -1,0 +1,102 @@
+"""What happens when a shard dies, and when a cluster cannot come up."""
+
+import os
+import shutil
+import signal
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from cluster_process import RunningCluster, eventually, free_port, run_serve, write_config
+from transformers import GPT2Config
+
+from pyramidserve import Client, Sampling, Stopping, Tokens, UnavailableError
+
+pytest_plugins = ["cluster_fixtures"]
+
+LONG = Stopping(max_tokens=150, ignore_eos=True)
+PROMPT = list(range(3, 103))
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_shard_fails_its_streams_and_comes_back(toy_cluster: RunningCluster, rank: int) -> None:
+    pipeline = toy_cluster.state().pipelines[0]
+    sampling = Sampling(temperature=0.8, seed=3)
+    got: list[int] = []
+    with Client(toy_cluster.target) as client:
+        whole = client.generate(PROMPT, sampling=sampling, stopping=LONG)
+        with client.stream(PROMPT, sampling=sampling, stopping=LONG) as stream:
+            while len(got) < 5:
+                event = next(stream)
+                got += event.token_ids if isinstance(event, Tokens) else ()
+            os.kill(pipeline.stages[rank].pid, signal.SIGKILL)
+            with pytest.raises(UnavailableError) as raised:
+                got.extend(t for event in stream if isinstance(event, Tokens) for t in event.token_ids)
+            assert raised.value.retry_delay is not None
+
+        def back() -> bool:
+            return [p.pipeline_id for p in toy_cluster.state().pipelines] not in (
+                [],
+                [pipeline.pipeline_id],
+            )
+
+        eventually(back, "the gang did not come back")
+        rest = client.generate(PROMPT, sampling=sampling, stopping=LONG, resume_output_ids=got)
+    assert (*got, *rest.token_ids) == whole.token_ids
+    toy_cluster.check_empty()
+
+
+def _refusal(folder: Path, **settings: object) -> str:
+    """What `pyramidserve serve` says before it gives up."""
+    process = run_serve(folder, write_config(folder / "serve.yaml", **settings))
+    try:
+        _, said = process.communicate(timeout=120)
+    except BaseException:
+        process.kill()
+        raise
+    assert process.returncode == 1, said
+    (error,) = [line for line in said.splitlines() if line.startswith("error: ")]
+    assert "Traceback" not in said
+    return error
+
+
+def test_a_gang_that_cannot_be_scheduled_names_the_resource(
+    tmp_path: Path, toy: Callable[[str], Path]
+) -> None:
+    said = _refusal(tmp_path, model=str(toy("gqa")), router_port=free_port(), cpus_per_shard=1000)
+    assert "2000 CPU" in said
+
+
+def test_a_port_in_use_is_named(tmp_path: Path, toy: Callable[[str], Path]) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        said = _refusal(tmp_path, model=str(toy("gqa")), router_port=port)
+    assert f"127.0.0.1:{port}" in said
+    assert "router_port" in said
+
+
+def test_more_shards_than_layers_are_refused(tmp_path: Path, toy: Callable[[str], Path]) -> None:
+    said = _refusal(tmp_path, model=str(toy("gqa")), router_port=free_port(), shards=7, cpus_per_shard=0.1)
+    assert "shards is 7" in said
+
+
+def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
+    assert "/nowhere/at-all" in _refusal(tmp_path, model="/nowhere/at-all")
+
+
+def test_a_truncated_checkpoint_is_named(tmp_path: Path, toy: Callable[[str], Path]) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(toy("gqa"), broken)
+    weights = broken / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:10_000])
+    said = _refusal(tmp_path, model=str(broken))
+    assert str(broken) in said
+    assert "cannot be read" in said
+
+
+def test_a_checkpoint_of_another_architecture_is_named(tmp_path: Path) -> None:
+    GPT2Config().save_pretrained(tmp_path / "gpt2")
+    assert "'gpt2'" in _refusal(tmp_path, model=str(tmp_path / "gpt2"))
