@@ -591,7 +591,7 @@ class Receipt(_message.Message):
     kv_keep_reached: _builtins.float
     """The fraction of the prompt's KV, summed over layers, that stayed on the device after prefill."""
     kv_keep_bound_by: _builtins.str
-    """What kept the reached fraction above the target ("minimum context", "recent window", "layer 0"), or empty."""
+    """What kept the reached fraction above the target ("minimum context" or "sinks"), or empty."""
     spilled_bytes: _builtins.int
     """KV bytes copied to host memory."""
     recalled_bytes: _builtins.int

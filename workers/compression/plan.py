@@ -63,16 +63,3 @@ class KeepPlan:
         plan = self.generation
         chunks = plan.chunks(generated)
         return self.kept[layer] + generated - chunks * (plan.chunk - plan.keeps[layer])
-
-    def peak_tokens(self, layer: int, generated: int) -> int:
-        """The most tokens that ``layer`` holds on the way to ``generated`` fed tokens.
-
-        The peaks lie at the end and just before the last chunk is compressed.
-        """
-        peak = self.tokens(layer, generated)
-        plan = self.generation
-        if plan is not None and (chunks := plan.chunks(generated)):
-            last = plan.window + chunks * plan.chunk
-            before = self.kept[layer] + last - (chunks - 1) * (plan.chunk - plan.keeps[layer])
-            peak = max(peak, before)
-        return peak

@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from kv_plans import plans, pyramid_plans
 
-from workers.compression.plan import KeepPlan
+from workers.compression.plan import GenerationPlan, KeepPlan
 from workers.kv.footprint import ShardLayout, pages_held, peak_pages, score_pages, score_width
 
 LAYERS = 4
@@ -42,8 +42,18 @@ def _lives(plan: KeepPlan, layout: ShardLayout, fed: int) -> Iterator[tuple[int,
         yield before, pages()
 
 
-@settings(deadline=None)
+# One layer peaks before its chunk is compressed, the other, which keeps all of it, at the end.
+UNEQUAL = KeepPlan(
+    prompt_tokens=15,
+    kept=(15, 15),
+    recent=1,
+    generation=GenerationPlan(chunk=32, window=1, start=(15, 15), keeps=(0, 32)),
+)
+
+
+@settings(deadline=None, max_examples=300)
 @given(plans(LAYERS, 80), LAYOUTS, st.integers(1, 150))
+@example(UNEQUAL, ShardLayout(0, 2, 4096), 35)
 def test_peak_pages_are_the_most_pages_ever_held(
     plan: KeepPlan, layout: ShardLayout, max_tokens: int
 ) -> None:
