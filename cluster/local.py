@@ -18,11 +18,13 @@ from ray.serve.config import ProxyLocation
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ApplicationStatus, ServeDeploySchema
 
-from cluster.app import ROUTER_RESOURCE, demand
+from cluster.app import ROUTER_RESOURCE, demand, shard_settings
 from cluster.config import ClusterConfig, parse_config
 from pyramidserve import Client
 from pyramidserve.errors import ConfigurationError, PortInUseError, UnavailableError, UnschedulableError
 from workers.model.checkpoint import resolve_checkpoint
+from workers.model.config import read_config
+from workers.model.weights import CheckpointFiles
 
 OBJECT_STORE_BYTES = 100 << 20
 POLL_SECONDS = 0.1
@@ -79,7 +81,7 @@ def local_cluster(deployment: Deployment, progress: Progress) -> Iterator[str]:
     """
     quiet()
     check_port(deployment.config)
-    resolve_checkpoint(deployment.config.model, progress)
+    check_model(deployment.config, progress)
     progress("starting a local Ray cluster")
     ray.init(
         address="local",
@@ -91,23 +93,37 @@ def local_cluster(deployment: Deployment, progress: Progress) -> Iterator[str]:
     )
     try:
         check_resources(deployment.config)
-        serve.start(proxy_location=ProxyLocation.Disabled)
-        progress(
-            f"deploying {deployment.config.pipelines} pipeline(s) of {deployment.config.shards} shard(s)"
-        )
-        # What the dashboard does with a config file: the public calls restart gangs on every change.
-        client = _get_global_client()
-        assert client is not None
-        client.deploy_apps(deployment.schema)
+        with _deployed(deployment, progress) as target:
+            yield target
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def _deployed(deployment: Deployment, progress: Progress) -> Iterator[str]:
+    config = deployment.config
+    serve.start(proxy_location=ProxyLocation.Disabled)
+    progress(f"deploying {config.pipelines} pipeline(s) of {config.shards} shard(s)")
+    # What the dashboard does with a config file: the public calls restart gangs on every change.
+    client = _get_global_client()
+    assert client is not None
+    client.deploy_apps(deployment.schema)
+    try:
         await_running(deployment.name)
-        target = f"{deployment.config.router_host}:{deployment.config.router_port}"
-        await_pipelines(target, deployment.config.pipelines)
+        target = f"{config.router_host}:{config.router_port}"
+        await_pipelines(target, config.pipelines)
         yield target
     finally:
         progress("shutting down")
         # Lets the replicas go in order; the rest of Serve ends with the cluster.
         serve.delete(deployment.name)
-        ray.shutdown()
+
+
+def check_model(config: ClusterConfig, progress: Progress) -> None:
+    """Makes the checkpoint ready. Raises CheckpointError or ConfigurationError before anything starts."""
+    checkpoint = resolve_checkpoint(config.model, progress)
+    shard_settings(config, read_config(checkpoint))
+    CheckpointFiles(checkpoint)
 
 
 def check_port(config: ClusterConfig) -> None:

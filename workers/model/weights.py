@@ -36,11 +36,12 @@ class CheckpointFiles:
         try:
             if index.is_file():
                 weight_map = json.loads(index.read_text())["weight_map"]
-                self._files = {name: checkpoint / file for name, file in weight_map.items()}
+                parts = {checkpoint / file for file in weight_map.values()}
             else:
-                file = checkpoint / "model.safetensors"
-                with safe_open(file, "pt") as tensors:
-                    self._files = dict.fromkeys(tensors.keys(), file)
+                parts = {checkpoint / "model.safetensors"}
+            for part in parts:
+                with safe_open(part, "pt") as tensors:
+                    self._files |= dict.fromkeys(tensors.keys(), part)
         except (OSError, SafetensorError, ValueError, KeyError) as error:
             raise CheckpointError(
                 f"the weights of {checkpoint} cannot be read: {error}; "
