@@ -1,6 +1,7 @@
 """How a cluster is set up: the ``args`` of the application in ``deploy/serve.yaml``."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import NoneType
@@ -9,8 +10,9 @@ from typing import Any, get_args
 from pyramidserve.errors import ConfigurationError, InvalidRequestError
 from pyramidserve.types import Compression
 from workers.compression.policies import validate
+from workers.model.config import DTYPES
 
-DTYPES = ("float32", "bfloat16", "float16")
+DEVICES = ("cpu", "cuda")
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,7 @@ class ClusterConfig:
 
     Attributes:
         model: checkpoint: "smollm2-135m-instruct", a folder, a .gguf file or a hub repository.
-        dtype: "float32", "bfloat16" or "float16".
+        dtype: "float32", "bfloat16" or "float16"; "auto" takes bfloat16 where the hardware has it.
         device: "cpu" or "cuda".
         pipelines: gangs of shards, each a whole model.
         shards: shards of a pipeline.
@@ -41,7 +43,7 @@ class ClusterConfig:
     """
 
     model: str = "smollm2-135m-instruct"
-    dtype: str = "bfloat16"
+    dtype: str = "auto"
     device: str = "cpu"
     pipelines: int = 1
     shards: int = 2
@@ -78,8 +80,15 @@ class ClusterConfig:
             if getattr(self, name) < 1:
                 raise ConfigurationError(f"{name} is {getattr(self, name)}; it must be 1 or more")
         for name in ("host_bytes", "cpus_per_shard", "gpus_per_shard", "drain_seconds", "bind_seconds"):
-            if getattr(self, name) < 0:
-                raise ConfigurationError(f"{name} is {getattr(self, name)}; it must be 0 or more")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigurationError(
+                    f"{name} is {getattr(self, name)}; it must be finite and 0 or more"
+                )
+        for name in ("stall_seconds", "session_max_age"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigurationError(f"{name} is {getattr(self, name)}; it must be finite and above 0")
+        if self.device not in DEVICES:
+            raise ConfigurationError(f"device is {self.device!r}; it must be one of {', '.join(DEVICES)}")
         if self.dtype not in DTYPES:
             raise ConfigurationError(f"dtype is {self.dtype!r}; it must be one of {', '.join(DTYPES)}")
         if not 0 <= self.router_port <= 65535:

@@ -204,7 +204,10 @@ class Reply:
 
 @dataclass(frozen=True)
 class StageState:
-    """One shard of a pipeline: layers ``first_layer`` up to, not including, ``end_layer``."""
+    """One shard of a pipeline: layers ``first_layer`` up to, not including, ``end_layer``.
+
+    ``workspace_bytes`` is what a step may need beside weights and pages, for as long as it runs.
+    """
 
     first_layer: int
     end_layer: int
@@ -216,6 +219,7 @@ class StageState:
     page_bytes: int
     host_bytes: int
     host_bytes_limit: int
+    workspace_bytes: int
     resident_bytes: int
     tensor_names: tuple[str, ...] = ()
 

@@ -49,6 +49,7 @@ STATE = ClusterState(
                     page_bytes=16 * 2**10,
                     host_bytes=3 * 2**20,
                     host_bytes_limit=2**33,
+                    workspace_bytes=5 * 2**20,
                     resident_bytes=300 * 2**20,
                     tensor_names=("model.embed_tokens.weight",),
                 ),

@@ -36,6 +36,13 @@ KINDS: dict[str, dict[str, Any]] = {
     },
     "long": {"max_position_embeddings": 4096},
     "wide-kv": {"max_position_embeddings": 4096, "head_dim": 128, "num_key_value_heads": 4},
+    "wide": {
+        "max_position_embeddings": 4096,
+        "hidden_size": 512,
+        "intermediate_size": 2048,
+        "head_dim": 128,
+        "num_key_value_heads": 4,
+    },
     "codellama": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}},
 }
 

@@ -147,6 +147,7 @@ class Shard:
                 kv_bytes=self._config.kv_bytes,
                 host_bytes=self._config.host_bytes,
                 max_sequences=self._config.max_sequences,
+                max_prefill_tokens=self._config.max_prefill_tokens,
             )
         )
 
@@ -258,6 +259,7 @@ def _hello(gang: str, config: ShardConfig, facts: Sequence[StageFacts]) -> messa
             page_bytes=fact.layout.page_bytes,
             host_bytes=0,
             host_bytes_limit=fact.host_bytes_limit,
+            workspace_bytes=fact.workspace_bytes,
             resident_bytes=0,
             tensor_names=fact.tensor_names,
         )

@@ -11,6 +11,7 @@ from pyramidserve.errors import InvalidRequestError
 from pyramidserve.types import Compression, PyramidParameters, Stopping
 from workers.engine.engine import Engine, EngineConfig, EngineRequest, TracedReply
 from workers.model.checkpoint import EMBEDDED
+from workers.model.config import DTYPES
 
 SUMMARY = "show what each layer keeps of a prompt (in this process)"
 
@@ -27,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--kv-keep", type=float, metavar="SHARE", help="of the prompt's KV, instead of knobs"
     )
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
+    parser.add_argument("--dtype", default="float32", choices=DTYPES)
     parser.add_argument("--kv-bytes", type=int, default=2 << 30, metavar="N", help="device memory for KV")
     parser.add_argument("--generate", type=int, default=0, metavar="N", help="greedy tokens, EOS ignored")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write positions, logits and output ids")

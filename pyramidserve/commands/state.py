@@ -21,6 +21,7 @@ _HEADINGS = (
     "page KiB",
     "host MiB",
     "of",
+    "workspace MiB",
     "resident MiB",
 )
 
@@ -66,6 +67,7 @@ def _rows(pipeline: PipelineState) -> Iterator[tuple[str, ...]]:
             f"{stage.page_bytes / 2**10:.1f}",
             f"{stage.host_bytes / 2**20:.1f}",
             f"{stage.host_bytes_limit / 2**20:.1f}",
+            f"{stage.workspace_bytes / 2**20:.1f}",
             f"{stage.resident_bytes / 2**20:.1f}",
         )
         own = ("", "")

@@ -907,6 +907,7 @@ class StageState(_message.Message):
     HOST_BYTES_LIMIT_FIELD_NUMBER: _builtins.int
     RESIDENT_BYTES_FIELD_NUMBER: _builtins.int
     TENSOR_NAMES_FIELD_NUMBER: _builtins.int
+    WORKSPACE_BYTES_FIELD_NUMBER: _builtins.int
     first_layer: _builtins.int
     """First layer and the one behind the last."""
     end_layer: _builtins.int
@@ -929,6 +930,8 @@ class StageState(_message.Message):
     """See host_bytes."""
     resident_bytes: _builtins.int
     """Resident memory of the process, bytes."""
+    workspace_bytes: _builtins.int
+    """Device memory that a step may need beside weights and pages, bytes."""
     @_builtins.property
     def tensor_names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Names of the checkpoint's tensors that the shard loaded."""
@@ -948,10 +951,11 @@ class StageState(_message.Message):
         host_bytes_limit: _builtins.int = ...,
         resident_bytes: _builtins.int = ...,
         tensor_names: _abc.Iterable[_builtins.str] | None = ...,
+        workspace_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_layer", b"end_layer", "first_layer", b"first_layer", "host_bytes", b"host_bytes", "host_bytes_limit", b"host_bytes_limit", "node", b"node", "page_bytes", b"page_bytes", "pages_in_use", b"pages_in_use", "pages_reserved", b"pages_reserved", "pages_total", b"pages_total", "pid", b"pid", "resident_bytes", b"resident_bytes", "tensor_names", b"tensor_names"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_layer", b"end_layer", "first_layer", b"first_layer", "host_bytes", b"host_bytes", "host_bytes_limit", b"host_bytes_limit", "node", b"node", "page_bytes", b"page_bytes", "pages_in_use", b"pages_in_use", "pages_reserved", b"pages_reserved", "pages_total", b"pages_total", "pid", b"pid", "resident_bytes", b"resident_bytes", "tensor_names", b"tensor_names", "workspace_bytes", b"workspace_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -22,6 +22,7 @@ def stage_state_from_message(message: pb.StageState) -> StageState:
         page_bytes=message.page_bytes,
         host_bytes=message.host_bytes,
         host_bytes_limit=message.host_bytes_limit,
+        workspace_bytes=message.workspace_bytes,
         resident_bytes=message.resident_bytes,
         tensor_names=tuple(message.tensor_names),
     )

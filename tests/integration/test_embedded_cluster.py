@@ -6,8 +6,9 @@ from pydoc_data.topics import topics
 
 import pytest
 from cluster_process import RunningCluster, running_cluster
+from safetensors import safe_open
 
-from pyramidserve import ChatMessage, Client, Compression, Stopping
+from pyramidserve import ChatMessage, Client, Compression, StageState, Stopping
 from workers.engine.engine import Engine, EngineConfig, EngineRequest
 
 LAYERS = 30
@@ -28,6 +29,27 @@ def test_each_shard_loads_its_own_layers_alone(cluster: RunningCluster) -> None:
     assert "model.norm.weight" not in first.tensor_names
     assert "model.norm.weight" in last.tensor_names
     assert first.pid != last.pid
+
+
+def test_each_process_is_smaller_by_the_layers_that_it_does_not_hold(
+    cluster: RunningCluster, embedded: Path, tmp_path: Path
+) -> None:
+    with safe_open(embedded / "model.safetensors", "pt") as tensors:
+        sizes = {name: tensors.get_tensor(name).nbytes for name in tensors.keys()}  # noqa: SIM118
+    with running_cluster(tmp_path, dtype="float32", shards=1) as alone:
+        (whole,) = _stages_after_a_token(alone)
+    assert set(whole.tensor_names) == set(sizes)
+    for stage in _stages_after_a_token(cluster):
+        missing = sum(sizes.values()) - sum(sizes[name] for name in stage.tensor_names)
+        assert missing > 200 << 20
+        # Rank 1 is smaller still: the head alone has a tokenizer.
+        assert whole.resident_bytes - stage.resident_bytes >= 0.9 * missing
+
+
+def _stages_after_a_token(cluster: RunningCluster) -> tuple[StageState, ...]:
+    with Client(cluster.target) as client:
+        client.generate([1, 2, 3], stopping=Stopping(max_tokens=1))
+        return client.cluster_state().pipelines[0].stages
 
 
 def test_answers_are_those_of_the_engine_in_this_process(cluster: RunningCluster, embedded: Path) -> None:

@@ -71,6 +71,7 @@ def test_state_prints_a_table(scripted_target: str, capsys: pytest.CaptureFixtur
         "page KiB": "16.0",
         "host MiB": "3.0",
         "of": "8192.0",
+        "workspace MiB": "5.0",
         "resident MiB": "300.0",
     }
     assert row.split() == list(cells.values())

@@ -24,6 +24,7 @@ def stage(first: int, end: int, pages: int = 8, page_bytes: int = 4096) -> Stage
         page_bytes=page_bytes,
         host_bytes=0,
         host_bytes_limit=0,
+        workspace_bytes=0,
         resident_bytes=0,
     )
 

@@ -85,8 +85,8 @@ class DecodeAttend:
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
     ) -> tuple[torch.Tensor, None]:
         self._cache.append(self._sequences, layer, torch.stack((key, value), dim=1))
-        kv, lengths = self._cache.gather(self._sequences, layer)
-        attended, probabilities = decode_attention(query, kv, lengths)
+        batch = self._cache.batch(self._sequences, layer)
+        attended, probabilities = decode_attention(query, batch)
         if self._targets is not None:
-            self._cache.add_scores(layer, self._targets, probabilities, lengths)
+            self._cache.add_scores(layer, self._targets, probabilities, batch.lengths)
         return attended, None

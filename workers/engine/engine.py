@@ -38,7 +38,7 @@ class EngineConfig:
 
     Attributes:
         checkpoint: see ``resolve_checkpoint``.
-        dtype: "float32", "bfloat16" or "float16".
+        dtype: see ``choose_dtype``.
         device: as torch names it.
         kv_bytes: device memory for KV, divided between the shards by their layers.
         host_bytes: host memory for spilled KV, divided likewise.
@@ -48,7 +48,7 @@ class EngineConfig:
     """
 
     checkpoint: str = EMBEDDED
-    dtype: str = "bfloat16"
+    dtype: str = "auto"
     device: str = "cpu"
     kv_bytes: int = 512 << 20
     host_bytes: int = 512 << 20
@@ -224,6 +224,7 @@ def _build_stages(config: EngineConfig, checkpoint: Path, layers: int) -> list[S
                 kv_bytes=config.kv_bytes * (end - first) // layers,
                 host_bytes=config.host_bytes * (end - first) // layers,
                 max_sequences=config.max_sequences,
+                max_prefill_tokens=config.max_prefill_tokens,
             )
         )
         for first, end in pairwise(bounds)

@@ -9,6 +9,7 @@ import torch
 
 from pyramidserve.errors import ConfigurationError
 from pyramidserve.types import Sampling
+from workers.compression.plan import KeepPlan
 from workers.compression.policies import plan
 from workers.engine.attend import DecodeAttend, PrefillAttend
 from workers.engine.sampling import sample
@@ -19,9 +20,11 @@ from workers.kv.host import HostStore
 from workers.kv.link import HostLink, link_for
 from workers.kv.page_table import PageTables
 from workers.kv.pool import KVPool, page_bytes
-from workers.model.config import prefill_workspace_bytes, read_config
+from workers.model.config import read_config
+from workers.model.dtype import choose_dtype
 from workers.model.rope import Rope
 from workers.model.weights import load_stage
+from workers.model.workspace import prefill_workspace_bytes, workspace_bytes
 
 TRACED_LOGITS = 8
 
@@ -33,11 +36,12 @@ class StageConfig:
     Attributes:
         checkpoint: folder with config.json and safetensors.
         first, end: the layers, ``end`` excluded.
-        dtype: "float32", "bfloat16" or "float16".
+        dtype: see ``choose_dtype``.
         device: as torch names it.
         kv_bytes: device memory for the KV pool.
         host_bytes: host memory for spilled KV.
         max_sequences: sequences at once, at most.
+        max_prefill_tokens: rows of a prefill micro-batch, unless one prompt alone is longer.
     """
 
     checkpoint: Path
@@ -48,15 +52,20 @@ class StageConfig:
     kv_bytes: int
     host_bytes: int
     max_sequences: int
+    max_prefill_tokens: int
 
 
 @dataclass(frozen=True)
 class StageFacts:
-    """What the rest of the cluster must know of a shard."""
+    """What the rest of the cluster must know of a shard.
+
+    ``workspace_bytes``: device memory that a step may need beside weights and KV pool.
+    """
 
     layout: ShardLayout
     pages: int
     host_bytes_limit: int
+    workspace_bytes: int
     tensor_names: tuple[str, ...]
     pid: int
     node: str
@@ -67,9 +76,10 @@ class Stage:
 
     def __init__(self, config: StageConfig, link: HostLink | None = None) -> None:
         """Loads the weights. Raises CheckpointError or ConfigurationError."""
+        self._config = config
         self._model_config = model = read_config(config.checkpoint)
-        self._dtype = getattr(torch, config.dtype)
         self._device = device = torch.device(config.device)
+        self._dtype = choose_dtype(config.dtype, device)
         self._model, self.tensor_names = load_stage(
             config.checkpoint, model, config.first, config.end, self._dtype, device
         )
@@ -95,6 +105,12 @@ class Stage:
             layout=self.layout,
             pages=self.cache.pool.allocator.pages,
             host_bytes_limit=self.cache.host.limit_bytes,
+            workspace_bytes=workspace_bytes(
+                self._model_config,
+                self._config.max_prefill_tokens,
+                self._config.max_sequences,
+                self._dtype.itemsize,
+            ),
             tensor_names=self.tensor_names,
             pid=self._process.pid,
             node=node,
@@ -133,9 +149,17 @@ class Stage:
         for spec, rows in zip(step.new, step.rows, strict=True):
             keep = plan(spec.compression, spec.prompt_tokens, self._model_config.layers)
             self.cache.open(spec.sequence, keep)
-            workspace = prefill_workspace_bytes(self._model_config, rows, self._dtype.itemsize)
-            self._sequences[spec.sequence] = (spec.sampling, workspace)
+            self._sequences[spec.sequence] = (spec.sampling, self._workspace(keep, rows))
         return PrefillAttend(self.cache, self.layout.first, step.sequences, step.rows, step.positions)
+
+    def _workspace(self, keep: KeepPlan, rows: int) -> int:
+        """Bytes of the prefill of one prompt, of which ``rows`` reach this shard."""
+        surviving = rows
+        if keep.drops_hidden_states:
+            surviving = keep.kept[min(self.layout.first + 1, len(keep.kept) - 1)]
+        return prefill_workspace_bytes(
+            self._model_config, rows, surviving, keep.fraction < 1, self._dtype.itemsize
+        )
 
     def _release(self, sequence: int) -> ReleasedSequence:
         _, workspace = self._sequences.pop(sequence)

@@ -14,7 +14,7 @@ from workers.kv.footprint import ShardLayout
 from workers.kv.host import HostStore, Positions
 from workers.kv.page_table import PageTables
 from workers.kv.pages import IntegrityError
-from workers.kv.pool import KVPool
+from workers.kv.pool import KVPool, PagedBatch
 from workers.kv.scores import GenerationScores, ScoreTargets
 
 
@@ -125,10 +125,14 @@ class ShardCache:
         """Adds a token to ``layer`` of each sequence; ``kv`` [sequences, 2, KV heads, head size]."""
         self.pool.write(self._on_device(self._tables.extend(sequences, layer)), kv)
 
-    def gather(self, sequences: Sequence[int], layer: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """All KV of ``layer``: [sequences, longest, 2, KV heads, head size], and lengths int64."""
-        rows, lengths = self._tables.batch_rows(sequences, layer)
-        return self.pool.read(self._on_device(rows)), self._on_device(lengths.astype(np.int64))
+    def batch(self, sequences: Sequence[int], layer: int) -> PagedBatch:
+        """Where the KV of ``layer`` of several sequences lies."""
+        pages, lengths = self._tables.batch(sequences, layer)
+        return PagedBatch(self.pool.rows, self._on_device(pages), self._on_device(lengths))
+
+    def read(self, sequence: int, layer: int) -> torch.Tensor:
+        """A copy of all KV of ``layer``, in order of slots: [tokens, 2, KV heads, head size]."""
+        return self.pool.read(self._rows(sequence, layer, 0, self._tables.length(sequence, layer)))
 
     def score_targets(self, sequences: Sequence[int]) -> ScoreTargets | None:
         """Where the attention of the step's new tokens is to be accumulated; None if nowhere."""
@@ -146,7 +150,7 @@ class ShardCache:
         probabilities: torch.Tensor,
         lengths: torch.Tensor,
     ) -> None:
-        """Accumulates attention, fp32 [sequences, longest], to caches of ``lengths`` tokens."""
+        """Accumulates attention, fp32 [sequences, longest], to caches of ``lengths`` int32 tokens."""
         self._scores.add(layer, targets, probabilities, lengths)
 
     def end_step(self, sequences: Sequence[int]) -> None:
@@ -249,5 +253,5 @@ class ShardCache:
     def _rows(self, sequence: int, layer: int, start: int, end: int) -> torch.Tensor:
         return self._on_device(self._tables.rows(sequence, layer, start, end))
 
-    def _on_device(self, array: npt.NDArray[np.int64]) -> torch.Tensor:
+    def _on_device(self, array: npt.NDArray[np.int64] | npt.NDArray[np.int32]) -> torch.Tensor:
         return torch.from_numpy(array).to(self.pool.rows.device)

@@ -88,20 +88,17 @@ class PageTables:
         rows: Rows = pages.astype(np.int64) * PAGE_TOKENS + slots % PAGE_TOKENS
         return rows
 
-    def batch_rows(self, sequences: Sequence[Hashable], layer: int) -> tuple[Rows, npt.NDArray[np.int32]]:
-        """Rows with all slots of ``layer`` of several sequences, and the sequences' lengths.
+    def batch(
+        self, sequences: Sequence[Hashable], layer: int
+    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+        """Pages of ``layer`` of several sequences, and its length in each.
 
-        Returns int64 [sequences, longest] and int32 [sequences]. Beyond its length a sequence's rows
-        repeat its first one, so that what is gathered there is always its own, written memory.
+        Returns int32 [sequences, most pages] and int32 [sequences]. What lies beyond the pages of a
+        sequence is left over from others and must not be looked up.
         """
         index = np.array([self._index[sequence] for sequence in sequences])
         lengths = self._lengths[index, layer]
-        longest = int(lengths.max())
-        pages = self._pages[index, layer, : pages_for(longest)].astype(np.int64)
-        within = np.arange(PAGE_TOKENS)
-        rows = (pages[:, :, None] * PAGE_TOKENS + within).reshape(len(index), -1)[:, :longest]
-        beyond = np.arange(longest) >= lengths[:, None]
-        return np.where(beyond, rows[:, :1], rows), lengths
+        return self._pages[index, layer, : pages_for(int(lengths.max()))], lengths
 
     def check_integrity(self) -> None:
         """Raises IntegrityError unless a sequence's tables have the pages that it owns, each once."""

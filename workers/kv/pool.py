@@ -1,8 +1,39 @@
 """The device memory of a shard's KV cache: one pool of pages, shared by layers and sequences."""
 
+from dataclasses import dataclass
+
 import torch
 
 from workers.kv.pages import PAGE_TOKENS, PageAllocator
+
+
+@dataclass(frozen=True)
+class PagedBatch:
+    """Where one layer's KV of several sequences lies.
+
+    Attributes:
+        rows: the pool, [rows, 2, KV heads, head size]; slot s of a sequence is row
+            ``pages[s // 16] * 16 + s % 16``.
+        pages: int32 [sequences, most pages]; beyond a sequence's own there is anything.
+        lengths: tokens of each sequence, int32 [sequences].
+    """
+
+    rows: torch.Tensor
+    pages: torch.Tensor
+    lengths: torch.Tensor
+
+    def gather(self, start: int, end: int, longest: int) -> torch.Tensor:
+        """A copy of sequences ``start`` to ``end``: [sequences, longest, 2, KV heads, head size].
+
+        Beyond its length a sequence's first token is repeated: always its own, written memory.
+        """
+        slots = torch.arange(longest, device=self.pages.device)
+        own = slots < self.lengths[start:end, None]
+        pages = self.pages[start:end].to(torch.int64)
+        index = pages[:, slots // PAGE_TOKENS] * PAGE_TOKENS + slots % PAGE_TOKENS
+        index = torch.where(own, index, pages[:, :1] * PAGE_TOKENS)
+        gathered = self.rows.index_select(0, index.reshape(-1))
+        return gathered.view(end - start, longest, *self.rows.shape[1:])
 
 
 class KVPool:

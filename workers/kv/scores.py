@@ -103,7 +103,7 @@ class GenerationScores:
         probabilities: torch.Tensor,
         lengths: torch.Tensor,
     ) -> None:
-        """Accumulates ``probabilities``, fp32 [sequences, longest], of caches of ``lengths`` int64."""
+        """Accumulates ``probabilities``, fp32 [sequences, longest], of caches of ``lengths`` int32."""
         columns = lengths[targets.rows] - targets.back
         seen = probabilities[targets.rows, columns] * targets.weights
         self._pool.floats.index_add_(0, targets.scores[layer], seen)

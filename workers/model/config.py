@@ -6,6 +6,7 @@ from typing import Any
 
 from pyramidserve.errors import CheckpointError
 
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 ROPE_TYPES = ("default", "linear", "dynamic", "llama3")
 
 
@@ -52,14 +53,6 @@ def read_config(checkpoint: Path) -> ModelConfig:
         eos_ids=eos_ids,
         dtype=str(config.dtype or "float32").removeprefix("torch."),
     )
-
-
-def prefill_workspace_bytes(model: ModelConfig, rows: int, itemsize: int) -> int:
-    """Activations alive at the fullest point of a prefill of ``rows`` tokens: inside the MLP.
-
-    The hidden state and its normed copy, gate and up, the activated gate, and its product with up.
-    """
-    return rows * itemsize * (2 * model.hidden + 4 * model.intermediate)
 
 
 def transformers_config(checkpoint: Path) -> Any:

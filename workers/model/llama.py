@@ -57,16 +57,28 @@ class LlamaLayer(nn.Module):
     def forward(
         self, index: int, hidden: torch.Tensor, rotation: Rotation, attend: Attend
     ) -> tuple[torch.Tensor, Rotation]:
-        """Runs the layer on ``hidden`` [rows, hidden]; returns the surviving rows of both."""
+        """Runs the layer on ``hidden`` [rows, hidden]; returns the surviving rows of both.
+
+        Halves of their own, so that what one needs is free before the other begins.
+        """
+        hidden, rotation = self._attention(index, hidden, rotation, attend)
+        return hidden + self._mlp(hidden), rotation
+
+    def _attention(
+        self, index: int, hidden: torch.Tensor, rotation: Rotation, attend: Attend
+    ) -> tuple[torch.Tensor, Rotation]:
         projected = self.qkv(self.input_norm(hidden)).view(len(hidden), -1, self._head_size)
         query, key, value = projected.split(self._heads, dim=1)
         attended, survivors = attend(index, rotate(query, rotation), rotate(key, rotation), value)
         if survivors is not None:
             hidden = hidden[survivors]
             rotation = (rotation[0][survivors], rotation[1][survivors])
-        hidden = hidden + self.output(attended)
+        return hidden + self.output(attended), rotation
+
+    def _mlp(self, hidden: torch.Tensor) -> torch.Tensor:
         gate, up = self.gate_up(self.mlp_norm(hidden)).chunk(2, dim=-1)
-        return hidden + self.down(functional.silu(gate) * up), rotation
+        down: torch.Tensor = self.down(functional.silu(gate) * up)
+        return down
 
 
 class LlamaStage(nn.Module):

@@ -2,11 +2,13 @@
 
 import json
 from pathlib import Path
+from typing import cast
 
 import torch
 from accelerate import init_empty_weights
 from accelerate.utils import set_module_tensor_to_device
 from safetensors import SafetensorError, safe_open
+from torch import nn
 
 from pyramidserve.errors import CheckpointError
 from workers.model.config import ModelConfig
@@ -79,17 +81,24 @@ def load_stage(
     files = CheckpointFiles(checkpoint)
     with init_empty_weights():
         stage = LlamaStage(config, first, end)
+    tied = config.tied_embeddings and stage.embedding is not None
     for name, parameter in list(stage.named_parameters()):
+        if tied and name == "head.weight":
+            continue
         tensors = [files.read(source) for source in _sources(name, first, config)]
-        tensor = torch.cat(tensors) if len(tensors) > 1 else tensors[0]
-        if tensor.shape != parameter.shape:
+        shape = (sum(map(len, tensors)), *tensors[0].shape[1:])
+        if shape != parameter.shape:
             raise CheckpointError(
-                f"{name} has shape {tuple(tensor.shape)} in {checkpoint}, "
+                f"{name} has shape {shape} in {checkpoint}, "
                 f"but config.json asks for {tuple(parameter.shape)}"
             )
-        set_module_tensor_to_device(stage, name, device, value=tensor, dtype=dtype)
-    if config.tied_embeddings and stage.embedding is not None and stage.head is not None:
-        stage.head.weight = stage.embedding.weight
+        # Copied, as what is read lies in the file, which may change while it is served.
+        value = torch.empty(shape, dtype=dtype, device=device)
+        for part, tensor in zip(torch.split(value, [*map(len, tensors)]), tensors, strict=True):
+            part.copy_(tensor)
+        set_module_tensor_to_device(stage, name, device, value=value, dtype=dtype)
+    if tied and stage.head is not None:
+        stage.head.weight = cast(nn.Embedding, stage.embedding).weight
     return stage.requires_grad_(False).eval(), tuple(dict.fromkeys(files.loaded))
 
 

@@ -58,6 +58,7 @@ def test_knobs_of_the_pyramid_are_settings_too() -> None:
             ("compression.pyramid.min_context_length", "0.5", "int"),
         ),
         ({"dtype": "int8"}, ("dtype", "'int8'", "bfloat16")),
+        ({"device": "tpu"}, ("device", "'tpu'", "cuda")),
         ({"router_port": 65536}, ("router_port", "65536", "65535")),
         ({"router_port": -1}, ("router_port", "-1", "65535")),
         ({"compression": {"policy": "h2o"}}, ("compression", "'h2o'")),
@@ -83,6 +84,13 @@ def test_what_must_be_there_is_at_least_one(name: str, value: int) -> None:
 
 @pytest.mark.parametrize("name", ["host_bytes", "cpus_per_shard", "gpus_per_shard"])
 def test_what_may_be_absent_is_not_negative(name: str) -> None:
-    with pytest.raises(ConfigurationError, match=f"{name} is -1; it must be 0 or more"):
+    with pytest.raises(ConfigurationError, match=f"{name} is -1; it must be finite and 0 or more"):
         parse_config({name: -1})
     assert getattr(parse_config({name: 0}), name) == 0
+
+
+@pytest.mark.parametrize("name", ["stall_seconds", "session_max_age"])
+@pytest.mark.parametrize("value", [0.0, -1.0, math.nan, math.inf])
+def test_a_time_that_must_pass_is_finite_and_positive(name: str, value: float) -> None:
+    with pytest.raises(ConfigurationError, match=f"{name} is {value}; it must be finite and above 0"):
+        parse_config({name: value})

@@ -92,12 +92,15 @@ class Tables(RuleBasedStateMachine):
         if not written:
             return
         chosen = data.draw(st.lists(st.sampled_from(written), unique=True, min_size=1))
-        rows, lengths = self.tables.batch_rows(chosen, layer)
-        assert rows.dtype == np.int64
+        pages, lengths = self.tables.batch(chosen, layer)
+        assert pages.dtype == lengths.dtype == np.int32
         held = [self.held[key][layer] for key in chosen]
         assert lengths.tolist() == list(map(len, held))
-        longest = max(map(len, held))
-        assert rows.tolist() == [own + own[:1] * (longest - len(own)) for own in held]
+        assert pages.shape == (len(chosen), max(map(pages_for, lengths)))
+        for own, rows in zip(pages.tolist(), held, strict=True):
+            assert [
+                own[slot // PAGE_TOKENS] * PAGE_TOKENS + slot % PAGE_TOKENS for slot in range(len(rows))
+            ] == rows
 
     @invariant()
     def every_slot_has_a_row_of_its_own(self) -> None:

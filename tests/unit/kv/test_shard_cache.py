@@ -148,7 +148,9 @@ class Shard:
         targets = cache.score_targets(sequences)
         for layer in LAYERS:
             cache.append(sequences, layer, torch.stack([b.kv[layer, b.end] for b in all_books]))
-            gathered, lengths = cache.gather(sequences, layer)
+            batch = cache.batch(sequences, layer)
+            lengths = batch.lengths
+            gathered = batch.gather(0, len(sequences), int(lengths.max()))
             attention = torch.rand(gathered.shape[:2], generator=self.random)
             attention[torch.arange(gathered.shape[1]) >= lengths[:, None]] = float("nan")
             for row, books in enumerate(all_books):
@@ -185,9 +187,7 @@ class Shard:
                 held = books.device[layer]
                 assert len(held) == books.plan.tokens(FIRST + layer, books.generated)
                 assert self.cache.positions(sequence, layer).tolist() == held
-                kv, lengths = self.cache.gather([sequence], layer)
-                assert lengths.tolist() == [len(held)]
-                assert same_bits(kv[0], books.kv[layer, held])
+                assert same_bits(self.cache.read(sequence, layer), books.kv[layer, held])
         assert self.allocator.pages_in_use == expected
 
     def recall(self, sequence: int) -> bool:
