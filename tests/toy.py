@@ -42,6 +42,7 @@ KINDS: dict[str, dict[str, Any]] = {
         "intermediate_size": 2048,
         "head_dim": 128,
         "num_key_value_heads": 4,
+        "initializer_range": 0.05,
     },
     "codellama": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}},
 }

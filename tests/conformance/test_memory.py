@@ -155,8 +155,10 @@ WORKSPACE = """
 import sys
 from pathlib import Path
 import psutil
+import torch
 from pyramidserve.types import Compression, Stopping
 from workers.engine.engine import Engine, EngineConfig, EngineRequest
+from workers.kernels.choose import choose_kernels
 from workers.model.workspace import decode_workspace_bytes
 
 def grown_by(work):
@@ -185,11 +187,13 @@ while len([s for s in engine.loop.scheduler.sequences.values() if s.output_ids])
 def decode():
     engine.step()
     engine.step()
-print(decode_workspace_bytes(engine.model, sequences, 4), grown_by(decode))
+kernels = choose_kernels(torch.device("cpu"), torch.float32)
+scratch = kernels.decode_scratch_bytes(engine.model, sequences, 4)
+print(decode_workspace_bytes(engine.model, sequences, scratch, 4), grown_by(decode))
 """
 
 
-def _measured(script: str, *arguments: str | Path) -> list[tuple[int, int]]:
+def _measured(script: str, *arguments: str | Path, **environment: str) -> list[tuple[int, int]]:
     """Runs ``script`` in a process of its own; the pairs of numbers that it prints."""
     result = subprocess.run(
         [sys.executable, "-c", script, *arguments],
@@ -197,7 +201,7 @@ def _measured(script: str, *arguments: str | Path) -> list[tuple[int, int]]:
         capture_output=True,
         text=True,
         # Large tensors go back to the system when they are freed, so that what is left is what is held.
-        env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "131072"},
+        env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "131072", **environment},
     )
     pairs = [line.split() for line in result.stdout.splitlines()]
     return [(int(said), int(grown)) for said, grown in pairs]
@@ -211,10 +215,17 @@ def test_resident_memory_confirms_what_the_pool_says(kv_keep: float, tmp_path: P
     assert grown == pytest.approx(held, rel=0.1)
 
 
-def test_resident_memory_confirms_the_workspace_of_steps(tmp_path: Path) -> None:
+@pytest.mark.parametrize("backend", ["torch", "native"])
+def test_resident_memory_confirms_the_workspace_of_steps(backend: str, tmp_path: Path) -> None:
     checkpoint = write_toy(tmp_path / "wide", "wide", 2)
-    full, prune, decode = _measured(WORKSPACE, checkpoint)
-    for said, grown in (full, prune, decode):
+    no_compiler = {"CC": "false", "PYRAMIDSERVE_CACHE": str(tmp_path)} if backend == "torch" else {}
+    full, prune, decode = _measured(WORKSPACE, checkpoint, **no_compiler)
+    for said, grown in (full, prune):
         assert said > 40 << 20
         assert grown == pytest.approx(said, rel=0.1)
     assert prune[0] < 0.8 * full[0]
+    if decode[0] > 40 << 20:
+        assert decode[1] == pytest.approx(decode[0], rel=0.1)
+    else:  # The native kernels gather nothing.
+        assert backend == "native"
+        assert decode[1] < 8 << 20

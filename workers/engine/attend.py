@@ -3,12 +3,14 @@
 from collections.abc import Sequence
 
 import torch
+from torch.profiler import record_function
 
 from workers.compression.plan import KeepPlan
 from workers.compression.select import keep_of_prompt
+from workers.kernels.interface import Kernels
 from workers.kv.cache import ShardCache
 from workers.kv.host import Positions
-from workers.model.attention import decode_attention, prefill_attention, window_scores
+from workers.model.attention import prefill_attention, window_scores
 
 
 class PrefillAttend:
@@ -31,17 +33,20 @@ class PrefillAttend:
         self.positions = positions
 
     def __call__(
-        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+        self, layer: int, query: torch.Tensor, kv: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         attended, survivors = [], []
         start = 0
         for sequence, count in zip(self._sequences, self.rows, strict=True):
             own = slice(start, start + count)
-            keep = self._keep(self._cache.plan(sequence), layer, query[own], key[own])
-            out = prefill_attention(query[own], key[own], value[own])
-            kv = torch.stack((key[own], value[own]), dim=1)
+            with record_function("selection"):
+                keep = self._keep(self._cache.plan(sequence), layer, query[own], kv[own, 0])
+            with record_function("attention"):
+                out = prefill_attention(query[own], kv[own, 0], kv[own, 1])
             prunes = self._cache.plan(sequence).drops_hidden_states
-            self._cache.store_prompt(sequence, layer, self.positions[own], kv, None if prunes else keep)
+            self._cache.store_prompt(
+                sequence, layer, self.positions[own], kv[own], None if prunes else keep
+            )
             if prunes and keep is not None:
                 out = out[keep]
                 survivors.append(keep + start)
@@ -77,16 +82,16 @@ class PrefillAttend:
 class DecodeAttend:
     """Attention of one new token a sequence; accumulates what compression will go by."""
 
-    def __init__(self, cache: ShardCache, sequences: Sequence[int]) -> None:
-        self._cache, self._sequences = cache, sequences
+    def __init__(self, cache: ShardCache, sequences: Sequence[int], kernels: Kernels) -> None:
+        self._cache, self._sequences, self._kernels = cache, sequences, kernels
         self._targets = cache.score_targets(sequences)
 
-    def __call__(
-        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
-    ) -> tuple[torch.Tensor, None]:
-        self._cache.append(self._sequences, layer, torch.stack((key, value), dim=1))
+    def __call__(self, layer: int, query: torch.Tensor, kv: torch.Tensor) -> tuple[torch.Tensor, None]:
+        self._cache.append(self._sequences, layer, kv)
+        tail = self._targets.tail if self._targets else 0
         batch = self._cache.batch(self._sequences, layer)
-        attended, probabilities = decode_attention(query, batch)
-        if self._targets is not None:
-            self._cache.add_scores(layer, self._targets, probabilities, batch.lengths)
+        with record_function("attention"):
+            attended, shares = self._kernels.decode_attention(query, batch, tail)
+        if self._targets:
+            self._cache.add_scores(layer, self._targets, shares)
         return attended, None

@@ -1,7 +1,7 @@
 """The whole engine in one process: the same code as a cluster's, without Ray and gRPC."""
 
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -18,7 +18,7 @@ from pyramidserve.types import (
     Tokens,
 )
 from workers.engine.loop import EngineLoop, LoopEvent, SequenceFinished, SequenceTokens, SequenceTraced
-from workers.engine.pipeline import LocalPipeline
+from workers.engine.pipeline import LocalPipeline, Pipeline
 from workers.engine.scheduler import PipelineLayout
 from workers.engine.sequence import SequenceRequest
 from workers.engine.stage import Stage, StageConfig
@@ -72,8 +72,13 @@ class EngineRequest:
 class Engine:
     """Continuous batching over all shards of a model in this process. Not thread-safe."""
 
-    def __init__(self, config: EngineConfig) -> None:
-        """Loads the model. Raises CheckpointError or ConfigurationError."""
+    def __init__(
+        self, config: EngineConfig, connect: Callable[[Sequence[Stage]], Pipeline] = LocalPipeline
+    ) -> None:
+        """Loads the model; ``connect`` makes its shards a pipeline.
+
+        Raises CheckpointError or ConfigurationError.
+        """
         checkpoint = resolve_checkpoint(config.checkpoint)
         self.model = read_config(checkpoint)
         self.tokenizer = Tokenizer(checkpoint)
@@ -85,9 +90,8 @@ class Engine:
             max_sequences=config.max_sequences,
             max_prefill_tokens=config.max_prefill_tokens,
         )
-        self.loop = EngineLoop(
-            layout, LocalPipeline(self.stages), self.tokenizer.decode, self.model.eos_ids
-        )
+        self.pipeline = connect(self.stages)
+        self.loop = EngineLoop(layout, self.pipeline, self.tokenizer.decode, self.model.eos_ids)
         self._waiting: deque[SequenceRequest] = deque()
         self._submitted = 0
 

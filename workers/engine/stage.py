@@ -14,6 +14,7 @@ from workers.compression.policies import plan
 from workers.engine.attend import DecodeAttend, PrefillAttend
 from workers.engine.sampling import sample
 from workers.engine.step import PrefillTrace, ShardMemory, Step, StepKind, TopLogits
+from workers.kernels.choose import choose_dtype, choose_kernels
 from workers.kv.cache import ReleasedSequence, ShardCache
 from workers.kv.footprint import ShardLayout
 from workers.kv.host import HostStore
@@ -21,10 +22,9 @@ from workers.kv.link import HostLink, link_for
 from workers.kv.page_table import PageTables
 from workers.kv.pool import KVPool, page_bytes
 from workers.model.config import read_config
-from workers.model.dtype import choose_dtype
 from workers.model.rope import Rope
 from workers.model.weights import load_stage
-from workers.model.workspace import prefill_workspace_bytes, workspace_bytes
+from workers.model.workspace import decode_workspace_bytes, prefill_workspace_bytes
 
 TRACED_LOGITS = 8
 
@@ -80,8 +80,9 @@ class Stage:
         self._model_config = model = read_config(config.checkpoint)
         self._device = device = torch.device(config.device)
         self._dtype = choose_dtype(config.dtype, device)
+        self._kernels = choose_kernels(device, self._dtype)
         self._model, self.tensor_names = load_stage(
-            config.checkpoint, model, config.first, config.end, self._dtype, device
+            config.checkpoint, model, config.first, config.end, self._dtype, device, self._kernels
         )
         self._rope = Rope(config.checkpoint, device)
         size = page_bytes(model.kv_heads, model.head_size, self._dtype)
@@ -105,15 +106,20 @@ class Stage:
             layout=self.layout,
             pages=self.cache.pool.allocator.pages,
             host_bytes_limit=self.cache.host.limit_bytes,
-            workspace_bytes=workspace_bytes(
-                self._model_config,
-                self._config.max_prefill_tokens,
-                self._config.max_sequences,
-                self._dtype.itemsize,
-            ),
+            workspace_bytes=self.workspace_bytes(),
             tensor_names=self.tensor_names,
             pid=self._process.pid,
             node=node,
+        )
+
+    def workspace_bytes(self) -> int:
+        """The most that a step allocates; a prompt as long as the context is prefilled alone."""
+        model, itemsize = self._model_config, self._dtype.itemsize
+        longest = max(self._config.max_prefill_tokens, model.context)
+        scratch = self._kernels.decode_scratch_bytes(model, self._config.max_sequences, itemsize)
+        return max(
+            prefill_workspace_bytes(model, longest, longest, True, itemsize),
+            decode_workspace_bytes(model, self._config.max_sequences, scratch, itemsize),
         )
 
     @torch.inference_mode()
@@ -132,14 +138,15 @@ class Stage:
             return self._report(replace(step, released=(*step.released, released))), inputs
         lengths = self._lengths(step)
         positions = torch.from_numpy(step.positions.astype(np.int64)).to(self._device)
-        rotation = self._rope.rotation(positions, lengths, self._dtype)
+        rotation = self._rope.rotation(positions, lengths)
         if step.kind is StepKind.PREFILL:
             prefill = self._begin(step)
             hidden = self._model(inputs, rotation, prefill)
             step = replace(step, rows=prefill.rows, positions=prefill.positions)
             step = replace(step, traces=(*step.traces, *self._traces(step)))
         else:
-            hidden = self._model(inputs, rotation, DecodeAttend(self.cache, step.sequences))
+            decode = DecodeAttend(self.cache, step.sequences, self._kernels)
+            hidden = self._model(inputs, rotation, decode)
             self.cache.end_step(step.sequences)
         if self._model.head is not None:
             step, hidden = self._sample(step, hidden)

@@ -143,15 +143,9 @@ class ShardCache:
             [entry.uncompressed + 1 for entry in entries],
         )
 
-    def add_scores(
-        self,
-        layer: int,
-        targets: ScoreTargets,
-        probabilities: torch.Tensor,
-        lengths: torch.Tensor,
-    ) -> None:
-        """Accumulates attention, fp32 [sequences, longest], to caches of ``lengths`` int32 tokens."""
-        self._scores.add(layer, targets, probabilities, lengths)
+    def add_scores(self, layer: int, targets: ScoreTargets, shares: torch.Tensor) -> None:
+        """Accumulates attention to the newest tokens of each cache, fp32 [sequences, targets.tail]."""
+        self._scores.add(layer, targets, shares)
 
     def end_step(self, sequences: Sequence[int]) -> None:
         """Counts the token appended to every layer, and compresses chunks that are due."""

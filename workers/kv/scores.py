@@ -19,14 +19,16 @@ class ScoreTargets:
     """Where one decode step's attention is accumulated, for all scored tokens of a micro-batch.
 
     Attributes:
+        tail: newest tokens of each cache whose attention is wanted.
         rows: row of the micro-batch, int64 [n].
-        back: slots between the token and the end of its cache, int64 [n].
+        columns: place among the newest ``tail`` tokens of its cache, int64 [n].
         weights: what the attention is multiplied with, fp32 [n].
         scores: place among the pool's floats, int64 [layers, n].
     """
 
+    tail: int
     rows: torch.Tensor
-    back: torch.Tensor
+    columns: torch.Tensor
     weights: torch.Tensor
     scores: torch.Tensor
 
@@ -89,23 +91,18 @@ class GenerationScores:
                 places.append(self._places[sequence][:, :behind])
         if not rows:
             return None
+        tail = max(int(slots[0]) for slots in back)
         return ScoreTargets(
+            tail=tail,
             rows=self._on_device(np.concatenate(rows)),
-            back=self._on_device(np.concatenate(back)),
+            columns=self._on_device(tail - np.concatenate(back)),
             weights=self._on_device(np.concatenate(weights)),
             scores=self._on_device(np.concatenate(places, axis=1)),
         )
 
-    def add(
-        self,
-        layer: int,
-        targets: ScoreTargets,
-        probabilities: torch.Tensor,
-        lengths: torch.Tensor,
-    ) -> None:
-        """Accumulates ``probabilities``, fp32 [sequences, longest], of caches of ``lengths`` int32."""
-        columns = lengths[targets.rows] - targets.back
-        seen = probabilities[targets.rows, columns] * targets.weights
+    def add(self, layer: int, targets: ScoreTargets, shares: torch.Tensor) -> None:
+        """Accumulates attention to the newest tokens of each cache, fp32 [sequences, tail]."""
+        seen = shares[targets.rows, targets.columns] * targets.weights
         self._pool.floats.index_add_(0, targets.scores[layer], seen)
 
     def take_chunk(self, sequence: int, layer: int, chunk: int) -> torch.Tensor:

@@ -4,23 +4,23 @@ from typing import Protocol
 
 import torch
 from torch import nn
-from torch.nn import functional
 
+from workers.kernels.interface import Kernels
 from workers.model.config import ModelConfig
-from workers.model.rope import Rotation, rotate
+from workers.model.rope import Rotation
 
 
 class Attend(Protocol):
     """Attention over the cache, and what the cache does with new keys and values."""
 
     def __call__(
-        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+        self, layer: int, query: torch.Tensor, kv: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Attends in ``layer``, counted from 0 within the shard.
 
         Args:
-            query: [rows, heads, head size], rotated, as is ``key``.
-            key: [rows, KV heads, head size], as is ``value``.
+            query: [rows, heads, head size], rotated.
+            kv: keys, rotated, and values, [rows, 2, KV heads, head size].
 
         Returns:
             The output [surviving rows, heads * head size], and which rows survive, int64; None if all.
@@ -30,29 +30,41 @@ class Attend(Protocol):
 class RMSNorm(nn.Module):
     """Root mean square norm."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, kernels: Kernels) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(config.hidden), requires_grad=False)
-        self._epsilon = config.norm_epsilon
+        self._epsilon, self._kernels = config.norm_epsilon, kernels
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return functional.rms_norm(x, self.weight.shape, self.weight, self._epsilon)
+        return self._kernels.rms_norm(x, self.weight, self._epsilon)
+
+
+class Linear(nn.Linear):
+    """A matrix product by the shard's kernels."""
+
+    def __init__(self, size: int, columns: int, bias: bool, kernels: Kernels) -> None:
+        super().__init__(size, columns, bias=bias)
+        self._kernels = kernels
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self._kernels.linear(x, self.weight, self.bias)
 
 
 class LlamaLayer(nn.Module):
     """One decoder layer; the projections that read the same input are fused."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, kernels: Kernels) -> None:
         super().__init__()
-        self._heads = (config.heads, config.kv_heads, config.kv_heads)
-        self._head_size = config.head_size
+        self._heads, self._kv_heads, self._head_size = config.heads, config.kv_heads, config.head_size
+        self._kernels = kernels
         width = config.heads * config.head_size
-        self.input_norm = RMSNorm(config)
-        self.qkv = nn.Linear(config.hidden, sum(self._heads) * config.head_size, bias=config.attention_bias)
-        self.output = nn.Linear(width, config.hidden, bias=config.attention_bias)
-        self.mlp_norm = RMSNorm(config)
-        self.gate_up = nn.Linear(config.hidden, 2 * config.intermediate, bias=config.mlp_bias)
-        self.down = nn.Linear(config.intermediate, config.hidden, bias=config.mlp_bias)
+        projected = (config.heads + 2 * config.kv_heads) * config.head_size
+        self.input_norm = RMSNorm(config, kernels)
+        self.qkv = Linear(config.hidden, projected, config.attention_bias, kernels)
+        self.output = Linear(width, config.hidden, config.attention_bias, kernels)
+        self.mlp_norm = RMSNorm(config, kernels)
+        self.gate_up = Linear(config.hidden, 2 * config.intermediate, config.mlp_bias, kernels)
+        self.down = Linear(config.intermediate, config.hidden, config.mlp_bias, kernels)
 
     def forward(
         self, index: int, hidden: torch.Tensor, rotation: Rotation, attend: Attend
@@ -68,29 +80,29 @@ class LlamaLayer(nn.Module):
         self, index: int, hidden: torch.Tensor, rotation: Rotation, attend: Attend
     ) -> tuple[torch.Tensor, Rotation]:
         projected = self.qkv(self.input_norm(hidden)).view(len(hidden), -1, self._head_size)
-        query, key, value = projected.split(self._heads, dim=1)
-        attended, survivors = attend(index, rotate(query, rotation), rotate(key, rotation), value)
+        query, kv = self._kernels.rotate(projected, rotation, self._heads, self._kv_heads)
+        attended, survivors = attend(index, query, kv)
         if survivors is not None:
             hidden = hidden[survivors]
             rotation = (rotation[0][survivors], rotation[1][survivors])
         return hidden + self.output(attended), rotation
 
     def _mlp(self, hidden: torch.Tensor) -> torch.Tensor:
-        gate, up = self.gate_up(self.mlp_norm(hidden)).chunk(2, dim=-1)
-        down: torch.Tensor = self.down(functional.silu(gate) * up)
+        # Nested, so that gate and up are free before the last product.
+        down: torch.Tensor = self.down(self._kernels.silu_product(self.gate_up(self.mlp_norm(hidden))))
         return down
 
 
 class LlamaStage(nn.Module):
     """Layers ``first`` to ``end`` of the model, with the embedding before and the head behind."""
 
-    def __init__(self, config: ModelConfig, first: int, end: int) -> None:
+    def __init__(self, config: ModelConfig, first: int, end: int, kernels: Kernels) -> None:
         super().__init__()
         self.embedding = nn.Embedding(config.vocabulary, config.hidden) if first == 0 else None
-        self.layers = nn.ModuleList(LlamaLayer(config) for _ in range(first, end))
+        self.layers = nn.ModuleList(LlamaLayer(config, kernels) for _ in range(first, end))
         is_last = end == config.layers
-        self.final_norm = RMSNorm(config) if is_last else None
-        self.head = nn.Linear(config.hidden, config.vocabulary, bias=False) if is_last else None
+        self.final_norm = RMSNorm(config, kernels) if is_last else None
+        self.head = Linear(config.hidden, config.vocabulary, False, kernels) if is_last else None
 
     def forward(self, inputs: torch.Tensor, rotation: Rotation, attend: Attend) -> torch.Tensor:
         """Runs the shard's layers.

@@ -31,10 +31,8 @@ class Rope:
             )
         return frequencies.to(self._device), scaling
 
-    def rotation(
-        self, positions: torch.Tensor, lengths: list[tuple[int, int]], dtype: torch.dtype
-    ) -> Rotation:
-        """Cosines and sines, each [rows, 1, head size] in ``dtype``.
+    def rotation(self, positions: torch.Tensor, lengths: list[tuple[int, int]]) -> Rotation:
+        """Cosines and sines, each fp32 [rows, head size / 2].
 
         Args:
             positions: input position of every row, int64 [rows].
@@ -50,12 +48,4 @@ class Rope:
                 ]
             )
         angles = positions[:, None].float() * frequencies
-        angles = torch.cat((angles, angles), dim=-1)[:, None]
-        return (angles.cos() * self._scaling).to(dtype), (angles.sin() * self._scaling).to(dtype)
-
-
-def rotate(x: torch.Tensor, rotation: Rotation) -> torch.Tensor:
-    """Rotates ``x`` [rows, heads, head size]."""
-    cos, sin = rotation
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-second, first), dim=-1) * sin
+        return angles.cos() * self._scaling, angles.sin() * self._scaling

@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from pyramidserve.errors import CheckpointError
+from workers.kernels.interface import Kernels
 from workers.model.config import ModelConfig
 from workers.model.llama import LlamaStage
 
@@ -73,6 +74,7 @@ def load_stage(
     end: int,
     dtype: torch.dtype,
     device: torch.device,
+    kernels: Kernels,
 ) -> tuple[LlamaStage, tuple[str, ...]]:
     """Builds the shard with layers ``first`` to ``end`` and fills it.
 
@@ -80,7 +82,7 @@ def load_stage(
     """
     files = CheckpointFiles(checkpoint)
     with init_empty_weights():
-        stage = LlamaStage(config, first, end)
+        stage = LlamaStage(config, first, end, kernels)
     tied = config.tied_embeddings and stage.embedding is not None
     for name, parameter in list(stage.named_parameters()):
         if tied and name == "head.weight":

@@ -9,10 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from workers.kv.pages import PAGE_TOKENS, pages_for
-from workers.kv.pool import PagedBatch
 from workers.model import attention
-from workers.model.attention import decode_attention, prefill_attention, window_scores
+from workers.model.attention import prefill_attention, window_scores
 
 Array = npt.NDArray[np.float64]
 
@@ -26,22 +24,6 @@ seeds = st.integers(0, 2**32)
 def draw(seed: int, *shapes: tuple[int, ...]) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return [torch.randn(*shape, generator=generator) for shape in shapes]
-
-
-def scattered(seed: int, lengths: list[int], kv_heads: int) -> tuple[PagedBatch, list[torch.Tensor]]:
-    """Caches of these lengths on pages in any order, among NaN; and the caches as they are."""
-    width, count = max(map(pages_for, lengths)), sum(map(pages_for, lengths))
-    order = torch.randperm(count + 1, generator=torch.Generator().manual_seed(seed))
-    free, taken = order[0], iter(order[1:])
-    pool = torch.full(((count + 1) * PAGE_TOKENS, 2, kv_heads, HEAD_SIZE), torch.nan)
-    pages = torch.full((len(lengths), width), int(free), dtype=torch.int32)
-    caches = draw(seed + 1, *((length, 2, kv_heads, HEAD_SIZE) for length in lengths))
-    for row, cache in enumerate(caches):
-        for index, part in enumerate(torch.split(cache, PAGE_TOKENS)):
-            pages[row, index] = next(taken)
-            first = pages[row, index] * PAGE_TOKENS
-            pool[first : first + len(part)] = part
-    return PagedBatch(pool, pages, torch.tensor(lengths, dtype=torch.int32)), caches
 
 
 def naive(
@@ -98,21 +80,3 @@ def test_scores_are_the_weighted_attention_of_the_window(
 def test_long_windows_are_scored_in_slices(window: int) -> None:
     assert window >= attention.SCORE_ROWS
     check_scores(3, (2, 1), window + 5, window, 1.2)
-
-
-@given(seeds, heads, st.lists(st.integers(1, 70), min_size=1, max_size=5), st.integers(1, 40_000))
-@settings(deadline=None)
-def test_a_step_attends_to_each_cache_up_to_its_length(
-    seed: int, heads: tuple[int, int], lengths: list[int], gathered_bytes: int
-) -> None:
-    (query,) = draw(seed, (len(lengths), heads[0], HEAD_SIZE))
-    batch, caches = scattered(seed, lengths, heads[1])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attention, "GATHER_BYTES", gathered_bytes)
-        outputs, probabilities = decode_attention(query, batch)
-    assert probabilities.shape == (len(lengths), max(lengths))
-    for row, (length, kv) in enumerate(zip(lengths, caches, strict=True)):
-        expected, shares = naive(query[row : row + 1], kv[:, 0], kv[:, 1], [length])
-        assert close(outputs[row], expected[0])
-        assert close(probabilities[row, :length], shares[0].mean(axis=0))
-        assert not probabilities[row, length:].any()

@@ -151,16 +151,18 @@ class Shard:
             batch = cache.batch(sequences, layer)
             lengths = batch.lengths
             gathered = batch.gather(0, len(sequences), int(lengths.max()))
-            attention = torch.rand(gathered.shape[:2], generator=self.random)
-            attention[torch.arange(gathered.shape[1]) >= lengths[:, None]] = float("nan")
+            tail = targets.tail if targets else 0
+            attention = torch.rand(len(sequences), tail, generator=self.random)
+            attention[torch.arange(tail) < tail - lengths[:, None]] = float("nan")
             for row, books in enumerate(all_books):
                 held = books.device[layer]
                 held.append(books.end)
                 assert same_bits(gathered[row, : lengths[row]], books.kv[layer, held])
-                books.attention[layer, books.generated, held] = attention[row, : len(held)]
+                newest = held[-tail:] if tail else []
+                books.attention[layer, books.generated, newest] = attention[row, tail - len(newest) :]
             assert not gathered.isnan().any()
             if targets is not None:
-                cache.add_scores(layer, targets, attention, lengths)
+                cache.add_scores(layer, targets, attention)
         for books in all_books:
             books.note_peak(self.layout)
         cache.end_step(sequences)

@@ -1,0 +1,50 @@
+"""What the engine is measured with."""
+
+from dataclasses import dataclass
+from pydoc_data.topics import topics
+
+from pyramidserve.types import Compression, Stopping
+from workers.engine.engine import EngineRequest
+from workers.model.config import ModelConfig
+from workers.model.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Workload:
+    """``requests`` at once, of ``prompt`` tokens each, answered with ``output`` tokens.
+
+    ``kv_bytes`` is the KV memory that they share; 0 means enough for all of them, uncompressed.
+    """
+
+    requests: int
+    prompt: int
+    output: int
+    kv_bytes: int = 0
+
+    def pool_bytes(self, model: ModelConfig, itemsize: int) -> int:
+        """Bytes of the KV pool."""
+        # Whole pages of every layer, and as much again as a sequence's scores may take of them.
+        tokens = self.prompt + self.output + 64
+        per_token = model.layers * 2 * model.kv_heads * model.head_size * itemsize
+        return self.kv_bytes or self.requests * tokens * per_token
+
+
+WORKLOADS = {
+    "W1": Workload(1, 512, 128),
+    "W2": Workload(16, 512, 128),
+    "W3": Workload(8, 4096, 128),
+    "W4": Workload(24, 4096, 128, 512 << 20),
+}
+
+
+def requests(workload: Workload, tokenizer: Tokenizer, compression: Compression) -> list[EngineRequest]:
+    """English prompts of exact lengths, each of its own: the Python reference, which every Python has."""
+    ids = tokenizer.encode("\n\n".join(topics[name] for name in sorted(topics)))
+    starts = [
+        index * (len(ids) - workload.prompt) // workload.requests for index in range(workload.requests)
+    ]
+    stopping = Stopping(workload.output, ignore_eos=True)
+    return [
+        EngineRequest(ids[start : start + workload.prompt], stopping=stopping, compression=compression)
+        for start in starts
+    ]

@@ -1,0 +1,80 @@
+"""The kernels in plain torch: the reference of all others, and what runs where there are none."""
+
+import torch
+from torch.nn import functional
+from torch.profiler import record_function
+
+from workers.kv.pool import PagedBatch
+from workers.model.config import ModelConfig
+from workers.model.rope import Rotation
+
+# KV gathered at once in a decode step, unless one sequence alone has more.
+GATHER_BYTES = 32 << 20
+
+
+class TorchKernels:
+    """See ``Kernels``. On any device, in any type."""
+
+    def linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        with record_function("linear"):
+            return functional.linear(x, weight, bias)
+
+    def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
+        return functional.rms_norm(x, weight.shape, weight, epsilon)
+
+    def silu_product(self, gate_up: torch.Tensor) -> torch.Tensor:
+        gate, up = gate_up.chunk(2, dim=-1)
+        return functional.silu(gate, inplace=True) * up
+
+    def rotate(
+        self, projected: torch.Tensor, rotation: Rotation, heads: int, kv_heads: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        rows, _, head_size = projected.shape
+        cos, sin = (part.to(projected.dtype)[:, None] for part in rotation)
+        first, second = projected[:, : heads + kv_heads].chunk(2, dim=-1)
+        rotated = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+        query, key = torch.split(rotated, [heads, kv_heads], dim=1)
+        kv = torch.cat((key, projected[:, heads + kv_heads :]), dim=1)
+        return query.contiguous(), kv.view(rows, 2, kv_heads, head_size)
+
+    def decode_attention(
+        self, query: torch.Tensor, batch: PagedBatch, tail: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        lengths = batch.lengths.tolist()
+        attended = query.new_empty(len(query), query[0].numel())
+        shares = query.new_empty(len(query), tail, dtype=torch.float32)
+        row_bytes = batch.rows[0].nbytes
+        start = 0
+        while start < len(query):
+            end, longest = start + 1, lengths[start]
+            while end < len(query):
+                longer = max(longest, lengths[end])
+                if (end + 1 - start) * longer * row_bytes > GATHER_BYTES:
+                    break
+                end, longest = end + 1, longer
+            attended[start:end], shares[start:end] = _attend_gathered(
+                query[start:end], batch.gather(start, end, longest), batch.lengths[start:end], tail
+            )
+            start = end
+        return attended, shares
+
+    def decode_scratch_bytes(self, model: ModelConfig, sequences: int, itemsize: int) -> int:
+        # What is gathered, and either its keys or its values once more in the order of the product.
+        longest = model.context * 2 * model.kv_heads * model.head_size * itemsize
+        return max(GATHER_BYTES, longest) * 3 // 2
+
+
+def _attend_gathered(
+    query: torch.Tensor, kv: torch.Tensor, lengths: torch.Tensor, tail: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """``decode_attention`` over gathered caches [sequences, longest, 2, KV heads, head size]."""
+    key, value = kv.unbind(2)
+    grouped = query.view(len(query), key.shape[2], -1, query.shape[-1])
+    logits = torch.matmul(grouped, key.permute(0, 2, 3, 1)).float() * query.shape[-1] ** -0.5
+    beyond = torch.arange(kv.shape[1], device=kv.device) >= lengths[:, None]
+    logits.masked_fill_(beyond[:, None, None], float("-inf"))
+    probabilities = logits.softmax(dim=-1)
+    attended = torch.matmul(probabilities.to(value.dtype), value.transpose(1, 2))
+    columns = lengths[:, None] - tail + torch.arange(tail, device=kv.device)
+    shares = probabilities.mean(dim=(1, 2)).gather(1, columns.clamp(min=0))
+    return attended.flatten(1), shares.masked_fill_(columns < 0, 0)
