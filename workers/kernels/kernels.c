@@ -153,8 +153,8 @@ void silu_product(const void *gate_up, void *out, int64_t rows, int64_t size, in
     }
 }
 
-// Two rows of weights times `count` rows of x: sixteen running sums that stay in registers. `tile` gets
-// the results [count, TILE] from its column `at` on.
+// Two rows of weights times `count` rows of x, at most ROWS: sixteen running sums that stay in registers.
+// The results go to the first two columns of `tile`, float [count, TILE].
 #define COLUMNS 2
 #define ROWS 8
 #define TILE 32
@@ -315,10 +315,10 @@ static inline void attend_page(const float *query, const float *keys, const floa
 
 // One query row a sequence over its own pages: see PagedBatch for the layout.
 //
-// head_size is a multiple of 16. query, out [sequences, heads, head_size]; rows [*, 2, kv_heads, head_size]; pages [sequences, width];
-// partials: scratch, float [sequences, chunks of the longest, heads, head_size + 17]; logits: scratch, float
-// [sequences, heads, tail]; shares: float [sequences, tail], the attention to the newest `tail` tokens,
-// averaged over heads, 0 where there are fewer.
+// query, out [sequences, heads, head_size], head_size a multiple of 16; rows [*, 2, kv_heads, head_size];
+// pages [sequences, width]; partials: scratch, float [sequences, chunks of the longest, heads,
+// head_size + 17]; logits: scratch, float [sequences, heads, tail]; shares: float [sequences, tail], the
+// attention to the newest `tail` tokens, averaged over heads, 0 where there are fewer.
 void decode_attention(const void *query, const void *rows, const int32_t *pages, const int32_t *lengths,
                       void *out, float *partials, float *logits, float *shares, int64_t sequences,
                       int64_t width, int64_t chunks, int64_t tail, int heads, int kv_heads, int head_size,

@@ -43,9 +43,11 @@ class NativeKernels:
 
     def linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         with record_function("linear"):
+            if x.dtype == torch.bfloat16 and self._multiplies_bf16:
+                return functional.linear(x, weight, bias)
             if len(x) <= FEW_ROWS and len(weight) % 2 == 0:
                 return self._linear_of_few_rows(x.contiguous(), weight, bias)
-            if x.dtype == torch.float32 or self._multiplies_bf16:
+            if x.dtype == torch.float32:
                 return functional.linear(x, weight, bias)
             bias = None if bias is None else bias.float()
             return functional.linear(x.float(), weight.float(), bias).to(x.dtype)

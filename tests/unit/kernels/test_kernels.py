@@ -13,7 +13,6 @@ from workers.kernels.torch_kernels import TorchKernels
 from workers.kv.pages import PAGE_TOKENS, pages_for
 from workers.kv.pool import PagedBatch
 
-CPU = torch.device("cpu")
 # (heads, KV heads): one key for each head, for groups of heads, for all of them.
 HEADS = [(4, 4), (6, 2), (9, 3), (4, 1), (1, 1)]
 DTYPES = [torch.float32, torch.bfloat16]
