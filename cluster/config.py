@@ -21,7 +21,7 @@ class ClusterConfig:
 
     Attributes:
         model: checkpoint: "smollm2-135m-instruct", a folder, a .gguf file or a hub repository.
-        dtype: "float32", "bfloat16" or "float16"; "auto" takes bfloat16 where the hardware has it.
+        dtype: "float32", "bfloat16" or "float16"; "auto" takes bfloat16 where that is fast.
         device: "cpu" or "cuda".
         pipelines: gangs of shards, each a whole model.
         shards: shards of a pipeline.

@@ -23,7 +23,7 @@ class Workload:
 
     def pool_bytes(self, model: ModelConfig, itemsize: int) -> int:
         """Bytes of the KV pool."""
-        # Whole pages of every layer, and as much again as a sequence's scores may take of them.
+        # A little more than the tokens take: pages are whole, and scores lie in them too.
         tokens = self.prompt + self.output + 64
         per_token = model.layers * 2 * model.kv_heads * model.head_size * itemsize
         return self.kv_bytes or self.requests * tokens * per_token

@@ -130,9 +130,9 @@ class ShardCache:
         pages, lengths = self._tables.batch(sequences, layer)
         return PagedBatch(self.pool.rows, self._on_device(pages), self._on_device(lengths))
 
-    def read(self, sequence: int, layer: int) -> torch.Tensor:
-        """A copy of all KV of ``layer``, in order of slots: [tokens, 2, KV heads, head size]."""
-        return self.pool.read(self._rows(sequence, layer, 0, self._tables.length(sequence, layer)))
+    def read(self, sequence: int, layer: int, start: int = 0) -> torch.Tensor:
+        """A copy of the KV of ``layer`` from slot ``start`` on: [tokens, 2, KV heads, head size]."""
+        return self.pool.read(self._rows(sequence, layer, start, self._tables.length(sequence, layer)))
 
     def score_targets(self, sequences: Sequence[int]) -> ScoreTargets | None:
         """Where the attention of the step's new tokens is to be accumulated; None if nowhere."""
@@ -207,15 +207,14 @@ class ShardCache:
         index = self._layout.first + layer
         keeps, done = generation.keeps[index], generation.chunks(entry.generated) - 1
         start = generation.start[index] + done * keeps
-        length = self._tables.length(sequence, layer)
-        tokens = self.pool.read(self._rows(sequence, layer, start, length))
+        tokens = self.read(sequence, layer, start)
         if generation.scores:
             scores = self._scores.take_chunk(sequence, layer, generation.chunk)
             chosen = torch.topk(scores, keeps).indices.sort().values
         else:
             chosen = torch.zeros(0, dtype=torch.int64, device=tokens.device)
         evicted = complement(chosen, generation.chunk)
-        tail = torch.arange(generation.chunk, length - start, device=tokens.device)
+        tail = torch.arange(generation.chunk, len(tokens), device=tokens.device)
         stays = torch.cat((chosen, tail))
         end = start + len(stays)
         positions = self.positions(sequence, layer)
