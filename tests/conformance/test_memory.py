@@ -188,8 +188,7 @@ def decode():
     engine.step()
     engine.step()
 kernels = choose_kernels(torch.device("cpu"), torch.float32)
-scratch = kernels.decode_scratch_bytes(engine.model, sequences, 4)
-print(decode_workspace_bytes(engine.model, sequences, scratch, 4), grown_by(decode))
+print(decode_workspace_bytes(engine.model, kernels, sequences), grown_by(decode))
 """
 
 

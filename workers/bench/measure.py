@@ -108,18 +108,26 @@ def shares(engine: Engine, pipeline: TimedPipeline, requests: Sequence[EngineReq
 
     Runs the requests once more, under torch's profiler, which slows the rest down a little.
     """
+    before = _fused_seconds(engine.stages)
     with profile(activities=[ProfilerActivity.CPU], acc_events=True) as profiled:
         run = measure(engine, pipeline, requests)
+    gemm, attention = (now - then for now, then in zip(_fused_seconds(engine.stages), before, strict=True))
     spent = {event.key: event.cpu_time_total / 1e6 for event in profiled.key_averages()}
     whole = run.prefill_seconds + run.decode_seconds
     parts = {
-        "gemm": spent.get("linear", 0.0),
-        "attention": spent.get("attention", 0.0),
+        "gemm": spent.get("linear", 0.0) + gemm,
+        "attention": spent.get("attention", 0.0) + attention,
         "selection": spent.get("selection", 0.0),
     }
     return {name: seconds / whole for name, seconds in parts.items()} | {
         "other": 1 - sum(parts.values()) / whole
     }
+
+
+def _fused_seconds(stages: Iterable[Stage]) -> tuple[float, float]:
+    """What products and attention have taken within fused decode steps."""
+    spent = [stage.fused_seconds for stage in stages]
+    return sum(gemm for gemm, _ in spent), sum(attention for _, attention in spent)
 
 
 def _kv_bytes(stages: Iterable[Stage]) -> int:

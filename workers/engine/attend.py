@@ -1,16 +1,14 @@
 """Where the model meets the cache: attention of a prefill, and of a decode step, layer by layer."""
 
-from collections.abc import Sequence
-
 import torch
 from torch.profiler import record_function
 
 from workers.compression.plan import KeepPlan
 from workers.compression.select import keep_of_prompt
+from workers.engine.step import Step
 from workers.kernels.interface import Kernels
 from workers.kv.cache import ShardCache
-from workers.kv.host import Positions
-from workers.model.attention import prefill_attention, window_scores
+from workers.kv.pool import PagedStep
 
 
 class PrefillAttend:
@@ -19,18 +17,10 @@ class PrefillAttend:
     ``rows`` and ``positions`` follow the rows that survive, as ``prune`` drops hidden states.
     """
 
-    def __init__(
-        self,
-        cache: ShardCache,
-        first_layer: int,
-        sequences: Sequence[int],
-        rows: Sequence[int],
-        positions: Positions,
-    ) -> None:
-        self._cache, self._first_layer = cache, first_layer
-        self._sequences = sequences
-        self.rows = tuple(rows)
-        self.positions = positions
+    def __init__(self, cache: ShardCache, kernels: Kernels, first_layer: int, step: Step) -> None:
+        self._cache, self._kernels, self._first_layer = cache, kernels, first_layer
+        self._sequences = step.sequences
+        self.rows, self.positions = step.rows, step.positions
 
     def __call__(
         self, layer: int, query: torch.Tensor, kv: torch.Tensor
@@ -39,11 +29,17 @@ class PrefillAttend:
         start = 0
         for sequence, count in zip(self._sequences, self.rows, strict=True):
             own = slice(start, start + count)
-            with record_function("selection"):
-                keep = self._keep(self._cache.plan(sequence), layer, query[own], kv[own, 0])
+            plan = self._cache.plan(sequence)
+            kept, window = self._wanted(plan, layer, count)
             with record_function("attention"):
-                out = prefill_attention(query[own], kv[own, 0], kv[own, 1])
-            prunes = self._cache.plan(sequence).drops_hidden_states
+                out, scores = self._kernels.prefill_attention(
+                    query[own], kv[own], window, plan.distance_weight
+                )
+            with record_function("selection"):
+                keep = None
+                if kept < count:
+                    keep = keep_of_prompt(scores if window else None, count, kept, plan.recent, plan.sinks)
+            prunes = plan.drops_hidden_states
             self._cache.store_prompt(
                 sequence, layer, self.positions[own], kv[own], None if prunes else keep
             )
@@ -61,37 +57,30 @@ class PrefillAttend:
         self.rows, self.positions = rows, self.positions[alive.cpu().numpy()]
         return torch.cat(attended), alive
 
-    def _keep(
-        self, plan: KeepPlan, layer: int, query: torch.Tensor, key: torch.Tensor
-    ) -> torch.Tensor | None:
-        """Rows that stay; None if all do. ``prune`` chooses for the next layer, others for this."""
-        index = self._first_layer + layer
-        if plan.drops_hidden_states:
-            index += 1
-            if index == len(plan.kept):
-                return None
-        kept, tokens = plan.kept[index], len(key)
-        if kept == tokens:
-            return None
-        scores = None
-        if kept > plan.recent + plan.sinks:
-            scores = window_scores(query[tokens - plan.recent :], key, plan.distance_weight)
-        return keep_of_prompt(scores, tokens, kept, plan.recent, plan.sinks)
+    def _wanted(self, plan: KeepPlan, layer: int, count: int) -> tuple[int, int]:
+        """How many of ``count`` rows stay, and how many of the newest must score the others.
+
+        ``prune`` chooses for the next layer, others for this.
+        """
+        index = self._first_layer + layer + plan.drops_hidden_states
+        kept = count if index == len(plan.kept) else plan.kept[index]
+        by_scores = plan.recent + plan.sinks < kept < count
+        return kept, plan.recent if by_scores else 0
 
 
 class DecodeAttend:
-    """Attention of one new token a sequence; accumulates what compression will go by."""
+    """Attention of one new token a sequence; ``shares`` collects that to the newest ``tail`` tokens.
 
-    def __init__(self, cache: ShardCache, sequences: Sequence[int], kernels: Kernels) -> None:
-        self._cache, self._sequences, self._kernels = cache, sequences, kernels
-        self._targets = cache.score_targets(sequences)
+    Each layer's are fp32 [sequences, tail], see ``Kernels.decode_attention``.
+    """
+
+    def __init__(self, step: PagedStep, tail: int, kernels: Kernels) -> None:
+        self._step, self._tail, self._kernels = step, tail, kernels
+        self.shares: list[torch.Tensor] = []
 
     def __call__(self, layer: int, query: torch.Tensor, kv: torch.Tensor) -> tuple[torch.Tensor, None]:
-        self._cache.append(self._sequences, layer, kv)
-        tail = self._targets.tail if self._targets else 0
-        batch = self._cache.batch(self._sequences, layer)
+        self._step.write(layer, kv)
         with record_function("attention"):
-            attended, shares = self._kernels.decode_attention(query, batch, tail)
-        if self._targets:
-            self._cache.add_scores(layer, self._targets, shares)
+            attended, shares = self._kernels.decode_attention(query, self._step.batch(layer), self._tail)
+        self.shares.append(shares)
         return attended, None

@@ -22,7 +22,7 @@ from workers.kv.link import HostLink, link_for
 from workers.kv.page_table import PageTables
 from workers.kv.pool import KVPool, page_bytes
 from workers.model.config import read_config
-from workers.model.rope import Rope
+from workers.model.rope import Rope, Rotation
 from workers.model.weights import load_stage
 from workers.model.workspace import decode_workspace_bytes, prefill_workspace_bytes
 
@@ -116,11 +116,16 @@ class Stage:
         """The most that a step allocates; a prompt as long as the context is prefilled alone."""
         model, itemsize = self._model_config, self._dtype.itemsize
         longest = max(self._config.max_prefill_tokens, model.context)
-        scratch = self._kernels.decode_scratch_bytes(model, self._config.max_sequences, itemsize)
         return max(
-            prefill_workspace_bytes(model, longest, longest, True, itemsize),
-            decode_workspace_bytes(model, self._config.max_sequences, scratch, itemsize),
+            prefill_workspace_bytes(model, self._kernels, longest, longest, longest, itemsize),
+            decode_workspace_bytes(model, self._kernels, self._config.max_sequences),
         )
+
+    @property
+    def fused_seconds(self) -> tuple[float, float]:
+        """What products and attention have taken within fused decode steps."""
+        fused = self._model.fused
+        return fused.seconds if fused else (0.0, 0.0)
 
     @torch.inference_mode()
     def run(self, step: Step, inputs: torch.Tensor) -> tuple[Step, torch.Tensor]:
@@ -145,9 +150,7 @@ class Stage:
             step = replace(step, rows=prefill.rows, positions=prefill.positions)
             step = replace(step, traces=(*step.traces, *self._traces(step)))
         else:
-            decode = DecodeAttend(self.cache, step.sequences, self._kernels)
-            hidden = self._model(inputs, rotation, decode)
-            self.cache.end_step(step.sequences)
+            hidden = self._decode(step, inputs, rotation)
         if self._model.head is not None:
             step, hidden = self._sample(step, hidden)
         return self._report(step), hidden
@@ -157,15 +160,32 @@ class Stage:
             keep = plan(spec.compression, spec.prompt_tokens, self._model_config.layers)
             self.cache.open(spec.sequence, keep)
             self._sequences[spec.sequence] = (spec.sampling, self._workspace(keep, rows))
-        return PrefillAttend(self.cache, self.layout.first, step.sequences, step.rows, step.positions)
+        return PrefillAttend(self.cache, self._kernels, self.layout.first, step)
+
+    def _decode(self, step: Step, inputs: torch.Tensor, rotation: Rotation) -> torch.Tensor:
+        targets = self.cache.score_targets(step.sequences)
+        tail = targets.tail if targets else 0
+        paged = self.cache.extend(step.sequences)
+        fused = self._model.fused
+        if fused and len(inputs) <= fused.max_rows:
+            hidden, shares = fused(self._model.embed(inputs), rotation, paged, tail)
+        else:
+            attend = DecodeAttend(paged, tail, self._kernels)
+            hidden = self._model(inputs, rotation, attend)
+            shares = torch.stack(attend.shares)
+        if targets:
+            self.cache.add_scores(targets, shares)
+        self.cache.end_step(step.sequences)
+        return hidden
 
     def _workspace(self, keep: KeepPlan, rows: int) -> int:
         """Bytes of the prefill of one prompt, of which ``rows`` reach this shard."""
         surviving = rows
         if keep.drops_hidden_states:
             surviving = keep.kept[min(self.layout.first + 1, len(keep.kept) - 1)]
+        window = min(keep.recent, rows) if keep.fraction < 1 else 0
         return prefill_workspace_bytes(
-            self._model_config, rows, surviving, keep.fraction < 1, self._dtype.itemsize
+            self._model_config, self._kernels, rows, surviving, window, self._dtype.itemsize
         )
 
     def _release(self, sequence: int) -> ReleasedSequence:

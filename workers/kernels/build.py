@@ -12,7 +12,7 @@ import torch
 
 from workers.model.checkpoint import cache_folder
 
-SOURCE = Path(__file__).with_name("kernels.c")
+SOURCE = Path(__file__).with_name("source")
 # No flag that changes what infinities mean: the softmax starts from one.
 FLAGS = "-O3 -march=native -fopenmp -fno-math-errno -fno-trapping-math -ffp-contract=fast -fPIC -shared"
 COMPILE_SECONDS = 120
@@ -25,7 +25,8 @@ class KernelBuildError(Exception):
 def load_library() -> ctypes.CDLL:
     """The kernels' library, compiled if this processor has not seen it yet. Raises KernelBuildError."""
     compiler = shlex.split(os.environ.get("CC", "cc"))
-    identity = (SOURCE.read_text(), compiler, FLAGS, sorted(torch.cpu.get_capabilities().items()))
+    sources = [path.read_text() for path in sorted(SOURCE.iterdir())]
+    identity = (sources, compiler, FLAGS, sorted(torch.cpu.get_capabilities().items()))
     name = hashlib.sha256(repr(identity).encode()).hexdigest()[:16]
     library = cache_folder() / "kernels" / f"{name}.so"
     try:
@@ -40,7 +41,8 @@ def _compile(compiler: list[str], library: Path) -> None:
     library.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
         built = Path(scratch) / library.name
-        command = [*compiler, *FLAGS.split(), str(SOURCE), "-o", str(built), "-lm"]
+        sources = map(str, sorted(SOURCE.glob("*.c")))
+        command = [*compiler, *FLAGS.split(), *sources, "-o", str(built), "-lm"]
         try:
             subprocess.run(command, check=True, capture_output=True, text=True, timeout=COMPILE_SECONDS)
         except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:

@@ -37,11 +37,13 @@ def choose_kernels(device: torch.device, dtype: torch.dtype) -> Kernels:
     """The fastest kernels there are for tensors of ``dtype`` on ``device``; the log says which and why."""
     if device.type != "cpu" or dtype not in NATIVE_DTYPES:
         logger.info("kernels_chosen backend=torch device=%s dtype=%s", device.type, dtype)
-        return TorchKernels()
+        return TorchKernels(dtype)
     try:
-        native = NativeKernels(load_library())
+        native = NativeKernels(load_library(), dtype)
     except KernelBuildError as error:
         logger.warning("kernels_chosen backend=torch reason=%r: decoding is slower", str(error))
-        return TorchKernels()
-    logger.info("kernels_chosen backend=native device=cpu dtype=%s", dtype)
+        return TorchKernels(dtype)
+    logger.info(
+        "kernels_chosen backend=native device=cpu dtype=%s activations=%s", dtype, native.activations
+    )
     return native

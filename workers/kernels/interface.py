@@ -1,16 +1,68 @@
 """What a set of kernels can do."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 
-from workers.kv.pool import PagedBatch
+from workers.kv.pool import PagedBatch, PagedStep
 from workers.model.config import ModelConfig
 from workers.model.rope import Rotation
 
 
+@dataclass(frozen=True)
+class LayerWeights:
+    """A layer's weights; products are [columns, size], norms [hidden], biases [columns]."""
+
+    input_norm: torch.Tensor
+    qkv: torch.Tensor
+    qkv_bias: torch.Tensor | None
+    output: torch.Tensor
+    output_bias: torch.Tensor | None
+    mlp_norm: torch.Tensor
+    gate_up: torch.Tensor
+    gate_up_bias: torch.Tensor | None
+    down: torch.Tensor
+    down_bias: torch.Tensor | None
+
+
+class FusedDecode(Protocol):
+    """One new token of each sequence through all layers of a shard."""
+
+    @property
+    def max_rows(self) -> int:
+        """Sequences at once, at most."""
+        ...
+
+    @property
+    def seconds(self) -> tuple[float, float]:
+        """What products and attention have taken, summed over all calls."""
+        ...
+
+    def __call__(
+        self, hidden: torch.Tensor, rotation: Rotation, step: PagedStep, tail: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Writes the tokens' keys and values, and attends to them and all before.
+
+        Args:
+            hidden: [sequences, hidden].
+            tail: newest tokens whose attention is wanted.
+
+        Returns:
+            The last layer's output, and the attention to the newest ``tail`` tokens, averaged over heads,
+            fp32 [layers, sequences, tail], the newest last; 0 where a cache is shorter.
+        """
+        ...
+
+
 class Kernels(Protocol):
-    """The operations of a layer beside the attention of a prefill."""
+    """The operations of a layer.
+
+    ``activations`` is the type of all rows that pass through; weights and KV may be of another.
+    """
+
+    activations: torch.dtype
 
     def linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """``x`` [rows, size] times ``weight`` [columns, size] transposed, plus ``bias`` [columns]."""
@@ -37,6 +89,22 @@ class Kernels(Protocol):
         """
         ...
 
+    def prefill_attention(
+        self, query: torch.Tensor, kv: torch.Tensor, window: int, distance_weight: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Causal attention of one sequence with itself, and the scores that are read off it.
+
+        Args:
+            query: [n, heads, head size].
+            kv: [n, 2, KV heads, head size].
+            window: R, the newest rows, which score what is before them; 0 if no scores are wanted.
+            distance_weight: see ``window_scores``.
+
+        Returns:
+            The output [n, heads * head size], and fp32 scores as ``window_scores`` has them, [n - R].
+        """
+        ...
+
     def decode_attention(
         self, query: torch.Tensor, batch: PagedBatch, tail: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -52,6 +120,18 @@ class Kernels(Protocol):
         """
         ...
 
-    def decode_scratch_bytes(self, model: ModelConfig, sequences: int, itemsize: int) -> int:
+    def fuse(self, layers: Sequence[LayerWeights], model: ModelConfig) -> FusedDecode | None:
+        """A decode step in one call; None where it is not to be had."""
+        ...
+
+    def linear_scratch_bytes(self, rows: int, columns: int, size: int) -> int:
+        """The most that ``linear`` allocates beside its result."""
+        ...
+
+    def prefill_scratch_bytes(self, model: ModelConfig, tokens: int, window: int) -> int:
+        """The most that ``prefill_attention`` allocates beside its results."""
+        ...
+
+    def decode_scratch_bytes(self, model: ModelConfig, sequences: int) -> int:
         """The most that ``decode_attention`` allocates beside its results."""
         ...

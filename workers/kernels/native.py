@@ -1,11 +1,14 @@
-"""The kernels in C, on CPUs, in fp32 and bf16."""
+"""The kernels in C, on CPUs, for weights and KV in fp32 and bf16."""
 
+from collections.abc import Sequence
 from ctypes import CDLL, c_float, c_int, c_int64, c_void_p
 
 import torch
 from torch.nn import functional
 from torch.profiler import record_function
 
+from workers.kernels.fused import CHUNK, LANES, NativeDecode
+from workers.kernels.interface import FusedDecode, LayerWeights
 from workers.kernels.torch_kernels import TorchKernels
 from workers.kv.pool import PagedBatch
 from workers.model.config import ModelConfig
@@ -14,59 +17,57 @@ from workers.model.rope import Rotation
 
 # Products of at most this many rows are bound by reading the weights, which torch's do with less speed.
 FEW_ROWS = 64
-# Tokens that one thread attends to at a time: CHUNK of kernels.c.
-CHUNK = 256
-# Values that the attention takes at a time: heads of no multiple of them are left to torch.
-LANES = 16
+# Rows of a tile, and queries of a panel, of panels.h; tokens of a span, and the least panels of a task, of
+# prefill.c.
+TILE_ROWS, PANEL, SPAN, PANELS = 12, 32, 120, 3
 NATIVE_DTYPES = (torch.float32, torch.bfloat16)
 
 _POINTER, _SIZE, _INT = c_void_p, c_int64, c_int
 _ARGUMENTS = {
-    "linear": (*(_POINTER,) * 5, *(_SIZE,) * 3, _INT, _INT),
-    "rms_norm": (_POINTER, _POINTER, _POINTER, _SIZE, _SIZE, c_float, _INT, _INT),
+    "linear": (*(_POINTER,) * 4, *(_SIZE,) * 3, _INT, _INT),
+    "rms_norm": (_POINTER, _POINTER, _POINTER, _SIZE, _SIZE, c_float, *(_INT,) * 3),
     "silu_product": (_POINTER, _POINTER, _SIZE, _SIZE, _INT, _INT),
-    "rotate": (*(_POINTER,) * 5, _SIZE, *(_INT,) * 5),
-    "decode_attention": (*(_POINTER,) * 8, *(_SIZE,) * 4, *(_INT,) * 5),
+    "rotate": (*(_POINTER,) * 5, _SIZE, *(_INT,) * 6),
+    "prefill_attention": (*(_POINTER,) * 6, *(_SIZE,) * 3, *(_INT,) * 6),
+    "decode_attention": (*(_POINTER,) * 8, *(_SIZE,) * 4, *(_INT,) * 6),
 }
 
 
 class NativeKernels:
-    """See ``Kernels``. For tensors in host memory of one of NATIVE_DTYPES."""
+    """See ``Kernels``. For tensors in host memory.
 
-    def __init__(self, library: CDLL) -> None:
+    Where the processor does not multiply bf16, activations are fp32 beside bf16 weights and KV: nothing
+    is then rounded, or widened again, between two operations.
+    """
+
+    def __init__(self, library: CDLL, dtype: torch.dtype) -> None:
+        """``dtype``, of weights and KV, is one of NATIVE_DTYPES."""
         for name, arguments in _ARGUMENTS.items():
             function = getattr(library, name)
             function.argtypes, function.restype = arguments, None
         self._library = library
-        self._multiplies_bf16 = multiplies_bf16()
-        self._reference = TorchKernels()
+        self._dtype = dtype
+        self.activations = dtype if multiplies_bf16() else torch.float32
+        self._reference = TorchKernels(self.activations)
 
     def linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         with record_function("linear"):
-            if x.dtype == torch.bfloat16 and self._multiplies_bf16:
+            if x.dtype == torch.bfloat16:
                 return functional.linear(x, weight, bias)
-            if len(x) <= FEW_ROWS and len(weight) % 2 == 0:
-                return self._linear_of_few_rows(x.contiguous(), weight, bias)
-            if x.dtype == torch.float32:
-                return functional.linear(x, weight, bias)
-            bias = None if bias is None else bias.float()
-            return functional.linear(x.float(), weight.float(), bias).to(x.dtype)
-
-    def _linear_of_few_rows(
-        self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
-    ) -> torch.Tensor:
-        (rows, size), columns = x.shape, len(weight)
-        out = x.new_empty(rows, columns)
-        scratch = torch.empty(rows, size)
-        pointers = (0 if each is None else each.data_ptr() for each in (x, weight, bias, out, scratch))
-        self._library.linear(*pointers, rows, columns, size, *_mode(x))
-        return out
+            (rows, size), columns = x.shape, len(weight)
+            if rows > FEW_ROWS or columns % 2:
+                return functional.linear(x, weight.float(), None if bias is None else bias.float())
+            x, out = x.contiguous(), x.new_empty(rows, columns)
+            pointers = (0 if each is None else each.data_ptr() for each in (x, weight, bias, out))
+            _, stored, threads = self._mode()
+            self._library.linear(*pointers, rows, columns, size, stored, threads)
+            return out
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
         x = x.contiguous()
         out = torch.empty_like(x)
         self._library.rms_norm(
-            x.data_ptr(), weight.data_ptr(), out.data_ptr(), *x.shape, epsilon, *_mode(x)
+            x.data_ptr(), weight.data_ptr(), out.data_ptr(), *x.shape, epsilon, *self._mode()
         )
         return out
 
@@ -74,7 +75,8 @@ class NativeKernels:
         gate_up = gate_up.contiguous()
         rows, size = len(gate_up), gate_up.shape[1] // 2
         out = gate_up.new_empty(rows, size)
-        self._library.silu_product(gate_up.data_ptr(), out.data_ptr(), rows, size, *_mode(gate_up))
+        bf16, _, threads = self._mode()
+        self._library.silu_product(gate_up.data_ptr(), out.data_ptr(), rows, size, bf16, threads)
         return out
 
     def rotate(
@@ -83,11 +85,29 @@ class NativeKernels:
         projected = projected.contiguous()
         rows, _, head_size = projected.shape
         query = projected.new_empty(rows, heads, head_size)
-        kv = projected.new_empty(rows, 2, kv_heads, head_size)
+        kv = torch.empty(rows, 2, kv_heads, head_size, dtype=self._dtype)
         cos, sin = (part.contiguous() for part in rotation)
         pointers = (each.data_ptr() for each in (projected, cos, sin, query, kv))
-        self._library.rotate(*pointers, rows, heads, kv_heads, head_size, *_mode(projected))
+        self._library.rotate(*pointers, rows, heads, kv_heads, head_size, *self._mode())
         return query, kv
+
+    def prefill_attention(
+        self, query: torch.Tensor, kv: torch.Tensor, window: int, distance_weight: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if query.shape[-1] % LANES:  # No whole number of vectors.
+            return self._reference.prefill_attention(query, kv, window, distance_weight)
+        query, kv = query.contiguous(), kv.contiguous()
+        tokens, heads, head_size = query.shape
+        kv_heads = kv.shape[2]
+        weights = torch.linspace(1, distance_weight, window)
+        out = query.new_empty(tokens, heads * head_size)
+        scratch = torch.empty(_prefill_scratch(heads, kv_heads, head_size, tokens, window))
+        scores = torch.zeros(tokens - window)
+        pointers = (each.data_ptr() for each in (query, kv, weights, out, scratch, scores))
+        self._library.prefill_attention(
+            *pointers, tokens, tokens, window, heads, kv_heads, head_size, *self._mode()
+        )
+        return out, scores
 
     def decode_attention(
         self, query: torch.Tensor, batch: PagedBatch, tail: int
@@ -96,7 +116,6 @@ class NativeKernels:
             return self._reference.decode_attention(query, batch, tail)
         query = query.contiguous()
         sequences, heads, head_size = query.shape
-        bf16, threads = _mode(query)
         chunks = -(-int(batch.lengths.max()) // CHUNK)
         out = query.new_empty(sequences, heads * head_size)
         partials = torch.empty(sequences * chunks * heads * (head_size + LANES + 1))
@@ -106,16 +125,43 @@ class NativeKernels:
         self._library.decode_attention(
             *(each.data_ptr() for each in tensors),
             *(sequences, batch.pages.shape[1], chunks, tail),
-            *(heads, batch.rows.shape[2], head_size, bf16, threads),
+            *(heads, batch.rows.shape[2], head_size, *self._mode()),
         )
         return out, shares
 
-    def decode_scratch_bytes(self, model: ModelConfig, sequences: int, itemsize: int) -> int:
+    def fuse(self, layers: Sequence[LayerWeights], model: ModelConfig) -> FusedDecode | None:
+        if model.head_size % LANES:
+            return None
+        return NativeDecode(self._library, layers, model, self._dtype, self.activations, FEW_ROWS)
+
+    def linear_scratch_bytes(self, rows: int, columns: int, size: int) -> int:
+        widens = rows > FEW_ROWS and self._dtype != self.activations
+        return columns * size * 4 if widens else 0
+
+    def prefill_scratch_bytes(self, model: ModelConfig, tokens: int, window: int) -> int:
+        if model.head_size % LANES:
+            return self._reference.prefill_scratch_bytes(model, tokens, window)
+        return _prefill_scratch(model.heads, model.kv_heads, model.head_size, tokens, window) * 4
+
+    def decode_scratch_bytes(self, model: ModelConfig, sequences: int) -> int:
         # Partial sums, and the logits of what has been generated and not compressed: at most as many.
         chunks = -(-model.context // CHUNK)
         return sequences * chunks * model.heads * (model.head_size + LANES + 1) * 4
 
+    def _mode(self) -> tuple[int, int, int]:
+        """Whether activations are bf16, whether weights and KV are, and how many threads there are."""
+        bf16 = torch.bfloat16
+        return int(self.activations == bf16), int(self._dtype == bf16), torch.get_num_threads()
 
-def _mode(x: torch.Tensor) -> tuple[int, int]:
-    """The last two arguments of every kernel: whether values are bf16, and how many threads."""
-    return int(x.dtype == torch.bfloat16), torch.get_num_threads()
+
+def _prefill_scratch(heads: int, kv_heads: int, head_size: int, tokens: int, window: int) -> int:
+    """Floats that ``prefill_attention`` needs: keys and values of a head, and what each thread holds."""
+    panels = _up(PANELS, heads // kv_heads)
+    slots = -(-tokens // SPAN) if window else 1
+    thread = panels * (2 * head_size + slots * (SPAN + 1)) * PANEL + (tokens * LANES if window else 0)
+    return 2 * _up(tokens, TILE_ROWS) * head_size + torch.get_num_threads() * thread
+
+
+def _up(count: int, step: int) -> int:
+    """The least multiple of ``step`` that is not less than ``count``."""
+    return -(-count // step) * step

@@ -1,10 +1,14 @@
 """The kernels in plain torch: the reference of all others, and what runs where there are none."""
 
+from collections.abc import Sequence
+
 import torch
 from torch.nn import functional
 from torch.profiler import record_function
 
+from workers.kernels.interface import FusedDecode, LayerWeights
 from workers.kv.pool import PagedBatch
+from workers.model.attention import SCORE_ROWS, prefill_attention, window_scores
 from workers.model.config import ModelConfig
 from workers.model.rope import Rotation
 
@@ -14,6 +18,10 @@ GATHER_BYTES = 32 << 20
 
 class TorchKernels:
     """See ``Kernels``. On any device, in any type."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        """``dtype`` is of weights, KV and activations."""
+        self.activations = dtype
 
     def linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         with record_function("linear"):
@@ -37,6 +45,13 @@ class TorchKernels:
         kv = torch.cat((key, projected[:, heads + kv_heads :]), dim=1)
         return query.contiguous(), kv.view(rows, 2, kv_heads, head_size)
 
+    def prefill_attention(
+        self, query: torch.Tensor, kv: torch.Tensor, window: int, distance_weight: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        kv = kv.to(query.dtype)
+        attended = prefill_attention(query, kv[:, 0], kv[:, 1])
+        return attended, window_scores(query[len(query) - window :], kv[:, 0], distance_weight)
+
     def decode_attention(
         self, query: torch.Tensor, batch: PagedBatch, tail: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -58,9 +73,18 @@ class TorchKernels:
             start = end
         return attended, shares
 
-    def decode_scratch_bytes(self, model: ModelConfig, sequences: int, itemsize: int) -> int:
+    def fuse(self, layers: Sequence[LayerWeights], model: ModelConfig) -> FusedDecode | None:
+        return None
+
+    def linear_scratch_bytes(self, rows: int, columns: int, size: int) -> int:
+        return 0
+
+    def prefill_scratch_bytes(self, model: ModelConfig, tokens: int, window: int) -> int:
+        return 3 * min(SCORE_ROWS, window) * tokens * model.heads * 4
+
+    def decode_scratch_bytes(self, model: ModelConfig, sequences: int) -> int:
         # What is gathered, and either its keys or its values once more in the order of the product.
-        longest = model.context * 2 * model.kv_heads * model.head_size * itemsize
+        longest = model.context * 2 * model.kv_heads * model.head_size * self.activations.itemsize
         return max(GATHER_BYTES, longest) * 3 // 2
 
 
@@ -68,7 +92,7 @@ def _attend_gathered(
     query: torch.Tensor, kv: torch.Tensor, lengths: torch.Tensor, tail: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """``decode_attention`` over gathered caches [sequences, longest, 2, KV heads, head size]."""
-    key, value = kv.unbind(2)
+    key, value = kv.to(query.dtype).unbind(2)
     grouped = query.view(len(query), key.shape[2], -1, query.shape[-1])
     logits = torch.matmul(grouped, key.permute(0, 2, 3, 1)).float() * query.shape[-1] ** -0.5
     beyond = torch.arange(kv.shape[1], device=kv.device) >= lengths[:, None]

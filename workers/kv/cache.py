@@ -14,7 +14,7 @@ from workers.kv.footprint import ShardLayout
 from workers.kv.host import HostStore, Positions
 from workers.kv.page_table import PageTables
 from workers.kv.pages import IntegrityError
-from workers.kv.pool import KVPool, PagedBatch
+from workers.kv.pool import KVPool, PagedStep
 from workers.kv.scores import GenerationScores, ScoreTargets
 
 
@@ -121,14 +121,13 @@ class ShardCache:
         self._sequences[sequence].positions[layer] = positions
         self._note_peak(sequence)
 
-    def append(self, sequences: Sequence[int], layer: int, kv: torch.Tensor) -> None:
-        """Adds a token to ``layer`` of each sequence; ``kv`` [sequences, 2, KV heads, head size]."""
-        self.pool.write(self._on_device(self._tables.extend(sequences, layer)), kv)
-
-    def batch(self, sequences: Sequence[int], layer: int) -> PagedBatch:
-        """Where the KV of ``layer`` of several sequences lies."""
-        pages, lengths = self._tables.batch(sequences, layer)
-        return PagedBatch(self.pool.rows, self._on_device(pages), self._on_device(lengths))
+    def extend(self, sequences: Sequence[int]) -> PagedStep:
+        """Makes room for a new token of each sequence in every layer; says where all KV lies."""
+        slots = self._tables.extend(sequences)
+        pages, lengths = self._tables.batch(sequences)
+        return PagedStep(
+            self.pool.rows, self._on_device(slots), self._on_device(pages), self._on_device(lengths)
+        )
 
     def read(self, sequence: int, layer: int, start: int = 0) -> torch.Tensor:
         """A copy of the KV of ``layer`` from slot ``start`` on: [tokens, 2, KV heads, head size]."""
@@ -143,9 +142,9 @@ class ShardCache:
             [entry.uncompressed + 1 for entry in entries],
         )
 
-    def add_scores(self, layer: int, targets: ScoreTargets, shares: torch.Tensor) -> None:
-        """Accumulates attention to the newest tokens of each cache, fp32 [sequences, targets.tail]."""
-        self._scores.add(layer, targets, shares)
+    def add_scores(self, targets: ScoreTargets, shares: torch.Tensor) -> None:
+        """Accumulates attention to the newest tokens, fp32 [layers, sequences, targets.tail]."""
+        self._scores.add(targets, shares)
 
     def end_step(self, sequences: Sequence[int]) -> None:
         """Counts the token appended to every layer, and compresses chunks that are due."""

@@ -64,22 +64,25 @@ class PageTables:
             self.allocator.release(self._pages[index, layer, want:have], sequence)
         self._lengths[index, layer] = length
 
-    def extend(self, sequences: Sequence[Hashable], layer: int) -> Rows:
-        """Adds one slot to ``layer`` of each sequence; returns their rows of the pool, int64.
+    def extend(self, sequences: Sequence[Hashable]) -> Rows:
+        """Adds one slot to every layer of each sequence.
 
-        Raises OutOfPagesError and changes nothing when the pool has too few free pages.
+        Returns their rows of the pool, int64 [layers, sequences]. Raises OutOfPagesError and changes
+        nothing when the pool has too few free pages.
         """
         index = np.array([self._index[sequence] for sequence in sequences])
-        lengths = self._lengths[index, layer]
-        full = np.flatnonzero(lengths % PAGE_TOKENS == 0)
-        self.allocator.require(len(full))
-        for row in full:
-            page = self.allocator.allocate(1, sequences[int(row)])
-            self._pages[index[row], layer, lengths[row] // PAGE_TOKENS] = page[0]
-        self._lengths[index, layer] = lengths + 1
-        pages = self._pages[index, layer, lengths // PAGE_TOKENS].astype(np.int64)
+        lengths = self._lengths[index]
+        full = lengths % PAGE_TOKENS == 0
+        self.allocator.require(int(full.sum()))
+        for row in np.flatnonzero(full.any(axis=1)):
+            layers = np.flatnonzero(full[row])
+            pages = self.allocator.allocate(len(layers), sequences[int(row)])
+            self._pages[index[row], layers, lengths[row, layers] // PAGE_TOKENS] = pages
+        self._lengths[index] = lengths + 1
+        layers = np.arange(lengths.shape[1])
+        pages = self._pages[index[:, None], layers, lengths // PAGE_TOKENS].astype(np.int64)
         rows: Rows = pages * PAGE_TOKENS + lengths % PAGE_TOKENS
-        return rows
+        return np.ascontiguousarray(rows.T)
 
     def rows(self, sequence: Hashable, layer: int, start: int, end: int) -> Rows:
         """Rows of the pool with slots ``start`` to ``end`` of ``layer``, int64 [end - start]."""
@@ -88,17 +91,16 @@ class PageTables:
         rows: Rows = pages.astype(np.int64) * PAGE_TOKENS + slots % PAGE_TOKENS
         return rows
 
-    def batch(
-        self, sequences: Sequence[Hashable], layer: int
-    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
-        """Pages of ``layer`` of several sequences, and its length in each.
+    def batch(self, sequences: Sequence[Hashable]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+        """Pages of every layer of several sequences, and their lengths.
 
-        Returns int32 [sequences, most pages] and int32 [sequences]. What lies beyond the pages of a
-        sequence is left over from others and must not be looked up.
+        Returns int32 [layers, sequences, most pages] and int32 [layers, sequences]. What lies beyond
+        the pages of a sequence is left over from others and must not be looked up.
         """
         index = np.array([self._index[sequence] for sequence in sequences])
-        lengths = self._lengths[index, layer]
-        return self._pages[index, layer, : pages_for(int(lengths.max()))], lengths
+        lengths = self._lengths[index]
+        pages = self._pages[index, :, : pages_for(int(lengths.max()))]
+        return np.ascontiguousarray(pages.swapaxes(0, 1)), np.ascontiguousarray(lengths.T)
 
     def check_integrity(self) -> None:
         """Raises IntegrityError unless a sequence's tables have the pages that it owns, each once."""

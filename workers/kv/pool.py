@@ -36,6 +36,31 @@ class PagedBatch:
         return gathered.view(end - start, longest, *self.rows.shape[1:])
 
 
+@dataclass(frozen=True)
+class PagedStep:
+    """Where the KV of several sequences lies that all get a new token, in every layer.
+
+    Attributes:
+        rows: the pool, [rows, 2, KV heads, head size].
+        slots: row of the pool for the new token's KV, int64 [layers, sequences].
+        pages: int32 [layers, sequences, most pages]; beyond a sequence's own there is anything.
+        lengths: tokens of each sequence with the new one, int32 [layers, sequences].
+    """
+
+    rows: torch.Tensor
+    slots: torch.Tensor
+    pages: torch.Tensor
+    lengths: torch.Tensor
+
+    def write(self, layer: int, kv: torch.Tensor) -> None:
+        """Stores the new tokens' ``kv`` [sequences, 2, KV heads, head size] of one layer."""
+        self.rows.index_copy_(0, self.slots[layer], kv)
+
+    def batch(self, layer: int) -> PagedBatch:
+        """Where the KV of one layer lies."""
+        return PagedBatch(self.rows, self.pages[layer], self.lengths[layer])
+
+
 class KVPool:
     """Pages of 16 tokens; a token's row is its key and value, [2, KV heads, head size].
 

@@ -100,10 +100,10 @@ class GenerationScores:
             scores=self._on_device(np.concatenate(places, axis=1)),
         )
 
-    def add(self, layer: int, targets: ScoreTargets, shares: torch.Tensor) -> None:
-        """Accumulates attention to the newest tokens of each cache, fp32 [sequences, tail]."""
-        seen = shares[targets.rows, targets.columns] * targets.weights
-        self._pool.floats.index_add_(0, targets.scores[layer], seen)
+    def add(self, targets: ScoreTargets, shares: torch.Tensor) -> None:
+        """Accumulates attention to the newest tokens, fp32 [layers, sequences, tail]."""
+        seen = shares[:, targets.rows, targets.columns] * targets.weights
+        self._pool.floats.index_add_(0, targets.scores.view(-1), seen.view(-1))
 
     def take_chunk(self, sequence: int, layer: int, chunk: int) -> torch.Tensor:
         """Removes and returns the scores of the oldest ``chunk`` tokens, fp32 [chunk]."""

@@ -1,13 +1,16 @@
 """The part of a LLaMA that one shard hosts: a contiguous range of layers, on packed rows."""
 
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from torch import nn
 
-from workers.kernels.interface import Kernels
+from workers.kernels.interface import FusedDecode, Kernels, LayerWeights
 from workers.model.config import ModelConfig
 from workers.model.rope import Rotation
+
+# Rows that pass through an MLP at a time: bounds what is alive between its products.
+MLP_ROWS = 2048
 
 
 class Attend(Protocol):
@@ -66,6 +69,14 @@ class LlamaLayer(nn.Module):
         self.gate_up = Linear(config.hidden, 2 * config.intermediate, config.mlp_bias, kernels)
         self.down = Linear(config.intermediate, config.hidden, config.mlp_bias, kernels)
 
+    def weights(self) -> LayerWeights:
+        """The layer's weights, as they lie in memory."""
+        return LayerWeights(
+            *(self.input_norm.weight, self.qkv.weight, self.qkv.bias, self.output.weight, self.output.bias),
+            *(self.mlp_norm.weight, self.gate_up.weight, self.gate_up.bias),
+            *(self.down.weight, self.down.bias),
+        )
+
     def forward(
         self, index: int, hidden: torch.Tensor, rotation: Rotation, attend: Attend
     ) -> tuple[torch.Tensor, Rotation]:
@@ -74,7 +85,9 @@ class LlamaLayer(nn.Module):
         Halves of their own, so that what one needs is free before the other begins.
         """
         hidden, rotation = self._attention(index, hidden, rotation, attend)
-        return hidden + self._mlp(hidden), rotation
+        for rows in torch.split(hidden, MLP_ROWS):
+            rows += self._mlp(rows)
+        return hidden, rotation
 
     def _attention(
         self, index: int, hidden: torch.Tensor, rotation: Rotation, attend: Attend
@@ -98,6 +111,8 @@ class LlamaStage(nn.Module):
 
     def __init__(self, config: ModelConfig, first: int, end: int, kernels: Kernels) -> None:
         super().__init__()
+        self._kernels, self._activations = kernels, kernels.activations
+        self.fused: FusedDecode | None = None
         self.embedding = nn.Embedding(config.vocabulary, config.hidden) if first == 0 else None
         self.layers = nn.ModuleList(LlamaLayer(config, kernels) for _ in range(first, end))
         is_last = end == config.layers
@@ -113,10 +128,20 @@ class LlamaStage(nn.Module):
         Returns:
             Hidden states [surviving rows, hidden], not yet normed.
         """
-        hidden = inputs if self.embedding is None else self.embedding(inputs)
+        hidden = self.embed(inputs)
         for index, layer in enumerate(self.layers):
             hidden, rotation = layer(index, hidden, rotation, attend)
         return hidden
+
+    def embed(self, inputs: torch.Tensor) -> torch.Tensor:
+        """``inputs`` as the first layer takes them: [rows, hidden]."""
+        hidden = inputs if self.embedding is None else self.embedding(inputs)
+        return hidden.to(self._activations)
+
+    def fuse(self, config: ModelConfig) -> None:
+        """Prepares ``fused`` decoding, once all weights are in place."""
+        layers = [cast(LlamaLayer, layer).weights() for layer in self.layers]
+        self.fused = self._kernels.fuse(layers, config)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits in fp32 [rows, vocabulary] of the last shard's ``hidden`` [rows, hidden]."""

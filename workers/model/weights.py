@@ -101,6 +101,7 @@ def load_stage(
         set_module_tensor_to_device(stage, name, device, value=value, dtype=dtype)
     if tied and stage.head is not None:
         stage.head.weight = cast(nn.Embedding, stage.embedding).weight
+    stage.fuse(config)
     return stage.requires_grad_(False).eval(), tuple(dict.fromkeys(files.loaded))
 
 

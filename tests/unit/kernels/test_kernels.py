@@ -1,11 +1,13 @@
 """Every set of kernels does what the plain calculation in fp32 does, on ragged shapes."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from workers.kernels import torch_kernels
+from workers.kernels import native, torch_kernels
 from workers.kernels.build import KernelBuildError, load_library
 from workers.kernels.interface import Kernels
 from workers.kernels.native import NativeKernels
@@ -16,20 +18,29 @@ from workers.kv.pool import PagedBatch
 # (heads, KV heads): one key for each head, for groups of heads, for all of them.
 HEADS = [(4, 4), (6, 2), (9, 3), (4, 1), (1, 1)]
 DTYPES = [torch.float32, torch.bfloat16]
+KernelsFor = Callable[[torch.dtype], Kernels]
 seeds = st.integers(0, 2**32)
 heads = st.sampled_from(HEADS)
 dtypes = st.sampled_from(DTYPES)
 head_sizes = st.sampled_from([8, 32, 64])
 
 
-@pytest.fixture(scope="module", params=["torch", "native"])
-def kernels(request: pytest.FixtureRequest) -> Kernels:
+@pytest.fixture(scope="module", params=["torch", "native", "native with bf16 activations"])
+def kernels_for(request: pytest.FixtureRequest) -> KernelsFor:
+    """Kernels for weights and KV of a type."""
     if request.param == "torch":
-        return TorchKernels()
+        return TorchKernels
     try:
-        return NativeKernels(load_library())
+        library = load_library()
     except KernelBuildError as error:
         pytest.skip(f"no native kernels here: {error}")
+
+    def make(dtype: torch.dtype) -> Kernels:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(native, "multiplies_bf16", lambda: request.param != "native")
+            return NativeKernels(library, dtype)
+
+    return make
 
 
 def draw(seed: int, *shape: int) -> torch.Tensor:
@@ -44,37 +55,40 @@ def near(got: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> bool:
 
 @given(
     seeds,
-    st.integers(1, 70),
-    st.sampled_from([1, 2, 30, 64, 100]),
+    st.integers(1, 70) | st.integers(1, 600),
+    st.sampled_from([1, 2, 30, 64, 100, 300]),
     st.sampled_from([1, 16, 50, 576]),
     st.booleans(),
     dtypes,
 )
 @settings(deadline=None)
 def test_linear(
-    kernels: Kernels, seed: int, rows: int, columns: int, size: int, biased: bool, dtype: torch.dtype
+    kernels_for: KernelsFor, seed: int, rows: int, columns: int, size: int, biased: bool, dtype: torch.dtype
 ) -> None:
-    x, weight = draw(seed, rows, size).to(dtype), draw(seed + 1, columns, size).to(dtype)
+    kernels = kernels_for(dtype)
+    x, weight = draw(seed, rows, size).to(kernels.activations), draw(seed + 1, columns, size).to(dtype)
     bias = draw(seed + 2, columns).to(dtype)
     expected = x.double() @ weight.double().T + (bias if biased else 0)
     got = kernels.linear(x, weight, bias if biased else None)
-    assert got.dtype == dtype
+    assert got.dtype == kernels.activations
     # Terms of both signs: what is left of them may be far smaller than they are.
     assert near(got / size**0.5, (expected / size**0.5).float(), dtype)
 
 
 @given(seeds, st.integers(0, 40), st.sampled_from([1, 16, 100, 576]), dtypes)
 @settings(deadline=None)
-def test_rms_norm(kernels: Kernels, seed: int, rows: int, size: int, dtype: torch.dtype) -> None:
-    x, weight = draw(seed, rows, size).to(dtype), draw(seed + 1, size).to(dtype)
+def test_rms_norm(kernels_for: KernelsFor, seed: int, rows: int, size: int, dtype: torch.dtype) -> None:
+    kernels = kernels_for(dtype)
+    x, weight = draw(seed, rows, size).to(kernels.activations), draw(seed + 1, size).to(dtype)
     root = (x.float().square().mean(dim=-1, keepdim=True) + 1e-5).sqrt()
     assert near(kernels.rms_norm(x, weight, 1e-5), x.float() / root * weight.float(), dtype)
 
 
 @given(seeds, st.integers(0, 40), st.sampled_from([1, 16, 100, 1536]), dtypes)
 @settings(deadline=None)
-def test_silu_product(kernels: Kernels, seed: int, rows: int, size: int, dtype: torch.dtype) -> None:
-    gate_up = (draw(seed, rows, 2 * size) * 30).to(dtype)
+def test_silu_product(kernels_for: KernelsFor, seed: int, rows: int, size: int, dtype: torch.dtype) -> None:
+    kernels = kernels_for(dtype)
+    gate_up = (draw(seed, rows, 2 * size) * 30).to(kernels.activations)
     gate, up = gate_up.float().chunk(2, dim=-1)
     assert near(kernels.silu_product(gate_up.clone()), gate * gate.sigmoid() * up, dtype)
 
@@ -82,10 +96,10 @@ def test_silu_product(kernels: Kernels, seed: int, rows: int, size: int, dtype: 
 @given(seeds, heads, st.integers(0, 20), head_sizes, dtypes)
 @settings(deadline=None)
 def test_rotate(
-    kernels: Kernels, seed: int, heads: tuple[int, int], rows: int, size: int, dtype: torch.dtype
+    kernels_for: KernelsFor, seed: int, heads: tuple[int, int], rows: int, size: int, dtype: torch.dtype
 ) -> None:
-    count, kv_count = heads
-    projected = draw(seed, rows, count + 2 * kv_count, size).to(dtype)
+    kernels, (count, kv_count) = kernels_for(dtype), heads
+    projected = draw(seed, rows, count + 2 * kv_count, size).to(kernels.activations)
     angles = draw(seed + 1, rows, size // 2) * 3
     query, kv = kernels.rotate(projected, (angles.cos(), angles.sin()), count, kv_count)
     # A rotation is the product with a number of length 1 in the complex plane.
@@ -94,7 +108,43 @@ def test_rotate(
     expected = torch.cat((turned[..., 0], turned[..., 1]), dim=-1)
     assert near(query, expected[:, :count], dtype)
     assert near(kv[:, 0], expected[:, count : count + kv_count], dtype)
-    assert torch.equal(kv[:, 1], projected[:, count + kv_count :])
+    assert torch.equal(kv[:, 1], projected[:, count + kv_count :].to(dtype))
+
+
+@given(
+    seeds,
+    heads,
+    st.integers(1, 70) | st.integers(1, 400),
+    st.sampled_from([8, 16, 48, 64]),
+    dtypes,
+    st.floats(0, 1),
+    st.floats(1, 4),
+)
+@settings(deadline=None)
+def test_a_prompt_attends_to_itself_and_its_newest_rows_score_the_others(
+    kernels_for: KernelsFor,
+    seed: int,
+    heads: tuple[int, int],
+    tokens: int,
+    head_size: int,
+    dtype: torch.dtype,
+    share: float,
+    distance_weight: float,
+) -> None:
+    kernels = kernels_for(dtype)
+    query = (draw(seed, tokens, heads[0], head_size) * 2).to(kernels.activations)
+    kv = draw(seed + 1, tokens, 2, heads[1], head_size).to(dtype)
+    window = int(share * tokens)
+    attended, scores = kernels.prefill_attention(query, kv, window, distance_weight)
+    key, value = kv.float().repeat_interleave(heads[0] // heads[1], dim=2).unbind(1)
+    logits = torch.einsum("mhd,nhd->hmn", query.float(), key) / head_size**0.5
+    logits += torch.full((tokens, tokens), -torch.inf).triu(1)
+    probabilities = logits.softmax(dim=-1)
+    assert near(attended, torch.einsum("hmn,nhd->mhd", probabilities, value).flatten(1), dtype)
+    weights = torch.linspace(1, distance_weight, window)
+    newest = probabilities.mean(dim=0)[tokens - window :, : tokens - window]
+    assert scores.dtype == torch.float32
+    assert near(scores, weights @ newest, dtype)
 
 
 def scattered(
@@ -127,7 +177,7 @@ def scattered(
 )
 @settings(deadline=None)
 def test_a_step_attends_to_each_cache_up_to_its_length(
-    kernels: Kernels,
+    kernels_for: KernelsFor,
     seed: int,
     heads: tuple[int, int],
     lengths: list[int],
@@ -136,7 +186,8 @@ def test_a_step_attends_to_each_cache_up_to_its_length(
     tail: int,
     gathered_bytes: int,
 ) -> None:
-    query = draw(seed, len(lengths), heads[0], head_size).to(dtype)
+    kernels = kernels_for(dtype)
+    query = draw(seed, len(lengths), heads[0], head_size).to(kernels.activations)
     batch, caches = scattered(seed + 1, lengths, heads[1], head_size, dtype)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch_kernels, "GATHER_BYTES", gathered_bytes)

@@ -146,13 +146,14 @@ class Shard:
         """Generates a token of each sequence, with random attention and NaN where there is none."""
         cache, all_books = self.cache, [self.books[sequence] for sequence in sequences]
         targets = cache.score_targets(sequences)
-        for layer in LAYERS:
-            cache.append(sequences, layer, torch.stack([b.kv[layer, b.end] for b in all_books]))
-            batch = cache.batch(sequences, layer)
+        step = cache.extend(sequences)
+        tail = targets.tail if targets else 0
+        shares = torch.rand(len(LAYERS), len(sequences), tail, generator=self.random)
+        for layer, attention in zip(LAYERS, shares, strict=True):
+            step.write(layer, torch.stack([b.kv[layer, b.end] for b in all_books]))
+            batch = step.batch(layer)
             lengths = batch.lengths
             gathered = batch.gather(0, len(sequences), int(lengths.max()))
-            tail = targets.tail if targets else 0
-            attention = torch.rand(len(sequences), tail, generator=self.random)
             attention[torch.arange(tail) < tail - lengths[:, None]] = float("nan")
             for row, books in enumerate(all_books):
                 held = books.device[layer]
@@ -161,8 +162,8 @@ class Shard:
                 newest = held[-tail:] if tail else []
                 books.attention[layer, books.generated, newest] = attention[row, tail - len(newest) :]
             assert not gathered.isnan().any()
-            if targets is not None:
-                cache.add_scores(layer, targets, attention)
+        if targets is not None:
+            cache.add_scores(targets, shares)
         for books in all_books:
             books.note_peak(self.layout)
         cache.end_step(sequences)

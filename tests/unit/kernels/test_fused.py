@@ -1,0 +1,121 @@
+"""A decode step in one call does what the layers do one by one."""
+
+import dataclasses
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from workers.engine.attend import DecodeAttend
+from workers.kernels.build import KernelBuildError, load_library
+from workers.kernels.native import FEW_ROWS, NativeKernels
+from workers.kernels.torch_kernels import TorchKernels
+from workers.kv.pages import PAGE_TOKENS, pages_for
+from workers.kv.pool import PagedStep
+from workers.model.config import ModelConfig
+from workers.model.llama import LlamaStage
+
+LAYERS = 3
+MODEL = ModelConfig(
+    layers=LAYERS,
+    hidden=48,
+    heads=6,
+    kv_heads=2,
+    head_size=16,
+    intermediate=80,
+    vocabulary=30,
+    norm_epsilon=1e-5,
+    attention_bias=False,
+    mlp_bias=False,
+    tied_embeddings=False,
+    context=1024,
+    eos_ids=(),
+    dtype="float32",
+)
+
+
+@pytest.fixture(scope="module")
+def native_for() -> Callable[[torch.dtype], NativeKernels]:
+    try:
+        library = load_library()
+    except KernelBuildError as error:
+        pytest.skip(f"no native kernels here: {error}")
+    return lambda dtype: NativeKernels(library, dtype)
+
+
+def step_for(seed: int, lengths: list[list[int]], model: ModelConfig, dtype: torch.dtype) -> PagedStep:
+    """Caches of these lengths, [layers][sequences], with the new token, on pages in any order."""
+    generator = torch.Generator().manual_seed(seed)
+    every = torch.tensor(lengths, dtype=torch.int32)
+    width = pages_for(int(every.max()))
+    order = torch.randperm(every.numel() * width, generator=generator)
+    pages = order.view(*every.shape, width).to(torch.int32)
+    shape = (order.numel() * PAGE_TOKENS, 2, model.kv_heads, model.head_size)
+    last = every.long() - 1
+    slots = pages.gather(2, (last // PAGE_TOKENS)[..., None])[..., 0] * PAGE_TOKENS + last % PAGE_TOKENS
+    return PagedStep(torch.randn(shape, generator=generator).to(dtype), slots.long(), pages, every)
+
+
+@given(
+    seed=st.integers(0, 2**32),
+    lengths=st.lists(st.integers(1, 40) | st.integers(1, 600), min_size=1, max_size=5),
+    shrink=st.integers(0, 30),
+    heads=st.sampled_from([(6, 2), (4, 4), (5, 1)]),
+    biased=st.booleans(),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    tail=st.integers(0, 40),
+)
+@settings(deadline=None)
+def test_one_call_is_all_layers_one_by_one(
+    native_for: Callable[[torch.dtype], NativeKernels],
+    seed: int,
+    lengths: list[int],
+    shrink: int,
+    heads: tuple[int, int],
+    biased: bool,
+    dtype: torch.dtype,
+    tail: int,
+) -> None:
+    model = dataclasses.replace(
+        MODEL, heads=heads[0], kv_heads=heads[1], attention_bias=biased, mlp_bias=biased
+    )
+    kernels = native_for(dtype)
+    torch.manual_seed(seed)
+    stage = LlamaStage(model, 0, LAYERS, kernels).requires_grad_(False)
+    for parameter in stage.parameters():
+        parameter.copy_(torch.randn(parameter.shape) * 0.3)
+    plain = LlamaStage(model, 0, LAYERS, TorchKernels(torch.float32)).requires_grad_(False)
+    stage.to(dtype)
+    plain.load_state_dict(stage.state_dict())
+    stage.fuse(model)
+    assert stage.fused is not None
+    per_layer = [[max(1, length - layer * shrink) for length in lengths] for layer in range(LAYERS)]
+    ours, theirs = (step_for(seed, per_layer, model, each) for each in (dtype, dtype))
+    theirs = dataclasses.replace(theirs, rows=theirs.rows.float())
+    tokens = torch.randint(model.vocabulary, (len(lengths),))
+    angles = torch.randn(len(lengths), model.head_size // 2)
+    rotation = (angles.cos(), angles.sin())
+    attend = DecodeAttend(theirs, tail, TorchKernels(torch.float32))
+    expected = plain(tokens, rotation, attend)
+    hidden, shares = stage.fused(stage.embed(tokens), rotation, ours, tail)
+    tolerance = 2e-4 if dtype == torch.float32 else 5e-2
+    for got, wanted in ((hidden, expected), (shares, torch.stack(attend.shares))):
+        assert torch.allclose(got.float(), wanted, rtol=tolerance, atol=tolerance)
+    # What was stored, and nothing else, has changed.
+    assert torch.allclose(ours.rows.float(), theirs.rows, rtol=tolerance, atol=tolerance)
+
+
+def test_a_head_of_no_whole_vectors_is_left_to_the_layers(
+    native_for: Callable[[torch.dtype], NativeKernels],
+) -> None:
+    kernels = native_for(torch.float32)
+    narrow = dataclasses.replace(MODEL, head_size=8)
+    stage = LlamaStage(narrow, 0, LAYERS, kernels).requires_grad_(False)
+    stage.fuse(narrow)
+    assert stage.fused is None
+    whole = LlamaStage(MODEL, 0, LAYERS, kernels).requires_grad_(False)
+    whole.fuse(MODEL)
+    assert whole.fused is not None
+    assert whole.fused.max_rows == FEW_ROWS

@@ -1,0 +1,96 @@
+"""A decode step through all layers of a shard in one call of the native kernels."""
+
+from collections.abc import Sequence
+from ctypes import CDLL, Structure, byref, c_double, c_float, c_int, c_int64, c_void_p
+
+import torch
+
+from workers.kernels.interface import LayerWeights
+from workers.kv.pool import PagedStep
+from workers.model.config import ModelConfig
+from workers.model.rope import Rotation
+
+# CHUNK and LANES of decode.c: tokens that one thread attends to at a time, and values in a vector.
+CHUNK, LANES = 256, 16
+
+_NAMES = (
+    *("input_norm", "qkv", "qkv_bias", "output", "output_bias"),
+    *("mlp_norm", "gate_up", "gate_up_bias", "down", "down_bias"),
+)
+
+
+class _Weights(Structure):
+    """``layer_weights`` of layers.c."""
+
+    _fields_ = tuple((name, c_void_p) for name in _NAMES)
+
+
+class _Shape(Structure):
+    """``layer_shape`` of layers.c."""
+
+    _fields_ = (
+        *((name, c_int64) for name in ("layers", "hidden", "intermediate")),
+        *((name, c_int) for name in ("heads", "kv_heads", "head_size")),
+        ("epsilon", c_float),
+    )
+
+
+class NativeDecode:
+    """See ``FusedDecode``. ``seconds`` add up what products and attention took."""
+
+    def __init__(
+        self,
+        library: CDLL,
+        layers: Sequence[LayerWeights],
+        model: ModelConfig,
+        dtype: torch.dtype,
+        activations: torch.dtype,
+        max_rows: int,
+    ) -> None:
+        self._decode = library.decode_layers
+        self._decode.restype = None
+        self._decode.argtypes = (*(c_void_p,) * 12, *(c_int64,) * 4, c_int, c_int)
+        self._layers = layers  # Their memory must outlive the addresses below.
+        self._model, self._dtype, self._activations = model, dtype, activations
+        self.max_rows = max_rows
+        self._weights = (_Weights * len(layers))(*(_addresses(layer) for layer in layers))
+        sizes = (len(layers), model.hidden, model.intermediate)
+        heads = (model.heads, model.kv_heads, model.head_size)
+        self._shape = _Shape(*sizes, *heads, model.norm_epsilon)
+        self._seconds = (c_double * 2)()
+
+    @property
+    def seconds(self) -> tuple[float, float]:
+        return self._seconds[0], self._seconds[1]
+
+    def __call__(
+        self, hidden: torch.Tensor, rotation: Rotation, step: PagedStep, tail: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        # A copy, as it is changed.
+        hidden = torch.empty(hidden.shape).copy_(hidden)
+        cos, sin = (part.contiguous() for part in rotation)
+        sequences, width = len(hidden), step.pages.shape[2]
+        chunks = -(-int(step.lengths.max()) // CHUNK)
+        scratch = torch.empty(self._scratch(sequences, chunks, tail))
+        shares = torch.empty(len(self._layers), sequences, tail)
+        tensors = (hidden, cos, sin, step.rows, step.slots, step.pages, step.lengths, scratch, shares)
+        self._decode(
+            *(self._weights, byref(self._shape)),
+            *(each.data_ptr() for each in tensors),
+            self._seconds,
+            *(sequences, width, chunks, tail),
+            *(int(self._dtype == torch.bfloat16), torch.get_num_threads()),
+        )
+        return hidden.to(self._activations), shares
+
+    def _scratch(self, sequences: int, chunks: int, tail: int) -> int:
+        """Floats of activations of ``sequences`` rows, and what the attention needs."""
+        model = self._model
+        heads, kv_heads = model.heads * model.head_size, model.kv_heads * model.head_size
+        row = 2 * model.hidden + 3 * heads + 4 * kv_heads + 3 * model.intermediate + model.heads * tail
+        return sequences * (row + chunks * model.heads * (model.head_size + LANES + 1))
+
+
+def _addresses(layer: LayerWeights) -> _Weights:
+    tensors = (getattr(layer, name) for name in _NAMES)
+    return _Weights(*(None if tensor is None else tensor.data_ptr() for tensor in tensors))
