@@ -13,7 +13,7 @@ import torch
 from cluster.commands.serve import say
 from pyramidserve.errors import InvalidRequestError
 from pyramidserve.types import Compression
-from workers.bench.measure import Run, TimedPipeline, measure, shares
+from workers.bench.measure import Run, TimedPipeline, measure
 from workers.bench.roofline import floor_seconds, machine_limits
 from workers.bench.workload import WORKLOADS, requests
 from workers.engine.engine import Engine, EngineConfig
@@ -77,7 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
         "threads": arguments.threads,
         **middle,
         "peak_rss_bytes": peak,
-        "step_shares": shares(engine, pipeline, work),
+        "step_shares": {what: median(each.shares[what] for each in runs) for what in runs[0].shares},
         "machine": dataclasses.asdict(limits),
         "roofline_fraction": floor / middle["wall_seconds"],
         "spread": spread(runs),
@@ -95,7 +95,7 @@ def medians(runs: list[Run]) -> dict[str, Any]:
     return {
         field.name: median(getattr(each, field.name) for each in runs)
         for field in dataclasses.fields(Run)
-        if field.name != "steps"
+        if field.name not in ("turns", "shares")
     }
 
 

@@ -6,14 +6,15 @@ from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
 
-from torch.profiler import ProfilerActivity, profile
-
 from workers.engine.engine import Engine, EngineRequest
 from workers.engine.loop import SequenceFinished, SequenceTokens
-from workers.engine.pipeline import LocalPipeline, Outcome
+from workers.engine.pipeline import LocalPipeline
 from workers.engine.sequence import percentile99
 from workers.engine.stage import Stage
 from workers.engine.step import StepKind
+
+# What a shard's stopwatch tells of; the rest of a step is Python's.
+MEASURED = ("gemm", "attention", "selection", "elementwise")
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,8 @@ class Run:
     """One run of a workload; times in seconds, memory in bytes.
 
     Attributes:
-        steps: how many there were of each kind, by its name.
+        turns: how many decode steps, releases, and blocks of prefills there were.
+        shares: of the turns' time, by what it went to: MEASURED, and "python" for the rest.
         kv_bytes_mean: over time.
         kv_keep_reached: the least fraction of a prompt's KV that was kept.
     """
@@ -32,7 +34,8 @@ class Run:
     decode_tokens_per_second: float
     prefill_seconds: float
     decode_seconds: float
-    steps: dict[str, int]
+    turns: dict[str, int]
+    shares: dict[str, float]
     decode_step_p50: float
     ttft_p50: float
     ttft_p99: float
@@ -45,26 +48,18 @@ class Run:
 
 
 class TimedPipeline(LocalPipeline):
-    """A local pipeline that notes how long each step took."""
+    """A local pipeline that notes how long each step, or block of a prefill, took."""
 
     def __init__(self, stages: Sequence[Stage]) -> None:
-        super().__init__(stages)
-        self.steps: list[tuple[StepKind, float]] = []
-
-    def collect(self) -> Outcome:
-        began = time.perf_counter()
-        outcome = super().collect()
-        self.steps.append((outcome[0].kind, time.perf_counter() - began))
-        return outcome
-
-    def seconds(self, kind: StepKind) -> list[float]:
-        """How long the steps of ``kind`` took."""
-        return [seconds for each, seconds in self.steps if each is kind]
+        self.turns: dict[StepKind, list[float]] = {kind: [] for kind in StepKind}
+        super().__init__(stages, lambda kind, seconds: self.turns[kind].append(seconds))
 
 
 def measure(engine: Engine, pipeline: TimedPipeline, requests: Sequence[EngineRequest]) -> Run:
     """Runs ``requests`` together on an idle engine; ``pipeline`` is the engine's."""
-    pipeline.steps.clear()
+    for turns in pipeline.turns.values():
+        turns.clear()
+    before = _spent(engine.stages)
     began = last = time.perf_counter()
     token_times: dict[int, list[float]] = {engine.submit(request)[0]: [] for request in requests}
     receipts, kv_seconds, kv_peak = [], 0.0, 0
@@ -80,9 +75,11 @@ def measure(engine: Engine, pipeline: TimedPipeline, requests: Sequence[EngineRe
                 receipts.append(event.receipt)
     wall = last - began
     outputs = sum(map(len, token_times.values()))
-    prefill, decode = pipeline.seconds(StepKind.PREFILL), pipeline.seconds(StepKind.DECODE)
+    prefill, decode = pipeline.turns[StepKind.PREFILL], pipeline.turns[StepKind.DECODE]
     first = [times[0] - began for times in token_times.values()]
     gaps = [later - sooner for times in token_times.values() for sooner, later in pairwise(times)]
+    spent, whole = _spent(engine.stages), sum(map(sum, pipeline.turns.values()))
+    shares = {what: (spent[what] - before[what]) / whole for what in MEASURED}
     return Run(
         wall_seconds=wall,
         output_tokens_per_second=outputs / wall,
@@ -90,7 +87,8 @@ def measure(engine: Engine, pipeline: TimedPipeline, requests: Sequence[EngineRe
         decode_tokens_per_second=(outputs - len(requests)) / sum(decode) if decode else 0.0,
         prefill_seconds=sum(prefill),
         decode_seconds=sum(decode),
-        steps={kind.value: len(pipeline.seconds(kind)) for kind in StepKind},
+        turns={kind.value: len(turns) for kind, turns in pipeline.turns.items()},
+        shares=shares | {"python": 1 - sum(shares.values())},
         decode_step_p50=median(decode) if decode else 0.0,
         ttft_p50=median(first),
         ttft_p99=percentile99(first),
@@ -103,31 +101,9 @@ def measure(engine: Engine, pipeline: TimedPipeline, requests: Sequence[EngineRe
     )
 
 
-def shares(engine: Engine, pipeline: TimedPipeline, requests: Sequence[EngineRequest]) -> dict[str, float]:
-    """Shares of the steps' time spent in matrix products, attention, selection and the rest.
-
-    Runs the requests once more, under torch's profiler, which slows the rest down a little.
-    """
-    before = _fused_seconds(engine.stages)
-    with profile(activities=[ProfilerActivity.CPU], acc_events=True) as profiled:
-        run = measure(engine, pipeline, requests)
-    gemm, attention = (now - then for now, then in zip(_fused_seconds(engine.stages), before, strict=True))
-    spent = {event.key: event.cpu_time_total / 1e6 for event in profiled.key_averages()}
-    whole = run.prefill_seconds + run.decode_seconds
-    parts = {
-        "gemm": spent.get("linear", 0.0) + gemm,
-        "attention": spent.get("attention", 0.0) + attention,
-        "selection": spent.get("selection", 0.0),
-    }
-    return {name: seconds / whole for name, seconds in parts.items()} | {
-        "other": 1 - sum(parts.values()) / whole
-    }
-
-
-def _fused_seconds(stages: Iterable[Stage]) -> tuple[float, float]:
-    """What products and attention have taken within fused decode steps."""
-    spent = [stage.fused_seconds for stage in stages]
-    return sum(gemm for gemm, _ in spent), sum(attention for _, attention in spent)
+def _spent(stages: Iterable[Stage]) -> dict[str, float]:
+    """Where the shards' time has gone so far."""
+    return {what: sum(stage.seconds[what] for stage in stages) for what in MEASURED}
 
 
 def _kv_bytes(stages: Iterable[Stage]) -> int:

@@ -51,7 +51,7 @@ def floor_seconds(run: Run, workload: Workload, model: ModelConfig, limits: Limi
     attention = 2 * model.layers * model.heads * model.head_size * prompt * workload.prompt
     prefill = (2 * weights * prompt + attention) / limits.many_rows_flops_per_second
     tokens = workload.requests * (workload.output - 1)
-    steps = max(1, run.steps["decode"])
+    steps = max(1, run.turns["decode"])
     read = (weights + head) * itemsize * steps + run.kv_bytes_mean * steps
     compute = 2 * (weights + head) * tokens / limits.few_rows_flops_per_second
     return prefill + max(read / limits.read_bytes_per_second, compute)

@@ -1,13 +1,14 @@
 """The way of a step through the shards."""
 
-from collections import deque
 from collections.abc import Sequence
+from itertools import zip_longest
 from typing import Protocol
 
 import torch
 
 from workers.engine.stage import Stage
 from workers.engine.step import Step
+from workers.engine.turns import OnTurn, Turns
 
 Outcome = tuple[Step, tuple[int, ...]]
 
@@ -23,17 +24,22 @@ class Pipeline(Protocol):
 
 
 class LocalPipeline:
-    """All shards in this process, one after the other; a step runs when it is collected."""
+    """All shards in this process, which take turns; steps run while results are waited for."""
 
-    def __init__(self, stages: Sequence[Stage]) -> None:
-        self.stages = stages
-        self._submitted: deque[tuple[Step, torch.Tensor]] = deque()
+    def __init__(self, stages: Sequence[Stage], on_turn: OnTurn = lambda kind, seconds: None) -> None:
+        """``on_turn``: see ``Turns``."""
+        self._shards = [Turns(stage, on_turn) for stage in stages]
 
     def submit(self, step: Step, tokens: torch.Tensor) -> None:
-        self._submitted.append((step, tokens))
+        self._shards[0].add(step, tokens)
 
     def collect(self) -> Outcome:
-        step, tensor = self._submitted.popleft()
-        for stage in self.stages:
-            step, tensor = stage.run(step, tensor)
-        return step, tuple(tensor.tolist())
+        while True:
+            for shard, following in zip_longest(self._shards, self._shards[1:]):
+                done = None if shard.idle else shard.advance()
+                if done is None:
+                    continue
+                if following is None:
+                    step, tokens = done
+                    return step, tuple(tokens.tolist())
+                following.add(*done)

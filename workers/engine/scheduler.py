@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -33,11 +33,27 @@ class PipelineLayout:
     max_prefill_tokens: int
 
 
+# Micro-batches of prompts that begin together, at most.
+COHORT_PREFILLS = 16
+
+
+@dataclass
+class Cohort:
+    """Sequences that were waiting together: ``left`` have no output yet, ``joining`` wait for them."""
+
+    left: set[int]
+    joining: list[int] = field(default_factory=list)
+
+
 class Scheduler:
     """Mixes prefill and decode into micro-batches and keeps every shard busy.
 
-    At most one prefill, one release and as many decode micro-batches as there are shards are under way.
+    At most one release, and as many prefills and decode micro-batches each as there are shards, are under
+    way.
     A sequence is admitted only if its peak fits on every shard, so that no step can run out of pages.
+
+    Sequences that were waiting together begin to decode together: decoding the first few of a burst would
+    hold up the prefills of the others and cost as much as decoding them all.
     """
 
     def __init__(self, layout: PipelineLayout) -> None:
@@ -45,11 +61,11 @@ class Scheduler:
         self.ledger = Ledger(layout.pages, layout.max_sequences)
         self.sequences: dict[int, RunningSequence] = {}
         self._waiting: deque[int] = deque()
+        self._cohorts: dict[int, Cohort] = {}
         self._ready: deque[int] = deque()
         self._ended: deque[int] = deque()
         self._under_way: dict[int, StepKind] = {}
         self._steps = 0
-        self._decode_next = False
 
     @property
     def steps_under_way(self) -> int:
@@ -81,11 +97,16 @@ class Scheduler:
             return False
         if key in self._waiting:
             self._waiting.remove(key)
+            if cohort := self._cohorts.pop(key, None):
+                self._leave(cohort, key)
             self._forget(key)
             return True
         sequence.cancelled = True
-        if key in self._ready:
-            self._ready.remove(key)
+        cohort = self._cohorts.get(key)
+        waits_in = cohort.joining if cohort else self._ready
+        if key in waits_in:
+            waits_in.remove(key)
+            self._cohorts.pop(key, None)
             self._ended.append(key)
         return False
 
@@ -94,13 +115,10 @@ class Scheduler:
         kinds = list(self._under_way.values())
         if self._ended and StepKind.RELEASE not in kinds:
             return self._release()
-        can_prefill = self._waiting and StepKind.PREFILL not in kinds
-        if can_prefill and not (self._decode_next and self._ready):
-            self._decode_next = True
-            return self._prefill()
         if self._ready and kinds.count(StepKind.DECODE) < len(self.layout.shards):
-            self._decode_next = False
             return self._decode()
+        if self._waiting and kinds.count(StepKind.PREFILL) < len(self.layout.shards):
+            return self._prefill()
         return None
 
     def finish_step(self, step: Step) -> None:
@@ -112,7 +130,16 @@ class Scheduler:
                 continue
             sequence = self.sequences[key]
             ended = sequence.cancelled or sequence.finish_reason is not None
-            (self._ended if ended else self._ready).append(key)
+            cohort = self._cohorts.pop(key, None)
+            if ended:
+                self._ended.append(key)
+            elif cohort is None:
+                self._ready.append(key)
+            else:
+                self._cohorts[key] = cohort
+                cohort.joining.append(key)
+            if cohort:
+                self._leave(cohort, key)
 
     def check_integrity(self) -> None:
         """Raises IntegrityError unless every reservation belongs to a live sequence."""
@@ -122,17 +149,39 @@ class Scheduler:
         self.ledger.release(key)
         del self.sequences[key]
 
+    def _leave(self, cohort: Cohort, key: int) -> None:
+        """Notes that ``key`` has its first output, or never will; behind the last, all begin to decode."""
+        cohort.left.discard(key)
+        if not cohort.left:
+            for joined in cohort.joining:
+                del self._cohorts[joined]
+            self._ready.extend(cohort.joining)
+            cohort.joining.clear()
+
+    def _form_cohort(self) -> None:
+        """Makes those a cohort that wait now, as far as COHORT_PREFILLS micro-batches go."""
+        cohort, room = Cohort(set()), COHORT_PREFILLS * self.layout.max_prefill_tokens
+        for key in self._waiting:
+            room -= len(self._request(key).prompt_ids)
+            if room < 0 and cohort.left:
+                break
+            cohort.left.add(key)
+            self._cohorts[key] = cohort
+
     def _release(self) -> tuple[Step, npt.NDArray[np.int64]]:
         step = self._step(StepKind.RELEASE, tuple(self._ended))
         self._ended.clear()
         return step, np.zeros(0, dtype=np.int64)
 
     def _prefill(self) -> tuple[Step, npt.NDArray[np.int64]]:
+        if self._waiting[0] not in self._cohorts:
+            self._form_cohort()
         keys = [self._waiting.popleft()]
         tokens = len(self._request(keys[0]).prompt_ids)
         while self._waiting:
             more = len(self._request(self._waiting[0]).prompt_ids)
-            if tokens + more > self.layout.max_prefill_tokens:
+            same = self._cohorts.get(self._waiting[0]) is self._cohorts[keys[0]]
+            if not same or tokens + more > self.layout.max_prefill_tokens:
                 break
             tokens += more
             keys.append(self._waiting.popleft())

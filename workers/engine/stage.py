@@ -11,7 +11,8 @@ from pyramidserve.errors import ConfigurationError
 from pyramidserve.types import Sampling
 from workers.compression.plan import KeepPlan
 from workers.compression.policies import plan
-from workers.engine.attend import DecodeAttend, PrefillAttend
+from workers.engine.attend import DecodeAttend
+from workers.engine.prefill import Prefill
 from workers.engine.sampling import sample
 from workers.engine.step import PrefillTrace, ShardMemory, Step, StepKind, TopLogits
 from workers.kernels.choose import choose_dtype, choose_kernels
@@ -113,23 +114,22 @@ class Stage:
         )
 
     def workspace_bytes(self) -> int:
-        """The most that a step allocates; a prompt as long as the context is prefilled alone."""
+        """The most that a prefill and a decode between its blocks allocate together.
+
+        A prompt as long as the context is prefilled alone.
+        """
         model, itemsize = self._model_config, self._dtype.itemsize
         longest = max(self._config.max_prefill_tokens, model.context)
-        return max(
-            prefill_workspace_bytes(model, self._kernels, longest, longest, longest, itemsize),
-            decode_workspace_bytes(model, self._kernels, self._config.max_sequences),
-        )
+        prefill = prefill_workspace_bytes(model, self._kernels, longest, longest, longest, itemsize)
+        return prefill + decode_workspace_bytes(model, self._kernels, self._config.max_sequences)
 
     @property
-    def fused_seconds(self) -> tuple[float, float]:
-        """What products and attention have taken within fused decode steps."""
-        fused = self._model.fused
-        return fused.seconds if fused else (0.0, 0.0)
+    def seconds(self) -> dict[str, float]:
+        """Where the time has gone; see ``Stopwatch``."""
+        return self._kernels.stopwatch.seconds
 
-    @torch.inference_mode()
     def run(self, step: Step, inputs: torch.Tensor) -> tuple[Step, torch.Tensor]:
-        """Runs a step.
+        """Runs a decode or a release.
 
         Args:
             step: the header; ``rows`` and ``positions`` describe ``inputs``.
@@ -141,26 +141,35 @@ class Stage:
         if step.kind is StepKind.RELEASE:
             released = tuple(self._release(sequence) for sequence in step.sequences)
             return self._report(replace(step, released=(*step.released, released))), inputs
-        lengths = self._lengths(step)
-        positions = torch.from_numpy(step.positions.astype(np.int64)).to(self._device)
-        rotation = self._rope.rotation(positions, lengths)
-        if step.kind is StepKind.PREFILL:
-            prefill = self._begin(step)
-            hidden = self._model(inputs, rotation, prefill)
-            step = replace(step, rows=prefill.rows, positions=prefill.positions)
-            step = replace(step, traces=(*step.traces, *self._traces(step)))
-        else:
-            hidden = self._decode(step, inputs, rotation)
-        if self._model.head is not None:
-            step, hidden = self._sample(step, hidden)
-        return self._report(step), hidden
+        lengths = [(1, int(position) + 1) for position in step.positions]
+        return self._pass_on(step, self._decode(step, inputs, self._rotation(step, lengths)))
 
-    def _begin(self, step: Step) -> PrefillAttend:
+    def begin(self, step: Step, inputs: torch.Tensor) -> Prefill:
+        """Begins a prefill; ``inputs`` as for ``run``, and given away."""
         for spec, rows in zip(step.new, step.rows, strict=True):
             keep = plan(spec.compression, spec.prompt_tokens, self._model_config.layers)
             self.cache.open(spec.sequence, keep)
             self._sequences[spec.sequence] = (spec.sampling, self._workspace(keep, rows))
-        return PrefillAttend(self.cache, self._kernels, self.layout.first, step)
+        lengths = [(rows, spec.prompt_tokens) for rows, spec in zip(step.rows, step.new, strict=True)]
+        rotation = self._rotation(step, lengths)
+        hidden = self._model.embed(inputs)
+        return Prefill(step, hidden, rotation, self._model, self._kernels, self.cache, self.layout)
+
+    def finish(self, prefill: Prefill) -> tuple[Step, torch.Tensor]:
+        """Ends a prefill all of whose blocks are done; returns as ``run``."""
+        step = replace(prefill.step, rows=prefill.rows, positions=prefill.positions)
+        step = replace(step, traces=(*step.traces, *self._traces(step)))
+        return self._pass_on(step, prefill.hidden)
+
+    def _pass_on(self, step: Step, hidden: torch.Tensor) -> tuple[Step, torch.Tensor]:
+        if self._model.head is not None:
+            step, hidden = self._sample(step, hidden)
+        return self._report(step), hidden
+
+    def _rotation(self, step: Step, lengths: list[tuple[int, int]]) -> Rotation:
+        """``lengths``: of each sequence, its rows and its length so far."""
+        positions = torch.from_numpy(step.positions.astype(np.int64)).to(self._device)
+        return self._rope.rotation(positions, lengths)
 
     def _decode(self, step: Step, inputs: torch.Tensor, rotation: Rotation) -> torch.Tensor:
         targets = self.cache.score_targets(step.sequences)
@@ -191,12 +200,6 @@ class Stage:
     def _release(self, sequence: int) -> ReleasedSequence:
         _, workspace = self._sequences.pop(sequence)
         return replace(self.cache.release(sequence), workspace_bytes=workspace)
-
-    def _lengths(self, step: Step) -> list[tuple[int, int]]:
-        """Per sequence, its rows and its length so far."""
-        if step.kind is StepKind.PREFILL:
-            return [(rows, spec.prompt_tokens) for rows, spec in zip(step.rows, step.new, strict=True)]
-        return [(1, int(position) + 1) for position in step.positions]
 
     def _sample(self, step: Step, hidden: torch.Tensor) -> tuple[Step, torch.Tensor]:
         """Turns each sequence's last row into its next token."""

@@ -2,8 +2,10 @@
 
 import pickle
 import struct
+import threading
 from collections import deque
 from datetime import timedelta
+from queue import Empty, SimpleQueue
 
 import torch
 import torch.distributed as distributed
@@ -12,6 +14,7 @@ from torch.distributed import Store  # type: ignore[attr-defined]
 from workers.engine.pipeline import Outcome
 from workers.engine.stage import Stage, StageFacts
 from workers.engine.step import Step
+from workers.engine.turns import Turns, Work
 
 # Every step is at most three messages, and a scheduler has at most this many under way beyond one a shard.
 MESSAGES_PER_STEP = 3
@@ -27,7 +30,8 @@ NEVER = timedelta(days=3650)
 class Ring:
     """A gang's processes, each sending to the next rank and the last to rank 0.
 
-    Sends do not block: their buffers are kept for as many steps as can be under way. Used by one thread.
+    Sends do not block: their buffers are kept for as many steps as can be under way. What comes in is taken
+    by a thread of its own, as gloo cannot say whether something has come. Used by one thread.
     """
 
     def __init__(self, store: Store, rank: int, size: int, device: torch.device) -> None:
@@ -38,9 +42,11 @@ class Ring:
         self._device = device
         self._depth = MESSAGES_PER_STEP * (size + STEPS_BEYOND_SHARDS)
         self._sent: deque[tuple[distributed.Work, torch.Tensor]] = deque()
+        self._arrived: SimpleQueue[Work | Exception] = SimpleQueue()
+        self._receiver = threading.Thread(target=self._receive_all, name="ring", daemon=True)
 
     def gather_facts(self, own: StageFacts) -> tuple[StageFacts, ...]:
-        """What all shards say of themselves, in order of rank."""
+        """What all shards say of themselves, in order of rank; call it before ``receive``."""
         facts: list[StageFacts | None] = [None] * self.size
         distributed.all_gather_object(facts, own)
         return tuple(fact for fact in facts if fact is not None)
@@ -61,8 +67,29 @@ class Ring:
         if tensor.numel():
             self._send(tensor.contiguous())
 
-    def receive(self) -> tuple[Step, torch.Tensor]:
-        """Waits for a step from the rank before. Raises RuntimeError when a peer is gone."""
+    def receive(self, wait: bool) -> Work | None:
+        """The next step from the rank before; None if there is none and ``wait`` is false.
+
+        Raises RuntimeError when a peer is gone.
+        """
+        if self._receiver.ident is None:
+            self._receiver.start()
+        try:
+            arrived = self._arrived.get(block=wait)
+        except Empty:
+            return None
+        if isinstance(arrived, Exception):
+            raise arrived
+        return arrived
+
+    def _receive_all(self) -> None:
+        try:
+            while True:
+                self._arrived.put(self._receive_step())
+        except Exception as error:  # raised to whoever waits
+            self._arrived.put(error)
+
+    def _receive_step(self) -> Work:
         lead = self._receive(torch.empty(LEAD_BYTES, dtype=torch.uint8))
         raw = lead.numpy().tobytes()
         size, rows, columns, dtype = _LENGTHS.unpack_from(raw)
@@ -93,17 +120,25 @@ class RingPipeline:
     """The head's view of a gang: its own shard first, the others down the ring."""
 
     def __init__(self, stage: Stage, ring: Ring) -> None:
-        self._stage, self._ring = stage, ring
+        self._turns, self._ring = Turns(stage), ring
 
     def submit(self, step: Step, tokens: torch.Tensor) -> None:
-        self._ring.send(*self._stage.run(step, tokens))
+        self._turns.add(step, tokens)
 
     def collect(self) -> Outcome:
-        step, tokens = self._ring.receive()
-        return step, tuple(tokens.tolist())
+        while True:
+            if arrived := self._ring.receive(wait=self._turns.idle):
+                step, tokens = arrived
+                return step, tuple(tokens.tolist())
+            if done := self._turns.advance():
+                self._ring.send(*done)
 
 
 def follow(stage: Stage, ring: Ring) -> None:
     """The life of a shard behind the first: run what comes and send it on, until a peer is gone."""
+    turns = Turns(stage)
     while True:
-        ring.send(*stage.run(*ring.receive()))
+        while arrived := ring.receive(wait=turns.idle):
+            turns.add(*arrived)
+        if done := turns.advance():
+            ring.send(*done)

@@ -6,12 +6,16 @@ from ctypes import CDLL, Structure, byref, c_double, c_float, c_int, c_int64, c_
 import torch
 
 from workers.kernels.interface import LayerWeights
+from workers.kernels.stopwatch import Stopwatch
 from workers.kv.pool import PagedStep
 from workers.model.config import ModelConfig
 from workers.model.rope import Rotation
 
 # CHUNK and LANES of decode.c: tokens that one thread attends to at a time, and values in a vector.
 CHUNK, LANES = 256, 16
+
+# What decode_layers adds up its seconds by.
+_SPENT = ("gemm", "attention", "elementwise")
 
 _NAMES = (
     *("input_norm", "qkv", "qkv_bias", "output", "output_bias"),
@@ -36,7 +40,7 @@ class _Shape(Structure):
 
 
 class NativeDecode:
-    """See ``FusedDecode``. ``seconds`` add up what products and attention took."""
+    """See ``FusedDecode``."""
 
     def __init__(
         self,
@@ -46,22 +50,18 @@ class NativeDecode:
         dtype: torch.dtype,
         activations: torch.dtype,
         max_rows: int,
+        stopwatch: Stopwatch,
     ) -> None:
         self._decode = library.decode_layers
         self._decode.restype = None
-        self._decode.argtypes = (*(c_void_p,) * 12, *(c_int64,) * 4, c_int, c_int)
+        self._decode.argtypes = (*(c_void_p,) * 12, *(c_int64,) * 4, *(c_int,) * 3)
         self._layers = layers  # Their memory must outlive the addresses below.
         self._model, self._dtype, self._activations = model, dtype, activations
-        self.max_rows = max_rows
+        self.max_rows, self._stopwatch = max_rows, stopwatch
         self._weights = (_Weights * len(layers))(*(_addresses(layer) for layer in layers))
         sizes = (len(layers), model.hidden, model.intermediate)
         heads = (model.heads, model.kv_heads, model.head_size)
         self._shape = _Shape(*sizes, *heads, model.norm_epsilon)
-        self._seconds = (c_double * 2)()
-
-    @property
-    def seconds(self) -> tuple[float, float]:
-        return self._seconds[0], self._seconds[1]
 
     def __call__(
         self, hidden: torch.Tensor, rotation: Rotation, step: PagedStep, tail: int
@@ -73,21 +73,25 @@ class NativeDecode:
         chunks = -(-int(step.lengths.max()) // CHUNK)
         scratch = torch.empty(self._scratch(sequences, chunks, tail))
         shares = torch.empty(len(self._layers), sequences, tail)
+        seconds = (c_double * len(_SPENT))()
         tensors = (hidden, cos, sin, step.rows, step.slots, step.pages, step.lengths, scratch, shares)
         self._decode(
             *(self._weights, byref(self._shape)),
             *(each.data_ptr() for each in tensors),
-            self._seconds,
+            seconds,
             *(sequences, width, chunks, tail),
-            *(int(self._dtype == torch.bfloat16), torch.get_num_threads()),
+            *(int(each == torch.bfloat16) for each in (self._activations, self._dtype)),
+            torch.get_num_threads(),
         )
+        for what, spent in zip(_SPENT, seconds, strict=True):
+            self._stopwatch.seconds[what] += spent
         return hidden.to(self._activations), shares
 
     def _scratch(self, sequences: int, chunks: int, tail: int) -> int:
         """Floats of activations of ``sequences`` rows, and what the attention needs."""
         model = self._model
         heads, kv_heads = model.heads * model.head_size, model.kv_heads * model.head_size
-        row = 2 * model.hidden + 3 * heads + 4 * kv_heads + 3 * model.intermediate + model.heads * tail
+        row = model.hidden + 3 * heads + 2 * kv_heads + 3 * model.intermediate + model.heads * tail
         return sequences * (row + chunks * model.heads * (model.head_size + LANES + 1))
 
 

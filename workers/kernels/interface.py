@@ -6,6 +6,7 @@ from typing import Protocol
 
 import torch
 
+from workers.kernels.stopwatch import Stopwatch
 from workers.kv.pool import PagedBatch, PagedStep
 from workers.model.config import ModelConfig
 from workers.model.rope import Rotation
@@ -35,11 +36,6 @@ class FusedDecode(Protocol):
         """Sequences at once, at most."""
         ...
 
-    @property
-    def seconds(self) -> tuple[float, float]:
-        """What products and attention have taken, summed over all calls."""
-        ...
-
     def __call__(
         self, hidden: torch.Tensor, rotation: Rotation, step: PagedStep, tail: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -63,9 +59,14 @@ class Kernels(Protocol):
     """
 
     activations: torch.dtype
+    stopwatch: Stopwatch
 
     def linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """``x`` [rows, size] times ``weight`` [columns, size] transposed, plus ``bias`` [columns]."""
+        ...
+
+    def logits(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """``linear`` without a bias, fp32: near ties are not rounded away."""
         ...
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
@@ -90,18 +91,18 @@ class Kernels(Protocol):
         ...
 
     def prefill_attention(
-        self, query: torch.Tensor, kv: torch.Tensor, window: int, distance_weight: float
+        self, query: torch.Tensor, kv: torch.Tensor, weights: torch.Tensor, context: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Causal attention of one sequence with itself, and the scores that are read off it.
+        """Causal attention of the newest rows of one sequence, and the scores that are read off it.
 
         Args:
-            query: [n, heads, head size].
-            kv: [n, 2, KV heads, head size].
-            window: R, the newest rows, which score what is before them; 0 if no scores are wanted.
-            distance_weight: see ``window_scores``.
+            query: [rows, heads, head size].
+            kv: all tokens so far, the rows' own last, [tokens, 2, KV heads, head size].
+            weights: fp32, of the newest rows, which score what is before them; empty if none do.
+            context: oldest tokens that are scored, all before the rows that score.
 
         Returns:
-            The output [n, heads * head size], and fp32 scores as ``window_scores`` has them, [n - R].
+            The output [rows, heads * head size], and fp32 scores as ``window_scores`` has them, [context].
         """
         ...
 
@@ -128,8 +129,8 @@ class Kernels(Protocol):
         """The most that ``linear`` allocates beside its result."""
         ...
 
-    def prefill_scratch_bytes(self, model: ModelConfig, tokens: int, window: int) -> int:
-        """The most that ``prefill_attention`` allocates beside its results."""
+    def prefill_scratch_bytes(self, model: ModelConfig, rows: int, tokens: int, window: int) -> int:
+        """The most that ``prefill_attention`` of ``rows`` rows allocates beside its results."""
         ...
 
     def decode_scratch_bytes(self, model: ModelConfig, sequences: int) -> int:

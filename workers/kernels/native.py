@@ -5,10 +5,10 @@ from ctypes import CDLL, c_float, c_int, c_int64, c_void_p
 
 import torch
 from torch.nn import functional
-from torch.profiler import record_function
 
 from workers.kernels.fused import CHUNK, LANES, NativeDecode
 from workers.kernels.interface import FusedDecode, LayerWeights
+from workers.kernels.stopwatch import Stopwatch
 from workers.kernels.torch_kernels import TorchKernels
 from workers.kv.pool import PagedBatch
 from workers.model.config import ModelConfig
@@ -17,18 +17,17 @@ from workers.model.rope import Rotation
 
 # Products of at most this many rows are bound by reading the weights, which torch's do with less speed.
 FEW_ROWS = 64
-# Rows of a tile, and queries of a panel, of panels.h; tokens of a span, and the least panels of a task, of
-# prefill.c.
-TILE_ROWS, PANEL, SPAN, PANELS = 12, 32, 120, 3
+# COLUMNS of linear.c: rows of weights that are multiplied together.
+COLUMNS = 4
 NATIVE_DTYPES = (torch.float32, torch.bfloat16)
 
 _POINTER, _SIZE, _INT = c_void_p, c_int64, c_int
 _ARGUMENTS = {
-    "linear": (*(_POINTER,) * 4, *(_SIZE,) * 3, _INT, _INT),
+    "linear": (*(_POINTER,) * 4, *(_SIZE,) * 3, *(_INT,) * 3),
     "rms_norm": (_POINTER, _POINTER, _POINTER, _SIZE, _SIZE, c_float, *(_INT,) * 3),
     "silu_product": (_POINTER, _POINTER, _SIZE, _SIZE, _INT, _INT),
     "rotate": (*(_POINTER,) * 5, _SIZE, *(_INT,) * 6),
-    "prefill_attention": (*(_POINTER,) * 6, *(_SIZE,) * 3, *(_INT,) * 6),
+    "prefill_attention": (*(_POINTER,) * 6, *(_SIZE,) * 4, *(_INT,) * 6),
     "decode_attention": (*(_POINTER,) * 8, *(_SIZE,) * 4, *(_INT,) * 6),
 }
 
@@ -45,30 +44,47 @@ class NativeKernels:
         for name, arguments in _ARGUMENTS.items():
             function = getattr(library, name)
             function.argtypes, function.restype = arguments, None
+        library.prefill_scratch.argtypes = (_SIZE, _SIZE, *(_INT,) * 5)
+        library.prefill_scratch.restype = _SIZE
         self._library = library
         self._dtype = dtype
         self.activations = dtype if multiplies_bf16() else torch.float32
         self._reference = TorchKernels(self.activations)
+        self.stopwatch = Stopwatch()
 
     def linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        with record_function("linear"):
+        with self.stopwatch.on("gemm"):
             if x.dtype == torch.bfloat16:
                 return functional.linear(x, weight, bias)
-            (rows, size), columns = x.shape, len(weight)
-            if rows > FEW_ROWS or columns % 2:
-                return functional.linear(x, weight.float(), None if bias is None else bias.float())
-            x, out = x.contiguous(), x.new_empty(rows, columns)
-            pointers = (0 if each is None else each.data_ptr() for each in (x, weight, bias, out))
-            _, stored, threads = self._mode()
-            self._library.linear(*pointers, rows, columns, size, stored, threads)
-            return out
+            if self._few(x, weight):
+                return self._product(x, weight, bias)
+            return functional.linear(x, weight.float(), None if bias is None else bias.float())
+
+    def logits(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        with self.stopwatch.on("gemm"):
+            if self._few(x, weight):
+                return self._product(x, weight, None)
+            return self._reference.logits(x, weight.to(x.dtype))
+
+    def _few(self, x: torch.Tensor, weight: torch.Tensor) -> bool:
+        """Whether the native product can be had, and is worth it."""
+        return len(x) <= FEW_ROWS and len(weight) % COLUMNS == 0
+
+    def _product(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """As ``linear``, in fp32."""
+        (rows, size), columns = x.shape, len(weight)
+        x, out = x.contiguous(), torch.empty(rows, columns)
+        pointers = (0 if each is None else each.data_ptr() for each in (x, weight, bias, out))
+        self._library.linear(*pointers, rows, columns, size, *self._mode())
+        return out
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
         x = x.contiguous()
         out = torch.empty_like(x)
-        self._library.rms_norm(
-            x.data_ptr(), weight.data_ptr(), out.data_ptr(), *x.shape, epsilon, *self._mode()
-        )
+        with self.stopwatch.on("elementwise"):
+            self._library.rms_norm(
+                x.data_ptr(), weight.data_ptr(), out.data_ptr(), *x.shape, epsilon, *self._mode()
+            )
         return out
 
     def silu_product(self, gate_up: torch.Tensor) -> torch.Tensor:
@@ -76,7 +92,8 @@ class NativeKernels:
         rows, size = len(gate_up), gate_up.shape[1] // 2
         out = gate_up.new_empty(rows, size)
         bf16, _, threads = self._mode()
-        self._library.silu_product(gate_up.data_ptr(), out.data_ptr(), rows, size, bf16, threads)
+        with self.stopwatch.on("elementwise"):
+            self._library.silu_product(gate_up.data_ptr(), out.data_ptr(), rows, size, bf16, threads)
         return out
 
     def rotate(
@@ -88,25 +105,26 @@ class NativeKernels:
         kv = torch.empty(rows, 2, kv_heads, head_size, dtype=self._dtype)
         cos, sin = (part.contiguous() for part in rotation)
         pointers = (each.data_ptr() for each in (projected, cos, sin, query, kv))
-        self._library.rotate(*pointers, rows, heads, kv_heads, head_size, *self._mode())
+        with self.stopwatch.on("elementwise"):
+            self._library.rotate(*pointers, rows, heads, kv_heads, head_size, *self._mode())
         return query, kv
 
     def prefill_attention(
-        self, query: torch.Tensor, kv: torch.Tensor, window: int, distance_weight: float
+        self, query: torch.Tensor, kv: torch.Tensor, weights: torch.Tensor, context: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         if query.shape[-1] % LANES:  # No whole number of vectors.
-            return self._reference.prefill_attention(query, kv, window, distance_weight)
+            return self._reference.prefill_attention(query, kv, weights, context)
         query, kv = query.contiguous(), kv.contiguous()
-        tokens, heads, head_size = query.shape
-        kv_heads = kv.shape[2]
-        weights = torch.linspace(1, distance_weight, window)
-        out = query.new_empty(tokens, heads * head_size)
-        scratch = torch.empty(_prefill_scratch(heads, kv_heads, head_size, tokens, window))
-        scores = torch.zeros(tokens - window)
+        (rows, heads, head_size), (tokens, _, kv_heads, _) = query.shape, kv.shape
+        out = query.new_empty(rows, heads * head_size)
+        scratch = torch.empty(self._prefill_scratch(tokens, len(weights), heads, kv_heads, head_size))
+        scores = torch.zeros(context)
         pointers = (each.data_ptr() for each in (query, kv, weights, out, scratch, scores))
-        self._library.prefill_attention(
-            *pointers, tokens, tokens, window, heads, kv_heads, head_size, *self._mode()
-        )
+        with self.stopwatch.on("attention"):
+            self._library.prefill_attention(
+                *(*pointers, rows, tokens, len(weights), context),
+                *(heads, kv_heads, head_size, *self._mode()),
+            )
         return out, scores
 
     def decode_attention(
@@ -122,26 +140,38 @@ class NativeKernels:
         logits = torch.empty(sequences * heads * tail)
         shares = torch.empty(sequences, tail)
         tensors = (query, batch.rows, batch.pages, batch.lengths, out, partials, logits, shares)
-        self._library.decode_attention(
-            *(each.data_ptr() for each in tensors),
-            *(sequences, batch.pages.shape[1], chunks, tail),
-            *(heads, batch.rows.shape[2], head_size, *self._mode()),
-        )
+        with self.stopwatch.on("attention"):
+            self._library.decode_attention(
+                *(each.data_ptr() for each in tensors),
+                *(sequences, batch.pages.shape[1], chunks, tail),
+                *(heads, batch.rows.shape[2], head_size, *self._mode()),
+            )
         return out, shares
 
     def fuse(self, layers: Sequence[LayerWeights], model: ModelConfig) -> FusedDecode | None:
-        if model.head_size % LANES:
+        if model.head_size % LANES or model.hidden % COLUMNS or model.intermediate % COLUMNS:
             return None
-        return NativeDecode(self._library, layers, model, self._dtype, self.activations, FEW_ROWS)
+        return NativeDecode(
+            self._library, layers, model, self._dtype, self.activations, FEW_ROWS, self.stopwatch
+        )
 
     def linear_scratch_bytes(self, rows: int, columns: int, size: int) -> int:
         widens = rows > FEW_ROWS and self._dtype != self.activations
         return columns * size * 4 if widens else 0
 
-    def prefill_scratch_bytes(self, model: ModelConfig, tokens: int, window: int) -> int:
+    def prefill_scratch_bytes(self, model: ModelConfig, rows: int, tokens: int, window: int) -> int:
         if model.head_size % LANES:
-            return self._reference.prefill_scratch_bytes(model, tokens, window)
-        return _prefill_scratch(model.heads, model.kv_heads, model.head_size, tokens, window) * 4
+            return self._reference.prefill_scratch_bytes(model, rows, tokens, window)
+        sizes = (model.heads, model.kv_heads, model.head_size)
+        return 4 * self._prefill_scratch(tokens, min(rows, window), *sizes)
+
+    def _prefill_scratch(self, tokens: int, window: int, heads: int, kv_heads: int, head_size: int) -> int:
+        """Words of scratch of ``prefill_attention``."""
+        bf16, _, threads = self._mode()
+        words: int = self._library.prefill_scratch(
+            tokens, window, heads, kv_heads, head_size, bf16, threads
+        )
+        return words
 
     def decode_scratch_bytes(self, model: ModelConfig, sequences: int) -> int:
         # Partial sums, and the logits of what has been generated and not compressed: at most as many.
@@ -152,16 +182,3 @@ class NativeKernels:
         """Whether activations are bf16, whether weights and KV are, and how many threads there are."""
         bf16 = torch.bfloat16
         return int(self.activations == bf16), int(self._dtype == bf16), torch.get_num_threads()
-
-
-def _prefill_scratch(heads: int, kv_heads: int, head_size: int, tokens: int, window: int) -> int:
-    """Floats that ``prefill_attention`` needs: keys and values of a head, and what each thread holds."""
-    panels = _up(PANELS, heads // kv_heads)
-    slots = -(-tokens // SPAN) if window else 1
-    thread = panels * (2 * head_size + slots * (SPAN + 1)) * PANEL + (tokens * LANES if window else 0)
-    return 2 * _up(tokens, TILE_ROWS) * head_size + torch.get_num_threads() * thread
-
-
-def _up(count: int, step: int) -> int:
-    """The least multiple of ``step`` that is not less than ``count``."""
-    return -(-count // step) * step

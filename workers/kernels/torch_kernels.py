@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import torch
 from torch.nn import functional
-from torch.profiler import record_function
 
 from workers.kernels.interface import FusedDecode, LayerWeights
+from workers.kernels.stopwatch import Stopwatch
 from workers.kv.pool import PagedBatch
 from workers.model.attention import SCORE_ROWS, prefill_attention, window_scores
 from workers.model.config import ModelConfig
@@ -22,35 +22,45 @@ class TorchKernels:
     def __init__(self, dtype: torch.dtype) -> None:
         """``dtype`` is of weights, KV and activations."""
         self.activations = dtype
+        self.stopwatch = Stopwatch()
 
     def linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        with record_function("linear"):
+        with self.stopwatch.on("gemm"):
             return functional.linear(x, weight, bias)
 
+    def logits(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        with self.stopwatch.on("gemm"):
+            return functional.linear(x, weight).float()
+
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
-        return functional.rms_norm(x, weight.shape, weight, epsilon)
+        with self.stopwatch.on("elementwise"):
+            return functional.rms_norm(x, weight.shape, weight, epsilon)
 
     def silu_product(self, gate_up: torch.Tensor) -> torch.Tensor:
-        gate, up = gate_up.chunk(2, dim=-1)
-        return functional.silu(gate, inplace=True) * up
+        with self.stopwatch.on("elementwise"):
+            gate, up = gate_up.chunk(2, dim=-1)
+            return functional.silu(gate, inplace=True) * up
 
     def rotate(
         self, projected: torch.Tensor, rotation: Rotation, heads: int, kv_heads: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        rows, _, head_size = projected.shape
-        cos, sin = (part.to(projected.dtype)[:, None] for part in rotation)
-        first, second = projected[:, : heads + kv_heads].chunk(2, dim=-1)
-        rotated = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
-        query, key = torch.split(rotated, [heads, kv_heads], dim=1)
-        kv = torch.cat((key, projected[:, heads + kv_heads :]), dim=1)
-        return query.contiguous(), kv.view(rows, 2, kv_heads, head_size)
+        with self.stopwatch.on("elementwise"):
+            rows, _, head_size = projected.shape
+            cos, sin = (part.to(projected.dtype)[:, None] for part in rotation)
+            first, second = projected[:, : heads + kv_heads].chunk(2, dim=-1)
+            rotated = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+            query, key = torch.split(rotated, [heads, kv_heads], dim=1)
+            kv = torch.cat((key, projected[:, heads + kv_heads :]), dim=1)
+            return query.contiguous(), kv.view(rows, 2, kv_heads, head_size)
 
     def prefill_attention(
-        self, query: torch.Tensor, kv: torch.Tensor, window: int, distance_weight: float
+        self, query: torch.Tensor, kv: torch.Tensor, weights: torch.Tensor, context: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        kv = kv.to(query.dtype)
-        attended = prefill_attention(query, kv[:, 0], kv[:, 1])
-        return attended, window_scores(query[len(query) - window :], kv[:, 0], distance_weight)
+        with self.stopwatch.on("attention"):
+            kv = kv.to(query.dtype)
+            attended = prefill_attention(query, kv[:, 0], kv[:, 1])
+            newest = query[len(query) - len(weights) :]
+            return attended, window_scores(newest, kv[:, 0], weights, context)
 
     def decode_attention(
         self, query: torch.Tensor, batch: PagedBatch, tail: int
@@ -67,9 +77,10 @@ class TorchKernels:
                 if (end + 1 - start) * longer * row_bytes > GATHER_BYTES:
                     break
                 end, longest = end + 1, longer
-            attended[start:end], shares[start:end] = _attend_gathered(
-                query[start:end], batch.gather(start, end, longest), batch.lengths[start:end], tail
-            )
+            with self.stopwatch.on("attention"):
+                attended[start:end], shares[start:end] = _attend_gathered(
+                    query[start:end], batch.gather(start, end, longest), batch.lengths[start:end], tail
+                )
             start = end
         return attended, shares
 
@@ -79,8 +90,10 @@ class TorchKernels:
     def linear_scratch_bytes(self, rows: int, columns: int, size: int) -> int:
         return 0
 
-    def prefill_scratch_bytes(self, model: ModelConfig, tokens: int, window: int) -> int:
-        return 3 * min(SCORE_ROWS, window) * tokens * model.heads * 4
+    def prefill_scratch_bytes(self, model: ModelConfig, rows: int, tokens: int, window: int) -> int:
+        # Logits, in their own type and in fp32, and what they become.
+        sizes = {self.activations.itemsize, 4}
+        return min(SCORE_ROWS, rows, window) * tokens * model.heads * (sum(sizes) + 4)
 
     def decode_scratch_bytes(self, model: ModelConfig, sequences: int) -> int:
         # What is gathered, and either its keys or its values once more in the order of the product.

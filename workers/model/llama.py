@@ -9,16 +9,11 @@ from workers.kernels.interface import FusedDecode, Kernels, LayerWeights
 from workers.model.config import ModelConfig
 from workers.model.rope import Rotation
 
-# Rows that pass through an MLP at a time: bounds what is alive between its products.
-MLP_ROWS = 2048
-
 
 class Attend(Protocol):
     """Attention over the cache, and what the cache does with new keys and values."""
 
-    def __call__(
-        self, layer: int, query: torch.Tensor, kv: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def __call__(self, layer: int, query: torch.Tensor, kv: torch.Tensor) -> torch.Tensor:
         """Attends in ``layer``, counted from 0 within the shard.
 
         Args:
@@ -26,7 +21,7 @@ class Attend(Protocol):
             kv: keys, rotated, and values, [rows, 2, KV heads, head size].
 
         Returns:
-            The output [surviving rows, heads * head size], and which rows survive, int64; None if all.
+            [rows, heads * head size].
         """
 
 
@@ -77,33 +72,16 @@ class LlamaLayer(nn.Module):
             *(self.down.weight, self.down.bias),
         )
 
-    def forward(
-        self, index: int, hidden: torch.Tensor, rotation: Rotation, attend: Attend
-    ) -> tuple[torch.Tensor, Rotation]:
-        """Runs the layer on ``hidden`` [rows, hidden]; returns the surviving rows of both.
-
-        Halves of their own, so that what one needs is free before the other begins.
-        """
-        hidden, rotation = self._attention(index, hidden, rotation, attend)
-        for rows in torch.split(hidden, MLP_ROWS):
-            rows += self._mlp(rows)
-        return hidden, rotation
-
-    def _attention(
-        self, index: int, hidden: torch.Tensor, rotation: Rotation, attend: Attend
-    ) -> tuple[torch.Tensor, Rotation]:
+    def project(self, hidden: torch.Tensor, rotation: Rotation) -> tuple[torch.Tensor, torch.Tensor]:
+        """Queries, and keys and values, of ``hidden`` [rows, hidden], as ``Attend`` takes them."""
         projected = self.qkv(self.input_norm(hidden)).view(len(hidden), -1, self._head_size)
-        query, kv = self._kernels.rotate(projected, rotation, self._heads, self._kv_heads)
-        attended, survivors = attend(index, query, kv)
-        if survivors is not None:
-            hidden = hidden[survivors]
-            rotation = (rotation[0][survivors], rotation[1][survivors])
-        return hidden + self.output(attended), rotation
+        return self._kernels.rotate(projected, rotation, self._heads, self._kv_heads)
 
-    def _mlp(self, hidden: torch.Tensor) -> torch.Tensor:
+    def finish(self, hidden: torch.Tensor, attended: torch.Tensor) -> None:
+        """Adds to ``hidden`` [rows, hidden] what the attention's output and the MLP come to."""
+        hidden += self.output(attended)
         # Nested, so that gate and up are free before the last product.
-        down: torch.Tensor = self.down(self._kernels.silu_product(self.gate_up(self.mlp_norm(hidden))))
-        return down
+        hidden += self.down(self._kernels.silu_product(self.gate_up(self.mlp_norm(hidden))))
 
 
 class LlamaStage(nn.Module):
@@ -120,17 +98,18 @@ class LlamaStage(nn.Module):
         self.head = Linear(config.hidden, config.vocabulary, False, kernels) if is_last else None
 
     def forward(self, inputs: torch.Tensor, rotation: Rotation, attend: Attend) -> torch.Tensor:
-        """Runs the shard's layers.
+        """Runs the shard's layers on rows that all go through all of them.
 
         Args:
             inputs: token ids int64 [rows] in the first shard, else hidden states [rows, hidden].
 
         Returns:
-            Hidden states [surviving rows, hidden], not yet normed.
+            Hidden states [rows, hidden], not yet normed.
         """
-        hidden = self.embed(inputs)
-        for index, layer in enumerate(self.layers):
-            hidden, rotation = layer(index, hidden, rotation, attend)
+        hidden = self.embed(inputs).clone()
+        for index, module in enumerate(self.layers):
+            layer = cast(LlamaLayer, module)
+            layer.finish(hidden, attend(index, *layer.project(hidden, rotation)))
         return hidden
 
     def embed(self, inputs: torch.Tensor) -> torch.Tensor:
@@ -147,5 +126,4 @@ class LlamaStage(nn.Module):
         """Logits in fp32 [rows, vocabulary] of the last shard's ``hidden`` [rows, hidden]."""
         assert self.final_norm is not None
         assert self.head is not None
-        logits: torch.Tensor = self.head(self.final_norm(hidden))
-        return logits.float()
+        return self._kernels.logits(self.final_norm(hidden), self.head.weight)

@@ -2,7 +2,9 @@
 
 from workers.kernels.interface import Kernels
 from workers.model.config import ModelConfig
-from workers.model.llama import MLP_ROWS
+
+# Rows of a prefill that pass through a layer together: bounds what is alive between its products.
+BLOCK_ROWS = 512
 
 
 def prefill_workspace_bytes(
@@ -10,28 +12,31 @@ def prefill_workspace_bytes(
 ) -> int:
     """Activations alive at the fullest point of a prefill of ``rows`` tokens, ``window`` of which score.
 
-    In attention: the hidden state, projections, rotations, rotated queries and keys, and the output;
-    with them either the kernel's scratch, or the stored KV and the output that survives. In the MLP,
-    which takes MLP_ROWS of the ``surviving`` rows at a time: the hidden state before and after
-    attention, and of some rows the normed state, gate and up, and their product or a widened weight.
-    ``itemsize`` is that of KV.
+    Of all rows: hidden states, rotations, keys and values, and the attention's output. With them, of a
+    block of rows, either what attention needs, its projections or its queries and scratch; or what the MLP
+    needs, the normed state, gate and up, and their product or a widened weight. Or, where rows are dropped,
+    the ``surviving`` ones once more. ``itemsize`` is that of KV.
     """
     each = kernels.activations.itemsize
     heads, kv_heads = model.heads * model.head_size, model.kv_heads * model.head_size
-    inputs = rows * (model.hidden + 3 * heads + kv_heads + 2 * model.head_size) * each
-    inputs += rows * 2 * kv_heads * itemsize
-    stored = rows * 2 * kv_heads * itemsize + surviving * heads * each
-    scratch = kernels.prefill_scratch_bytes(model, rows, window)
-    states = (rows + surviving) * model.hidden * each
-    some = min(surviving, MLP_ROWS)
-    widened = kernels.linear_scratch_bytes(some, 2 * model.intermediate, model.hidden)
-    product = some * model.intermediate * each
-    mlp = some * (model.hidden + 2 * model.intermediate) * each + max(widened, product)
-    return max(inputs + max(stored, scratch), states + mlp)
+
+    def attention(block: int, tokens: int) -> int:
+        rotated = block * (heads * each + 2 * kv_heads * itemsize)
+        projected = block * (heads + 2 * kv_heads) * each
+        scratch = kernels.prefill_scratch_bytes(model, block, tokens, window) + block * heads * each
+        return rotated + max(projected, scratch)
+
+    whole = rows * ((model.hidden + heads) * each + 2 * kv_heads * itemsize + model.head_size * 4)
+    block, rest = min(rows, BLOCK_ROWS), rows % BLOCK_ROWS
+    widened = kernels.linear_scratch_bytes(block, 2 * model.intermediate, model.hidden)
+    mlp = block * (model.hidden + 2 * model.intermediate) * each
+    mlp += max(widened, block * model.intermediate * each)
+    dropping = surviving * (heads + model.hidden) * each
+    return whole + max(attention(block, rows - rest), attention(rest, rows), mlp, dropping)
 
 
 def decode_workspace_bytes(model: ModelConfig, kernels: Kernels, sequences: int) -> int:
     """The scratch of a decode step's attention, and the logits of ``sequences`` sequences."""
-    logits = sequences * model.vocabulary * (kernels.activations.itemsize + 4)
+    logits = sequences * model.vocabulary * 4
     widened = kernels.linear_scratch_bytes(sequences, model.vocabulary, model.hidden)
     return kernels.decode_scratch_bytes(model, sequences) + logits + widened

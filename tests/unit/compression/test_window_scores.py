@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from workers.model import attention
-from workers.model.attention import prefill_attention, window_scores
+from workers.model.attention import prefill_attention, window_scores, window_weights
 
 Array = npt.NDArray[np.float64]
 
@@ -47,12 +47,13 @@ def close(ours: torch.Tensor, theirs: Array) -> bool:
     return ours.dtype == torch.float32 and np.allclose(ours.numpy(), theirs, atol=2e-6, rtol=2e-5)
 
 
-@given(seeds, heads, st.integers(1, 20))
+@given(seeds, heads, st.integers(1, 20), st.integers(0, 20))
 @settings(deadline=None)
-def test_a_prompt_attends_to_itself_causally(seed: int, heads: tuple[int, int], tokens: int) -> None:
-    shapes = [(tokens, count, HEAD_SIZE) for count in (heads[0], heads[1], heads[1])]
+def test_rows_attend_to_all_before_them(seed: int, heads: tuple[int, int], rows: int, before: int) -> None:
+    tokens = before + rows
+    shapes = [(rows, heads[0], HEAD_SIZE), (tokens, heads[1], HEAD_SIZE), (tokens, heads[1], HEAD_SIZE)]
     query, key, value = draw(seed, *shapes)
-    expected, _ = naive(query, key, value, range(1, tokens + 1))
+    expected, _ = naive(query, key, value, range(before + 1, tokens + 1))
     assert close(prefill_attention(query, key, value), expected)
 
 
@@ -61,7 +62,7 @@ def check_scores(seed: int, heads: tuple[int, int], tokens: int, window: int, we
     _, probabilities = naive(query, key, key, range(tokens - window + 1, tokens + 1))
     weights = np.linspace(1, weight, window)
     expected = weights @ probabilities.mean(axis=1)[:, : tokens - window]
-    scores = window_scores(query, key, weight)
+    scores = window_scores(query, key, window_weights(window, weight, torch.device("cpu")), tokens - window)
     assert scores.shape == (tokens - window,)
     assert close(scores, expected)
 

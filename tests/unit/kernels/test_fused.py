@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from workers.engine.attend import DecodeAttend
+from workers.kernels import native
 from workers.kernels.build import KernelBuildError, load_library
 from workers.kernels.native import FEW_ROWS, NativeKernels
 from workers.kernels.torch_kernels import TorchKernels
@@ -36,13 +37,20 @@ MODEL = ModelConfig(
 )
 
 
-@pytest.fixture(scope="module")
-def native_for() -> Callable[[torch.dtype], NativeKernels]:
+@pytest.fixture(scope="module", params=[False, True], ids=["fp32 products", "bf16 products"])
+def native_for(request: pytest.FixtureRequest) -> Callable[[torch.dtype], NativeKernels]:
+    """Kernels as on a processor that does, or does not, multiply bf16."""
     try:
         library = load_library()
     except KernelBuildError as error:
         pytest.skip(f"no native kernels here: {error}")
-    return lambda dtype: NativeKernels(library, dtype)
+
+    def make(dtype: torch.dtype) -> NativeKernels:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(native, "multiplies_bf16", lambda: request.param)
+            return NativeKernels(library, dtype)
+
+    return make
 
 
 def step_for(seed: int, lengths: list[list[int]], model: ModelConfig, dtype: torch.dtype) -> PagedStep:
@@ -107,14 +115,18 @@ def test_one_call_is_all_layers_one_by_one(
     assert torch.allclose(ours.rows.float(), theirs.rows, rtol=tolerance, atol=tolerance)
 
 
-def test_a_head_of_no_whole_vectors_is_left_to_the_layers(
+def test_sizes_of_no_whole_vectors_are_left_to_the_layers(
     native_for: Callable[[torch.dtype], NativeKernels],
 ) -> None:
     kernels = native_for(torch.float32)
-    narrow = dataclasses.replace(MODEL, head_size=8)
-    stage = LlamaStage(narrow, 0, LAYERS, kernels).requires_grad_(False)
-    stage.fuse(narrow)
-    assert stage.fused is None
+    for model in (
+        dataclasses.replace(MODEL, head_size=8),
+        dataclasses.replace(MODEL, intermediate=81),
+        dataclasses.replace(MODEL, hidden=50),
+    ):
+        stage = LlamaStage(model, 0, LAYERS, kernels).requires_grad_(False)
+        stage.fuse(model)
+        assert stage.fused is None
     whole = LlamaStage(MODEL, 0, LAYERS, kernels).requires_grad_(False)
     whole.fuse(MODEL)
     assert whole.fused is not None

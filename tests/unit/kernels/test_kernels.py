@@ -75,6 +75,19 @@ def test_linear(
     assert near(got / size**0.5, (expected / size**0.5).float(), dtype)
 
 
+@given(seeds, st.integers(1, 80), st.sampled_from([2, 64, 100]), st.sampled_from([1, 16, 50, 576]), dtypes)
+@settings(deadline=None)
+def test_logits_are_not_rounded(
+    kernels_for: KernelsFor, seed: int, rows: int, columns: int, size: int, dtype: torch.dtype
+) -> None:
+    kernels = kernels_for(dtype)
+    x, weight = draw(seed, rows, size).to(kernels.activations), draw(seed + 1, columns, size).to(dtype)
+    got = kernels.logits(x, weight)
+    assert got.dtype == torch.float32
+    expected = x.double() @ weight.double().T
+    assert near(got / size**0.5, (expected / size**0.5).float(), dtype)
+
+
 @given(seeds, st.integers(0, 40), st.sampled_from([1, 16, 100, 576]), dtypes)
 @settings(deadline=None)
 def test_rms_norm(kernels_for: KernelsFor, seed: int, rows: int, size: int, dtype: torch.dtype) -> None:
@@ -118,31 +131,35 @@ def test_rotate(
     st.sampled_from([8, 16, 48, 64]),
     dtypes,
     st.floats(0, 1),
-    st.floats(1, 4),
+    st.floats(0, 1),
+    st.floats(0, 1),
 )
 @settings(deadline=None)
-def test_a_prompt_attends_to_itself_and_its_newest_rows_score_the_others(
+def test_the_newest_rows_attend_to_all_before_them_and_the_newest_of_them_score(
     kernels_for: KernelsFor,
     seed: int,
     heads: tuple[int, int],
     tokens: int,
     head_size: int,
     dtype: torch.dtype,
-    share: float,
-    distance_weight: float,
+    row_share: float,
+    window_share: float,
+    context_share: float,
 ) -> None:
     kernels = kernels_for(dtype)
-    query = (draw(seed, tokens, heads[0], head_size) * 2).to(kernels.activations)
+    rows = max(1, int(row_share * tokens))
+    window = int(window_share * rows)
+    context = int(context_share * (tokens - window))
+    query = (draw(seed, rows, heads[0], head_size) * 2).to(kernels.activations)
     kv = draw(seed + 1, tokens, 2, heads[1], head_size).to(dtype)
-    window = int(share * tokens)
-    attended, scores = kernels.prefill_attention(query, kv, window, distance_weight)
+    weights = draw(seed + 2, window).abs()
+    attended, scores = kernels.prefill_attention(query, kv, weights, context)
     key, value = kv.float().repeat_interleave(heads[0] // heads[1], dim=2).unbind(1)
     logits = torch.einsum("mhd,nhd->hmn", query.float(), key) / head_size**0.5
-    logits += torch.full((tokens, tokens), -torch.inf).triu(1)
+    logits += torch.full((rows, tokens), -torch.inf).triu(tokens - rows + 1)
     probabilities = logits.softmax(dim=-1)
     assert near(attended, torch.einsum("hmn,nhd->mhd", probabilities, value).flatten(1), dtype)
-    weights = torch.linspace(1, distance_weight, window)
-    newest = probabilities.mean(dim=0)[tokens - window :, : tokens - window]
+    newest = probabilities.mean(dim=0)[rows - window :, :context]
     assert scores.dtype == torch.float32
     assert near(scores, weights @ newest, dtype)
 

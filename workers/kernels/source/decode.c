@@ -111,34 +111,32 @@ static inline __attribute__((always_inline)) void attend_page(const int heads, c
 // pages [sequences, width]; partials: scratch, float [sequences, chunks of the longest, heads,
 // head_size + 17]; logits: scratch, float [sequences, heads, tail]; shares: float [sequences, tail], the
 // attention to the newest `tail` tokens, averaged over heads, 0 where there are fewer.
-void decode_attention(const void *query, const void *rows, const int32_t *pages, const int32_t *lengths,
-                      void *out, float *partials, float *logits, float *shares, int64_t sequences,
-                      int64_t width, int64_t chunks, int64_t tail, int heads, int kv_heads, int head_size,
-                      int bf16, int stored, int threads) {
+void decode_attention_rows(const void *query, const void *rows, const int32_t *pages, const int32_t *lengths,
+                           void *out, float *partials, float *logits, float *shares, int64_t sequences,
+                           int64_t width, int64_t chunks, int64_t tail, int heads, int kv_heads, int head_size,
+                           int from_bf16, int bf16, int stored) {
     const int group = heads / kv_heads;
     const float scale = 1.0f / sqrtf(head_size);
     const int64_t row_size = (int64_t)2 * kv_heads * head_size, size = PARTIAL(head_size);
-#pragma omp parallel num_threads(threads)
-    {
 #pragma omp for schedule(dynamic)
-        for (int64_t task = 0; task < sequences * chunks; task++) {
-            const int64_t sequence = task / chunks, begin = task % chunks * CHUNK;
-            const int64_t length = lengths[sequence], end = begin + CHUNK < length ? begin + CHUNK : length;
-            const int32_t *table = pages + sequence * width;
-            float q[heads * head_size], own[group * PAGE_TOKENS], *sums = partials + task * heads * size;
-            load(query, sequence * heads * head_size, heads * head_size, bf16, q);
-            for (int i = 0; i < heads * head_size; i++) q[i] *= scale;
-            memset(sums, 0, sizeof(float) * heads * size);
-            for (int head = 0; head < heads; head++) sums[head * size + size - 1] = -INFINITY;
-            for (int64_t slot = begin; slot < end; slot += PAGE_TOKENS) {
-                const int count = end - slot < PAGE_TOKENS ? end - slot : PAGE_TOKENS;
-                const int64_t page = table[slot / PAGE_TOKENS];
-                const int64_t next = slot + PAGE_TOKENS < end ? table[slot / PAGE_TOKENS + 1] : page;
-                const int64_t ahead = (next - page) * PAGE_TOKENS * row_size;
-                for (int head = 0; head < kv_heads; head++) {
-                    const int64_t row = page * PAGE_TOKENS * row_size + head * head_size;
-                    for (int g = 0; g < group; g += TOGETHER) {
-                        const int first = head * group + g;
+    for (int64_t task = 0; task < sequences * chunks; task++) {
+        const int64_t sequence = task / chunks, begin = task % chunks * CHUNK;
+        const int64_t length = lengths[sequence], end = begin + CHUNK < length ? begin + CHUNK : length;
+        const int32_t *table = pages + sequence * width;
+        float q[heads * head_size], own[group * PAGE_TOKENS], *sums = partials + task * heads * size;
+        load(query, sequence * heads * head_size, heads * head_size, from_bf16, q);
+        for (int i = 0; i < heads * head_size; i++) q[i] *= scale;
+        memset(sums, 0, sizeof(float) * heads * size);
+        for (int head = 0; head < heads; head++) sums[head * size + size - 1] = -INFINITY;
+        for (int64_t slot = begin; slot < end; slot += PAGE_TOKENS) {
+            const int count = end - slot < PAGE_TOKENS ? end - slot : PAGE_TOKENS;
+            const int64_t page = table[slot / PAGE_TOKENS];
+            const int64_t next = slot + PAGE_TOKENS < end ? table[slot / PAGE_TOKENS + 1] : page;
+            const int64_t ahead = (next - page) * PAGE_TOKENS * row_size;
+            for (int head = 0; head < kv_heads; head++) {
+                const int64_t row = page * PAGE_TOKENS * row_size + head * head_size;
+                for (int g = 0; g < group; g += TOGETHER) {
+                    const int first = head * group + g;
 #define CASE(n, half)                                                                                      \
     case n:                                                                                                \
         attend_page(n, q + first * head_size, rows, row, ahead, row_size, (int64_t)kv_heads * head_size,   \
@@ -148,41 +146,49 @@ void decode_attention(const void *query, const void *rows, const int32_t *pages,
     switch (group - g < TOGETHER ? group - g : TOGETHER) {       \
         CASE(1, half) CASE(2, half) CASE(3, half)                \
     }
-                        if (stored) CASES(1) else CASES(0)
-                    }
-                    for (int64_t t = 0; t < count; t++) {
-                        int64_t column = slot + t - (length - tail);
-                        for (int g = 0; g < group && column >= 0; g++)
-                            logits[(sequence * heads + head * group + g) * tail + column] =
-                                own[g * PAGE_TOKENS + t];
-                    }
+                    if (stored) CASES(1) else CASES(0)
                 }
-            }
-        }
-#pragma omp for
-        for (int64_t sequence = 0; sequence < sequences; sequence++) {
-            const int64_t length = lengths[sequence], used = (length + CHUNK - 1) / CHUNK;
-            float *first = partials + sequence * chunks * heads * size, *seen = shares + sequence * tail;
-            memset(seen, 0, sizeof(float) * tail);
-            for (int head = 0; head < heads; head++) {
-                float mixed[head_size], best = -INFINITY, sum = 0;
-                for (int i = 0; i < head_size; i++) mixed[i] = 0;
-                for (int64_t c = 0; c < used; c++) {
-                    const float other = first[(c * heads + head) * size + size - 1];
-                    best = other > best ? other : best;
+                for (int64_t t = 0; t < count; t++) {
+                    int64_t column = slot + t - (length - tail);
+                    for (int g = 0; g < group && column >= 0; g++)
+                        logits[(sequence * heads + head * group + g) * tail + column] =
+                            own[g * PAGE_TOKENS + t];
                 }
-                for (int64_t c = 0; c < used; c++) {
-                    const float *part = first + (c * heads + head) * size;
-                    const float weight = exp_negative(part[size - 1] - best);
-                    for (int i = 0; i < LANES; i++) sum += weight * part[head_size + i];
-                    for (int i = 0; i < head_size; i++) mixed[i] += weight * part[i];
-                }
-                for (int i = 0; i < head_size; i++) mixed[i] /= sum;
-                store(out, (sequence * heads + head) * head_size, head_size, bf16, mixed);
-                const float *own = logits + (sequence * heads + head) * tail;
-                for (int64_t column = tail > length ? tail - length : 0; column < tail; column++)
-                    seen[column] += exp_negative(own[column] - best) / (sum * heads);
             }
         }
     }
+#pragma omp for
+    for (int64_t sequence = 0; sequence < sequences; sequence++) {
+        const int64_t length = lengths[sequence], used = (length + CHUNK - 1) / CHUNK;
+        float *first = partials + sequence * chunks * heads * size, *seen = shares + sequence * tail;
+        memset(seen, 0, sizeof(float) * tail);
+        for (int head = 0; head < heads; head++) {
+            float mixed[head_size], best = -INFINITY, sum = 0;
+            for (int i = 0; i < head_size; i++) mixed[i] = 0;
+            for (int64_t c = 0; c < used; c++) {
+                const float other = first[(c * heads + head) * size + size - 1];
+                best = other > best ? other : best;
+            }
+            for (int64_t c = 0; c < used; c++) {
+                const float *part = first + (c * heads + head) * size;
+                const float weight = exp_negative(part[size - 1] - best);
+                for (int i = 0; i < LANES; i++) sum += weight * part[head_size + i];
+                for (int i = 0; i < head_size; i++) mixed[i] += weight * part[i];
+            }
+            for (int i = 0; i < head_size; i++) mixed[i] /= sum;
+            store(out, (sequence * heads + head) * head_size, head_size, bf16, mixed);
+            const float *own = logits + (sequence * heads + head) * tail;
+            for (int64_t column = tail > length ? tail - length : 0; column < tail; column++)
+                seen[column] += exp_negative(own[column] - best) / (sum * heads);
+        }
+    }
+}
+
+void decode_attention(const void *query, const void *rows, const int32_t *pages, const int32_t *lengths,
+                      void *out, float *partials, float *logits, float *shares, int64_t sequences,
+                      int64_t width, int64_t chunks, int64_t tail, int heads, int kv_heads, int head_size,
+                      int bf16, int stored, int threads) {
+#pragma omp parallel num_threads(threads)
+    decode_attention_rows(query, rows, pages, lengths, out, partials, logits, shares, sequences, width, chunks,
+                          tail, heads, kv_heads, head_size, bf16, bf16, stored);
 }

@@ -3,14 +3,15 @@
 
 #include <stdint.h>
 
-void linear(const float *x, const void *weight, const void *bias, float *out, int64_t rows, int64_t columns,
-            int64_t size, int stored, int threads);
-void rms_norm(const void *x, const void *weight, void *out, int64_t rows, int64_t size, float epsilon,
-              int bf16, int stored, int threads);
-void silu_product(const void *gate_up, void *out, int64_t rows, int64_t size, int bf16, int threads);
-void rotate(const void *projected, const float *cos, const float *sin, void *query, void *kv, int64_t rows,
-            int heads, int kv_heads, int head_size, int bf16, int stored, int threads);
-void decode_attention(const void *query, const void *rows, const int32_t *pages, const int32_t *lengths,
-                      void *out, float *partials, float *logits, float *shares, int64_t sequences,
-                      int64_t width, int64_t chunks, int64_t tail, int heads, int kv_heads, int head_size,
-                      int bf16, int stored, int threads);
+void linear_rows(const void *x, const void *weight, const void *bias, float *out, int64_t rows, int64_t columns,
+                 int64_t size, int add, int bf16, int stored);
+void rms_norm_rows(const void *x, const void *weight, void *out, int64_t rows, int64_t size, float epsilon,
+                   int from_bf16, int bf16, int stored);
+void silu_product_rows(const void *gate_up, void *out, int64_t rows, int64_t size, int from_bf16, int bf16);
+void rotate_rows(const void *projected, const float *cos, const float *sin, void *query, void *kv,
+                 const int64_t *slots, int64_t rows, int heads, int kv_heads, int head_size, int from_bf16,
+                 int bf16, int stored);
+void decode_attention_rows(const void *query, const void *rows, const int32_t *pages, const int32_t *lengths,
+                           void *out, float *partials, float *logits, float *shares, int64_t sequences,
+                           int64_t width, int64_t chunks, int64_t tail, int heads, int kv_heads, int head_size,
+                           int from_bf16, int bf16, int stored);

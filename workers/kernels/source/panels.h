@@ -1,7 +1,7 @@
-// Products of matrices, block by block: what `linear` of many rows and the attention of a prefill rest on.
+// Products of matrices, block by block: what the attention of a prefill rests on.
 //
-// A panel is float [depth, PANEL]: sixteen values side by side are of different rows of what was packed, so
-// that sums never have to be taken across a vector.
+// A word is a float, or two bfloat16 that lie side by side (`pairs`). A panel is words [depth, PANEL]: what
+// lies side by side is of different rows of what was packed, so that sums are never taken across a vector.
 #pragma once
 
 #include "lanes.h"
@@ -24,44 +24,28 @@ static inline void transpose(lanes v[LANES]) {
     }
 }
 
-// Columns `first` to `first + depth` of `rows` rows, at most PANEL, become a panel; 0 for rows that lack.
-static inline void pack_panel(const void *source, int64_t row_size, int rows, int64_t first, int depth,
-                              int bf16, float *panel) {
-    // A word holds two bfloat16, of which the upper half is the second.
-    const int step = bf16 ? 2 * LANES : LANES, itemsize = bf16 ? 2 : 4;
-    int done = 0;
-    for (; done + step <= depth; done += step)
+// `rows` rows, at most PANEL, of `depth` words each become a panel; 0 for rows that lack. `depth` is a
+// multiple of 8.
+static inline void pack_panel(const float *source, int64_t row_words, int rows, int depth, float *panel) {
+    for (int done = 0; done < depth; done += LANES) {
+        const int width = depth - done < LANES ? depth - done : LANES;
         for (int half = 0; half < PANEL; half += LANES) {
             lanes v[LANES] = {0};
             for (int i = 0; i < LANES && half + i < rows; i++)
-                memcpy(&v[i], (const char *)source + ((half + i) * row_size + first + done) * itemsize, 64);
+                memcpy(&v[i], source + (half + i) * row_words + done, sizeof(float) * width);
             transpose(v);
-            for (int i = 0; i < LANES; i++) {
-                float *out = panel + (done + (bf16 ? 2 * i : i)) * PANEL + half;
-                if (bf16) {
-                    const indices lower = (indices)v[i] << 16, upper = (indices)v[i] & ~0xffff;
-                    memcpy(out, &lower, 64);
-                    memcpy(out + PANEL, &upper, 64);
-                } else {
-                    memcpy(out, &v[i], 64);
-                }
-            }
+            for (int i = 0; i < width; i++) memcpy(panel + (done + i) * PANEL + half, &v[i], sizeof v[i]);
         }
-    for (; done < depth; done++)
-        for (int row = 0; row < PANEL; row++) {
-            const int64_t at = row * row_size + first + done;
-            float value = 0;
-            if (row < rows) load(source, at, 1, bf16, &value);
-            panel[done * PANEL + row] = value;
-        }
+    }
 }
 
-// tile [rows, PANEL] += or, from zero, = a [rows, depth] panel; strides of `a` in floats. `rows` is a
-// constant, at most TILE_ROWS: so many sums stay in registers.
+// tile [rows, PANEL] += or, from zero, = a [rows, depth] panel; strides of `a` in words. `rows` is a constant,
+// at most TILE_ROWS: so many sums stay in registers.
 static inline __attribute__((always_inline)) void multiply_tile(const int rows, const float *a,
                                                                 int64_t row_stride, int64_t depth_stride,
                                                                 const float *panel, int64_t depth,
-                                                                int from_zero, float *tile) {
+                                                                const int from_zero, const int pairs,
+                                                                float *tile) {
     lanes sums[TILE_ROWS][2] = {0};
 #pragma GCC unroll 12
     for (int r = 0; r < rows && !from_zero; r++)
@@ -70,11 +54,12 @@ static inline __attribute__((always_inline)) void multiply_tile(const int rows, 
         const lanes left = load_lanes(panel, k * PANEL, 0), right = load_lanes(panel, k * PANEL + LANES, 0);
 #pragma GCC unroll 12
         for (int r = 0; r < rows; r++) {
-            const lanes value = all(a[r * row_stride + k * depth_stride]);
-            sums[r][0] += value * left;
-            sums[r][1] += value * right;
+            const lanes words = all_words(a + r * row_stride + k * depth_stride);
+            sums[r][0] = multiply(sums[r][0], words, left, pairs);
+            sums[r][1] = multiply(sums[r][1], words, right, pairs);
         }
     }
 #pragma GCC unroll 12
-    for (int r = 0; r < rows; r++) memcpy(tile + r * PANEL, sums[r], sizeof sums[r]);
+    for (int r = 0; r < rows; r++)
+        for (int half = 0; half < 2; half++) store_lanes(tile, r * PANEL + half * LANES, 0, sums[r][half]);
 }
