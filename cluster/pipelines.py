@@ -31,8 +31,8 @@ class AttachedPipeline:
         self.orders: asyncio.Queue[pb.RouterOrder | None] = asyncio.Queue()
         self.refused = False
 
-    def start(self, sequence_id: int, live: LiveRequest) -> None:
-        """Orders ``live`` to be run."""
+    def start(self, sequence_id: int, live: LiveRequest, queued: int) -> None:
+        """Orders ``live`` to be run, while ``queued`` requests go on waiting."""
         request = live.request
         self.sequences[sequence_id] = live
         start = pb.StartSequence(
@@ -44,7 +44,7 @@ class AttachedPipeline:
             stopping=stopping_to_message(request.stopping),
             compression=compression_to_message(request.compression),
         )
-        self.orders.put_nowait(pb.RouterOrder(start=[start]))
+        self.orders.put_nowait(pb.RouterOrder(start=[start], queued=queued))
 
     def cancel(self, sequence_id: int) -> None:
         """Orders a sequence to be cancelled."""

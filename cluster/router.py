@@ -244,7 +244,7 @@ class Router:
             live.sent = self._clock()
             if request.session_id:
                 self._sessions.place(request.session_id, admitted.pipeline_id)
-            self._pipelines[admitted.pipeline_id].start(admitted.sequence_id, live)
+            self._pipelines[admitted.pipeline_id].start(admitted.sequence_id, live, len(self._admission))
             log.info(
                 "request_admitted request_id=%r sequence_id=%d pipeline_id=%r",
                 request.request_id,

@@ -58,7 +58,7 @@ class Head:
         try:
             async for order in call:
                 if order.start:
-                    runner.order(Start(tuple(map(_request, order.start))))
+                    runner.order(Start(tuple(map(_request, order.start)), order.queued))
                 if order.cancel:
                     runner.order(Cancel(tuple(order.cancel)))
         finally:

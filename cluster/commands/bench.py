@@ -61,6 +61,8 @@ def run(arguments: argparse.Namespace) -> int:
     compression = Compression(arguments.policy, arguments.prefill, arguments.kv_keep)
     work = requests(workload, engine.tokenizer, compression)
     say("warming up")
+    for stage in engine.stages:  # as on a server that has run for a while
+        stage.cache.pool.rows.zero_()
     measure(engine, pipeline, work[: max(1, len(work) // 8)])
     runs = []
     for number in range(arguments.repetitions):

@@ -283,6 +283,9 @@ class RouterOrder(_message.Message):
 
     START_FIELD_NUMBER: _builtins.int
     CANCEL_FIELD_NUMBER: _builtins.int
+    QUEUED_FIELD_NUMBER: _builtins.int
+    queued: _builtins.int
+    """With sequences to start: requests that still wait for memory. While some do, a pipeline prefills sooner."""
     @_builtins.property
     def start(self) -> _containers.RepeatedCompositeFieldContainer[Global___StartSequence]:
         """Sequences to start."""
@@ -296,10 +299,11 @@ class RouterOrder(_message.Message):
         *,
         start: _abc.Iterable[Global___StartSequence] | None = ...,
         cancel: _abc.Iterable[_builtins.int] | None = ...,
+        queued: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "start", b"start"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "queued", b"queued", "start", b"start"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -135,6 +135,16 @@ def test_an_order_carries_all_that_the_head_needs() -> None:
     assert (start.sampling.seed, start.stopping.max_tokens, start.compression.policy) == (7, 32, "full")
 
 
+def test_orders_say_how_many_go_on_waiting() -> None:
+    bench = Bench()
+    for name in "abc":
+        bench.submit(name, 5)
+    pipeline = bench.router.attach(hello(pages=(8,)))
+    order = pipeline.orders.get_nowait()
+    assert order is not None
+    assert (len(order.start), order.queued) == (1, 2)
+
+
 def test_requests_wait_for_a_pipeline() -> None:
     bench = Bench()
     follower = bench.submit("a")

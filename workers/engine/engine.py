@@ -134,6 +134,7 @@ class Engine:
         """Admits what fits, in order, and advances by one step."""
         while self._waiting and self.loop.admit(self._waiting[0]):
             self._waiting.popleft()
+        self.loop.scheduler.queued = len(self._waiting)
         return self.loop.advance()
 
     def cancel(self, sequence: int) -> None:

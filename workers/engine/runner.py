@@ -23,9 +23,10 @@ class SequenceRefused:
 
 @dataclass(frozen=True)
 class Start:
-    """Begin these sequences."""
+    """Begin these sequences; ``queued`` requests wait for room elsewhere."""
 
     requests: tuple[SequenceRequest, ...]
+    queued: int = 0
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,7 @@ class EngineRunner:
             wait = False
             self._taken += 1
             if isinstance(order, Start):
+                self._loop.scheduler.queued = order.queued
                 for request in order.requests:
                     if not self._loop.admit(request):
                         events.append(SequenceRefused(request.sequence))

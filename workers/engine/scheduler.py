@@ -2,12 +2,13 @@
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from workers.compression.policies import plan
+from workers.engine.cohorts import Cohorts
 from workers.engine.sequence import RunningSequence, SequenceRequest
 from workers.engine.step import SequenceSpec, Step, StepKind
 from workers.kv.footprint import ShardLayout, peak_pages
@@ -34,34 +35,29 @@ class PipelineLayout:
 
 
 # Micro-batches of prompts that begin together, at most.
-COHORT_PREFILLS = 16
-
-
-@dataclass
-class Cohort:
-    """Sequences that were waiting together: ``left`` have no output yet, ``joining`` wait for them."""
-
-    left: set[int]
-    joining: list[int] = field(default_factory=list)
+COHORT_PREFILLS = 32
+# Decode steps for which a prefill may hold up streams that run: less than 2, as it goes on by whole blocks,
+# while nobody else waits; when others do, long enough to fill the memory that sequences leave.
+QUIET_SLICE, BUSY_SLICE = 1.5, 4.0
 
 
 class Scheduler:
     """Mixes prefill and decode into micro-batches and keeps every shard busy.
 
     At most one release, and as many prefills and decode micro-batches each as there are shards, are under
-    way.
-    A sequence is admitted only if its peak fits on every shard, so that no step can run out of pages.
+    way. A sequence is admitted only if its peak fits on every shard, so that no step can run out of pages.
 
-    Sequences that were waiting together begin to decode together: decoding the first few of a burst would
-    hold up the prefills of the others and cost as much as decoding them all.
+    Attributes:
+        queued: requests that wait outside for room.
     """
 
     def __init__(self, layout: PipelineLayout) -> None:
         self.layout = layout
         self.ledger = Ledger(layout.pages, layout.max_sequences)
         self.sequences: dict[int, RunningSequence] = {}
+        self.queued = 0
         self._waiting: deque[int] = deque()
-        self._cohorts: dict[int, Cohort] = {}
+        self._cohorts = Cohorts()
         self._ready: deque[int] = deque()
         self._ended: deque[int] = deque()
         self._under_way: dict[int, StepKind] = {}
@@ -97,16 +93,15 @@ class Scheduler:
             return False
         if key in self._waiting:
             self._waiting.remove(key)
-            if cohort := self._cohorts.pop(key, None):
-                self._leave(cohort, key)
+            self._ready.extend(self._cohorts.remove(key))
             self._forget(key)
             return True
         sequence.cancelled = True
-        cohort = self._cohorts.get(key)
-        waits_in = cohort.joining if cohort else self._ready
-        if key in waits_in:
-            waits_in.remove(key)
-            self._cohorts.pop(key, None)
+        ready = key in self._ready
+        if ready:
+            self._ready.remove(key)
+        if ready or self._cohorts.rests(key):
+            self._cohorts.remove(key)
             self._ended.append(key)
         return False
 
@@ -124,22 +119,19 @@ class Scheduler:
     def finish_step(self, step: Step) -> None:
         """Takes note that ``step`` has passed all shards; outputs have been accepted before."""
         del self._under_way[step.number]
-        for key in step.sequences:
-            if step.kind is StepKind.RELEASE:
+        if step.kind is StepKind.RELEASE:
+            for key in step.sequences:
                 self._forget(key)
-                continue
-            sequence = self.sequences[key]
-            ended = sequence.cancelled or sequence.finish_reason is not None
-            cohort = self._cohorts.pop(key, None)
-            if ended:
-                self._ended.append(key)
-            elif cohort is None:
-                self._ready.append(key)
-            else:
-                self._cohorts[key] = cohort
-                cohort.joining.append(key)
-            if cohort:
-                self._leave(cohort, key)
+            return
+        ended = [key for key in step.sequences if self.sequences[key].ended]
+        going_on = [key for key in step.sequences if key not in ended]
+        self._ended.extend(ended)
+        if step.kind is StepKind.PREFILL:
+            self._ready.extend(self._cohorts.prefilled(step.sequences, going_on))
+            return
+        for key in ended:
+            self._cohorts.remove(key)
+        self._ready.extend(key for key in going_on if not self._cohorts.rest(key))
 
     def check_integrity(self) -> None:
         """Raises IntegrityError unless every reservation belongs to a live sequence."""
@@ -149,24 +141,16 @@ class Scheduler:
         self.ledger.release(key)
         del self.sequences[key]
 
-    def _leave(self, cohort: Cohort, key: int) -> None:
-        """Notes that ``key`` has its first output, or never will; behind the last, all begin to decode."""
-        cohort.left.discard(key)
-        if not cohort.left:
-            for joined in cohort.joining:
-                del self._cohorts[joined]
-            self._ready.extend(cohort.joining)
-            cohort.joining.clear()
-
     def _form_cohort(self) -> None:
         """Makes those a cohort that wait now, as far as COHORT_PREFILLS micro-batches go."""
-        cohort, room = Cohort(set()), COHORT_PREFILLS * self.layout.max_prefill_tokens
+        keys: list[int] = []
+        room = COHORT_PREFILLS * self.layout.max_prefill_tokens
         for key in self._waiting:
             room -= len(self._request(key).prompt_ids)
-            if room < 0 and cohort.left:
+            if room < 0 and keys:
                 break
-            cohort.left.add(key)
-            self._cohorts[key] = cohort
+            keys.append(key)
+        self._cohorts.form(keys)
 
     def _release(self) -> tuple[Step, npt.NDArray[np.int64]]:
         step = self._step(StepKind.RELEASE, tuple(self._ended))
@@ -180,7 +164,7 @@ class Scheduler:
         tokens = len(self._request(keys[0]).prompt_ids)
         while self._waiting:
             more = len(self._request(self._waiting[0]).prompt_ids)
-            same = self._cohorts.get(self._waiting[0]) is self._cohorts[keys[0]]
+            same = self._cohorts.same(keys[0], self._waiting[0])
             if not same or tokens + more > self.layout.max_prefill_tokens:
                 break
             tokens += more
@@ -192,6 +176,7 @@ class Scheduler:
             rows=tuple(len(request.prompt_ids) for request in requests),
             positions=[np.arange(len(request.prompt_ids)) for request in requests],
             new=tuple(_spec(request) for request in requests),
+            slice_steps=BUSY_SLICE if self.queued or self._waiting else QUIET_SLICE,
         )
         return step, np.array([token for request in requests for token in request.prompt_ids])
 
@@ -211,6 +196,7 @@ class Scheduler:
         rows: tuple[int, ...] = (),
         positions: Sequence[npt.NDArray[np.int64]] = (),
         new: tuple[SequenceSpec, ...] = (),
+        slice_steps: float = 0.0,
     ) -> Step:
         self._steps += 1
         self._under_way[self._steps] = kind
@@ -224,6 +210,7 @@ class Scheduler:
             output_indices=tuple(len(sequence.output_ids) for sequence in sequences),
             forced=tuple(sequence.forced for sequence in sequences),
             new=new,
+            slice_steps=slice_steps,
         )
 
     def _request(self, key: int) -> SequenceRequest:

@@ -55,6 +55,11 @@ class RunningSequence:
     cancelled: bool = False
 
     @property
+    def ended(self) -> bool:
+        """Whether it gets no more output."""
+        return self.cancelled or self.finish_reason is not None
+
+    @property
     def forced(self) -> int:
         """The id that the next output is to be, or -1."""
         forced = self.request.forced_output_ids

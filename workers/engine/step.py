@@ -73,6 +73,7 @@ class Step:
         output_indices: output index of the token that each sequence gets.
         forced: per sequence, the token to take instead of drawing one; -1 draws.
         new: sequences that begin, in a prefill; in order of ``sequences``.
+        slice_steps: how long a prefill may hold up decode steps, in such steps.
         memory, released, traces: what the shards so far report.
         top_logits: what the last shard reports of traced sequences.
     """
@@ -85,6 +86,7 @@ class Step:
     output_indices: tuple[int, ...] = ()
     forced: tuple[int, ...] = ()
     new: tuple[SequenceSpec, ...] = ()
+    slice_steps: float = 0.0
     memory: tuple[ShardMemory, ...] = ()
     released: tuple[tuple[ReleasedSequence, ...], ...] = ()
     traces: tuple[PrefillTrace, ...] = ()

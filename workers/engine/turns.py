@@ -11,9 +11,6 @@ from workers.engine.step import Step, StepKind
 
 Work = tuple[Step, torch.Tensor]
 OnTurn = Callable[[StepKind, float], None]
-# While a decode step waits, a prefill goes on for this many times what the last one took: streams are then
-# held up for at most twice a step, block lengths being known only roughly.
-SLICE_STEPS = 1.5
 
 
 class Advancing(Protocol):
@@ -57,7 +54,7 @@ class Turns(Generic[Begun]):
         self._short: deque[Work] = deque()
         self._prefills: deque[Work] = deque()
         self._prefill: Begun | None = None
-        self._decode_seconds = 0.0
+        self._slice_steps = self._decode_seconds = 0.0
         # Of the prefill since the last decode, and of its last block.
         self._slice_seconds = self._block_seconds = 0.0
 
@@ -83,7 +80,9 @@ class Turns(Generic[Begun]):
             self._on_turn(step.kind, seconds)
             return done
         if self._prefill is None:
-            self._prefill = self._stage.begin(*self._prefills.popleft())
+            step, inputs = self._prefills.popleft()
+            self._slice_steps = step.slice_steps
+            self._prefill = self._stage.begin(step, inputs)
         done = None
         if not self._prefill.advance():
             done = self._stage.finish(self._prefill)
@@ -94,6 +93,9 @@ class Turns(Generic[Begun]):
         return done
 
     def _slice_is_over(self) -> bool:
-        """Whether the prefill has had its share since the last decode; one block at least."""
+        """Whether the prefill has had its share since the last decode; one block at least.
+
+        While a decode waits, a prefill goes on for ``slice_steps`` times what the last decode took.
+        """
         after_one_more = self._slice_seconds + self._block_seconds
-        return self._slice_seconds > 0 and after_one_more > SLICE_STEPS * self._decode_seconds
+        return self._slice_seconds > 0 and after_one_more > self._slice_steps * self._decode_seconds

@@ -11,8 +11,9 @@ from workers.kv.pool import PagedStep
 from workers.model.config import ModelConfig
 from workers.model.rope import Rotation
 
-# CHUNK and LANES of decode.c: tokens that one thread attends to at a time, and values in a vector.
-CHUNK, LANES = 256, 16
+# Of decode.c: tokens that one thread attends to at a time, values in a vector, and what there is of a part
+# beside the sums of values.
+CHUNK, LANES, PARTIAL = 256, 16, 2
 
 # What decode_layers adds up its seconds by.
 _SPENT = ("gemm", "attention", "elementwise")
@@ -92,7 +93,7 @@ class NativeDecode:
         model = self._model
         heads, kv_heads = model.heads * model.head_size, model.kv_heads * model.head_size
         row = model.hidden + 3 * heads + 2 * kv_heads + 3 * model.intermediate + model.heads * tail
-        return sequences * (row + chunks * model.heads * (model.head_size + LANES + 1))
+        return sequences * (row + chunks * model.heads * (model.head_size + PARTIAL))
 
 
 def _addresses(layer: LayerWeights) -> _Weights:

@@ -6,7 +6,7 @@ from ctypes import CDLL, c_float, c_int, c_int64, c_void_p
 import torch
 from torch.nn import functional
 
-from workers.kernels.fused import CHUNK, LANES, NativeDecode
+from workers.kernels.fused import CHUNK, LANES, PARTIAL, NativeDecode
 from workers.kernels.interface import FusedDecode, LayerWeights
 from workers.kernels.stopwatch import Stopwatch
 from workers.kernels.torch_kernels import TorchKernels
@@ -136,7 +136,7 @@ class NativeKernels:
         sequences, heads, head_size = query.shape
         chunks = -(-int(batch.lengths.max()) // CHUNK)
         out = query.new_empty(sequences, heads * head_size)
-        partials = torch.empty(sequences * chunks * heads * (head_size + LANES + 1))
+        partials = torch.empty(sequences * chunks * heads * (head_size + PARTIAL))
         logits = torch.empty(sequences * heads * tail)
         shares = torch.empty(sequences, tail)
         tensors = (query, batch.rows, batch.pages, batch.lengths, out, partials, logits, shares)
@@ -176,7 +176,7 @@ class NativeKernels:
     def decode_scratch_bytes(self, model: ModelConfig, sequences: int) -> int:
         # Partial sums, and the logits of what has been generated and not compressed: at most as many.
         chunks = -(-model.context // CHUNK)
-        return sequences * chunks * model.heads * (model.head_size + LANES + 1) * 4
+        return sequences * chunks * model.heads * (model.head_size + PARTIAL) * 4
 
     def _mode(self) -> tuple[int, int, int]:
         """Whether activations are bf16, whether weights and KV are, and how many threads there are."""

@@ -62,7 +62,9 @@ class PageAllocator:
 
     def release(self, pages: Sequence[int] | npt.NDArray[np.int32], owner: Hashable) -> None:
         """Gives ``pages`` of ``owner`` back. Raises IntegrityError if it does not own them."""
-        for page in map(int, pages):
+        # The last first, so that they are handed out again in the order in which they lie: reading them is
+        # faster then.
+        for page in map(int, reversed(pages)):
             if self._owner.get(page) != owner:
                 raise IntegrityError(
                     f"page {page} is released by {owner!r} but owned by {self._owner.get(page)!r}"

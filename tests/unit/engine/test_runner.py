@@ -12,6 +12,7 @@ from workers.engine import runner as runner_module
 from workers.engine.loop import EngineLoop, SequenceCancelled, SequenceFinished, SequenceTokens
 from workers.engine.pipeline import Outcome
 from workers.engine.runner import Cancel, EngineRunner, Report, SequenceRefused, Start
+from workers.engine.scheduler import BUSY_SLICE, QUIET_SLICE
 
 PATIENCE = 60  # seconds that anything may take before the test fails
 
@@ -102,6 +103,17 @@ def test_cancelling_ends_all_that_is_named_or_all(sequences: tuple[int, ...] | N
     events = [event for report in running.rest() for event in report.events]
     assert set(events) == {SequenceCancelled(1), SequenceCancelled(2), SequenceCancelled(3)}
     assert len(events) == 3
+
+
+def test_prefills_hurry_while_others_wait_outside() -> None:
+    slices = []
+    for queued in (0, 5):
+        running = Running()
+        running.runner.order(Start((request(1),), queued))
+        running.pipeline.reached.get(timeout=PATIENCE)
+        slices.append(running.pipeline.submitted[0][0].slice_steps)
+        running.rest()
+    assert slices == [QUIET_SLICE, BUSY_SLICE]
 
 
 def test_the_others_go_on_when_one_is_cancelled() -> None:

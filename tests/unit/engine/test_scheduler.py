@@ -10,8 +10,9 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invar
 
 from pyramidserve.types import FinishReason
 from workers.compression.policies import plan
+from workers.engine import scheduler as scheduler_module
 from workers.engine.detokenizer import Detokenizer
-from workers.engine.scheduler import COHORT_PREFILLS, Scheduler
+from workers.engine.scheduler import Scheduler
 from workers.engine.sequence import RunningSequence, SequenceRequest
 from workers.engine.step import Step, StepKind
 
@@ -147,24 +148,27 @@ def sent(scheduler: Scheduler) -> list[Step]:
     return steps
 
 
-def test_those_that_waited_together_begin_to_decode_together() -> None:
+def test_those_that_waited_together_decode_once_behind_each_of_their_prefills() -> None:
     scheduler = Scheduler(layout(max_prefill_tokens=10))
     for key in range(3):
         assert admit(scheduler, request(key, 10, 100))
-    (first,) = sent(scheduler)
-    finish(scheduler, first)
-    # One that comes later does not hold them up, nor do they let it go before its own prefill.
+    (prefill,) = sent(scheduler)
+    finish(scheduler, prefill)
+    # One that comes later does not hold them up.
     assert admit(scheduler, request(3, 10, 100))
-    (second,) = sent(scheduler)
-    finish(scheduler, second)
-    (third,) = sent(scheduler)
-    finish(scheduler, third)
-    together, fourth = sorted(sent(scheduler), key=lambda step: step.kind.value)
-    assert together.sequences == (0, 1, 2)
-    assert (fourth.kind, fourth.sequences) == (StepKind.PREFILL, (3,))
-    finish(scheduler, together)
-    (again,) = sent(scheduler)
-    assert again.sequences == (0, 1, 2)
+    for begun in (1, 2):
+        decode, prefill = sent(scheduler)
+        assert (decode.kind, decode.sequences) == (StepKind.DECODE, tuple(range(begun)))
+        assert (prefill.kind, prefill.sequences) == (StepKind.PREFILL, (begun,))
+        finish(scheduler, decode)
+        assert sent(scheduler) == []
+        finish(scheduler, prefill)
+    decode, prefill = sent(scheduler)
+    assert prefill.sequences == (3,)
+    for _ in range(3):
+        assert sorted(decode.sequences) == [0, 1, 2]
+        finish(scheduler, decode)
+        (decode,) = sent(scheduler)
 
 
 def test_a_cancelled_one_does_not_hold_those_up_that_waited_with_it() -> None:
@@ -173,36 +177,57 @@ def test_a_cancelled_one_does_not_hold_those_up_that_waited_with_it() -> None:
         assert admit(scheduler, request(key, 10, 100))
     (first,) = sent(scheduler)
     finish(scheduler, first)
-    (second,) = sent(scheduler)
-    assert not scheduler.cancel(0)  # has its first output
+    decode, second = sent(scheduler)
+    finish(scheduler, decode)
+    assert not scheduler.cancel(0)  # rests
     assert not scheduler.cancel(1)  # is under way
     assert scheduler.cancel(2)  # has not begun
     finish(scheduler, second)
-    release, last = sorted(sent(scheduler), key=lambda step: step.kind.value, reverse=True)
+    release, last = sent(scheduler)
     assert (release.kind, release.sequences) == (StepKind.RELEASE, (0, 1))
     assert last.sequences == (3,)
     finish(scheduler, last)
     finish(scheduler, release)
-    (decode,) = sent(scheduler)
-    assert (decode.kind, decode.sequences) == (StepKind.DECODE, (3,))
-    scheduler = Scheduler(layout(max_prefill_tokens=10))
-    for key in range(2):
+    for _ in range(3):
+        (decode,) = sent(scheduler)
+        assert decode.sequences == (3,)
+        finish(scheduler, decode)
+
+
+def test_those_that_rest_wake_when_the_last_they_wait_for_is_cancelled() -> None:
+    scheduler = Scheduler(layout(2, max_prefill_tokens=10))
+    for key in range(3):
         assert admit(scheduler, request(key, 10, 100))
-    (first,) = sent(scheduler)
+    first, second = sent(scheduler)
     finish(scheduler, first)
-    assert sent(scheduler)[0].sequences == (1,)
+    (decode, third) = sent(scheduler)
+    finish(scheduler, decode)
+    finish(scheduler, second)
+    decodes = sent(scheduler)
+    for decode in decodes:
+        finish(scheduler, decode)
+    assert sent(scheduler) == []
+    assert not scheduler.cancel(2)
+    finish(scheduler, third)
+    assert sorted(key for step in sent(scheduler) for key in step.sequences if key < 2) == [0, 1]
 
 
-def test_a_long_queue_does_not_begin_all_at_once() -> None:
-    scheduler = Scheduler(layout(max_sequences=40, max_prefill_tokens=10))
-    for key in range(COHORT_PREFILLS + 2):
-        assert admit(scheduler, request(key, 10, 2))
-    for _ in range(COHORT_PREFILLS):
-        (prefill,) = sent(scheduler)
-        finish(scheduler, prefill)
-    (decode, prefill) = sent(scheduler)
-    assert decode.sequences == tuple(range(COHORT_PREFILLS))
-    assert prefill.sequences == (COHORT_PREFILLS,)
+def test_a_long_queue_does_not_begin_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scheduler_module, "COHORT_PREFILLS", 3)
+    scheduler = Scheduler(layout(max_prefill_tokens=10))
+    for key in range(5):
+        assert admit(scheduler, request(key, 10, 10))
+    fourth = None
+    while fourth is None:
+        for step in sent(scheduler):
+            if 3 in step.sequences:
+                fourth = step
+            else:
+                finish(scheduler, step)
+    for _ in range(3):
+        (decode,) = sent(scheduler)
+        assert sorted(decode.sequences) == [0, 1, 2]
+        finish(scheduler, decode)
 
 
 def test_prompts_share_a_prefill_in_order_as_far_as_its_rows_go() -> None:

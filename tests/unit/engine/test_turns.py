@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from workers.engine.step import Step, StepKind
-from workers.engine.turns import SLICE_STEPS, Turns, Work
+from workers.engine.turns import Turns, Work
 
-NOTHING = torch.zeros(0)
+NOTHING, SLICE_STEPS = torch.zeros(0), 1.5
 
 
 @dataclass
@@ -61,7 +61,7 @@ def turns_of(stage: ScriptedStage) -> Turns[Blocks]:
 
 
 def step(number: int, kind: StepKind) -> Step:
-    return Step(number, kind, (number,))
+    return Step(number, kind, (number,), slice_steps=SLICE_STEPS)
 
 
 def test_short_steps_come_in_order_and_prefills_do() -> None:

@@ -3,183 +3,216 @@
 
 // Tokens that one thread attends to at a time; a long sequence is shared among threads.
 #define CHUNK 256
-// What a part of a sequence comes to, for each head: sums of values, sums of shares in sixteen parts, the
-// greatest logit.
-#define PARTIAL(head_size) ((head_size) + LANES + 1)
+// What a part of a sequence comes to, for each head: sums of values, the sum of shares, the greatest logit.
+// Logits are powers of two.
+#define PARTIAL(head_size) ((head_size) + 2)
 
 // Query heads that share the loads of a key and value, and vectors of a head that stay in registers.
 #define TOGETHER 3
 #define WIDE 4
 
-// Asks for `size` values from `first` on, which are soon needed.
-static inline void fetch(const void *rows, int64_t first, int size, int stored) {
-    const int itemsize = stored ? 2 : 4;
-    for (int at = 0; at < size * itemsize; at += 64)
-        __builtin_prefetch((const char *)rows + first * itemsize + at);
+// Where one thread finds its part of a sequence: `count` tokens on pages from `table` on.
+typedef struct {
+    const char *rows;
+    const int32_t *table;
+    int count, head_size;
+    int64_t row_bytes;
+} cache_part;
+
+static inline const char *page_of(const cache_part *part, int token) {
+    return part->rows + part->table[token / PAGE_TOKENS] * PAGE_TOKENS * part->row_bytes;
 }
 
-// One page of one KV head: the logits of `heads` of its query heads, a constant, to sums [heads, LANES].
-static inline __attribute__((always_inline)) void score_page(const int heads, const float *query,
-                                                             const void *rows, int64_t row, int64_t ahead,
-                                                             int64_t row_size, int count, int head_size,
-                                                             int stored, lanes sums[TOGETHER][LANES]) {
-    for (int t = 0; t < count; t++) {
-        fetch(rows, row + ahead + t * row_size, head_size, stored);
-        lanes part[TOGETHER] = {0};
-#pragma GCC unroll 4
-        for (int at = 0; at < head_size; at += LANES) {
-            const lanes key = load_lanes(rows, row + t * row_size + at, stored);
-#pragma GCC unroll 3
-            for (int g = 0; g < heads; g++) part[g] += key * load_lanes(query, g * head_size + at, 0);
-        }
-#pragma GCC unroll 3
-        for (int g = 0; g < heads; g++) sums[g][t] = part[g];
-    }
-}
-
-// mixed[g] [head_size] += shares[g] . values of a page, for `heads` query heads, a constant.
-static inline __attribute__((always_inline)) void mix_page(const int heads, float shares[TOGETHER][LANES],
-                                                           const void *rows, int64_t row, int64_t ahead,
-                                                           int64_t row_size, int count, int head_size,
-                                                           int stored, float *mixed, int64_t mixed_size) {
-    for (int t = 0; t < count; t++) fetch(rows, row + ahead + t * row_size, head_size, stored);
-    int first = 0;
-    for (; first + LANES * WIDE <= head_size; first += LANES * WIDE) {
-        lanes sums[TOGETHER][WIDE];
-#pragma GCC unroll 3
-        for (int g = 0; g < heads; g++)
-#pragma GCC unroll 4
-            for (int v = 0; v < WIDE; v++)
-                sums[g][v] = load_lanes(mixed, g * mixed_size + first + v * LANES, 0);
-        for (int t = 0; t < count; t++)
-#pragma GCC unroll 4
-            for (int v = 0; v < WIDE; v++) {
-                const lanes value = load_lanes(rows, row + t * row_size + first + v * LANES, stored);
-#pragma GCC unroll 3
-                for (int g = 0; g < heads; g++) sums[g][v] += value * shares[g][t];
-            }
-#pragma GCC unroll 3
-        for (int g = 0; g < heads; g++)
-#pragma GCC unroll 4
-            for (int v = 0; v < WIDE; v++)
-                memcpy(mixed + g * mixed_size + first + v * LANES, &sums[g][v], sizeof sums[g][v]);
-    }
-    for (; first < head_size; first += LANES)
-        for (int g = 0; g < heads; g++) {
-            lanes sum = load_lanes(mixed, g * mixed_size + first, 0);
-            for (int t = 0; t < count; t++)
-                sum += load_lanes(rows, row + t * row_size + first, stored) * shares[g][t];
-            memcpy(mixed + g * mixed_size + first, &sum, sizeof sum);
-        }
-}
-
-// `heads` query heads, a constant, of one KV head over `count` tokens of a page that begins at `row`: their
-// logits [heads, PAGE_TOKENS], and what the page adds to their running sums.
-static inline __attribute__((always_inline)) void attend_page(const int heads, const float *query,
-                                                              const void *rows, int64_t row, int64_t ahead,
-                                                              int64_t row_size, int64_t to_value, int count, int head_size,
-                                                              int stored, float *logits, float *partials) {
-    const indices slots = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-    const indices there = slots < count;
+// logits[g * CHUNK + t] of `heads` query heads of one KV head, a constant, and the tokens of a page, whose
+// keys begin at `row`; behind the last token there is 0. Meanwhile `ahead_bytes` for each token are fetched
+// from `ahead` on, which are soon needed: little by little, as only so many can be under way.
+static inline __attribute__((always_inline)) void score_page(const int heads, const int pairs, const int stored,
+                                                             const cache_part *part, const char *row, int count,
+                                                             const char *ahead, int64_t ahead_bytes,
+                                                             const char *query, float scale, float *logits) {
+    const int step = pairs ? 2 * LANES : LANES, itemsize = pairs ? 2 : 4, size = part->head_size;
     lanes sums[TOGETHER][LANES];
-    float shares[TOGETHER][LANES] __attribute__((aligned(64)));
-    score_page(heads, query, rows, row, ahead, row_size, count, head_size, stored, sums);
-    for (int g = 0; g < heads; g++) {
-        float *partial = partials + g * PARTIAL(head_size);
-        for (int t = count; t < LANES; t++) sums[g][t] = all(0);
-        const lanes scored = sums_of(sums[g]);
-        memcpy(logits + g * PAGE_TOKENS, &scored, sizeof scored);
-        const float before = partial[head_size + LANES];
-        const float best = fmaxf(before, greatest(choose(there, scored, all(before))));
-        if (best > before) {
-            const float shrink = exp_negative(before - best);
-            for (int i = 0; i < head_size + LANES; i++) partial[i] *= shrink;
-            partial[head_size + LANES] = best;
+    for (int t = 0; t < count; t++, row += part->row_bytes) {
+        for (int64_t at = 0; at < ahead_bytes; at += 64) __builtin_prefetch(ahead + t * ahead_bytes + at);
+        lanes own[TOGETHER] = {0};
+        int at = 0;
+#pragma GCC unroll 4
+        for (; at + step <= size; at += step) {
+            const lanes key = load_lanes(row + at * (stored ? 2 : 4), 0, stored && !pairs);
+#pragma GCC unroll 3
+            for (int g = 0; g < heads; g++) {
+                const lanes words = load_lanes(query + (g * size + at) * itemsize, 0, 0);
+                own[g] = multiply(own[g], words, key, pairs);
+            }
         }
-        const lanes share = choose(there, exp_lanes(scored - all(best)), all(0));
-        const lanes total = load_lanes(partial, head_size, 0) + share;
-        memcpy(partial + head_size, &total, sizeof total);
-        memcpy(shares[g], &share, sizeof share);
+        if (at < size)  // half a vector of pairs
+            for (int g = 0; g < heads; g++)
+                own[g] += load_lanes(query, g * size + at, 1) * load_lanes(row, at, 1);
+#pragma GCC unroll 3
+        for (int g = 0; g < heads; g++) sums[g][t] = own[g];
     }
-    mix_page(heads, shares, rows, row + to_value, ahead, row_size, count, head_size, stored, partials,
-             PARTIAL(head_size));
+#pragma GCC unroll 3
+    for (int g = 0; g < heads; g++) {
+        for (int t = count; t < LANES; t++) sums[g][t] = all(0);
+        store_lanes(logits, g * CHUNK, 0, sums_of(sums[g]) * scale);
+    }
 }
+
+// Turns the logits of `count` tokens into shares where they lie, bf16 for `pairs`; what is behind the last
+// becomes 0. Returns their sum; `best` is the greatest logit.
+static inline float exponentiate(float *logits, int count, int pairs, float *best) {
+    const indices slots = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    lanes greatest_of = all(-INFINITY), total = all(0);
+    for (int t = 0; t < count; t += LANES) {
+        const lanes logit = choose(slots < count - t, load_lanes(logits, t, 0), all(-INFINITY));
+        greatest_of = maximum(greatest_of, logit);
+    }
+    *best = greatest(greatest_of);
+    for (int t = 0; t < count; t += LANES) {
+        const lanes share = exp2_lanes(load_lanes(logits, t, 0) - *best);
+        const lanes there = choose(slots < count - t, share, all(0));
+        store_lanes(logits, t, pairs, there);
+        total += there;
+    }
+    float sum = 0;
+    for (int i = 0; i < LANES; i++) sum += total[i];
+    return sum;
+}
+
+// mixed[g * mixed_size] = the values, from `offset` in a row on, of all tokens, each times its share, for `heads`
+// query heads of one KV head and `vectors` vectors, constants.
+static inline __attribute__((always_inline)) void mix_values(const int heads, const int vectors, const int pairs,
+                                                             const int stored, const cache_part *part,
+                                                             int64_t offset, const float *shares, float *mixed,
+                                                             int64_t mixed_size) {
+    lanes sums[TOGETHER][WIDE] = {0};
+    for (int first = 0; first < part->count; first += PAGE_TOKENS) {
+        const int count = part->count - first < PAGE_TOKENS ? part->count - first : PAGE_TOKENS;
+        const char *row = page_of(part, first) + offset;
+        for (int t = 0; t < count; t += pairs ? 2 : 1, row += part->row_bytes * (pairs ? 2 : 1)) {
+            // Behind the last token there may be anything, and its share is 0.
+            const char *other = t + 1 < count ? row + part->row_bytes : row;
+            lanes share[TOGETHER];
+#pragma GCC unroll 3
+            for (int g = 0; g < heads; g++)
+                share[g] = all_words(shares + g * CHUNK + (pairs ? (first + t) / 2 : first + t));
+#pragma GCC unroll 4
+            for (int v = 0; v < vectors; v++) {
+                const lanes value = pairs ? load_pairs(row, other, v * LANES) : load_lanes(row, v * LANES, stored);
+#pragma GCC unroll 3
+                for (int g = 0; g < heads; g++) sums[g][v] = multiply(sums[g][v], share[g], value, pairs);
+            }
+        }
+    }
+#pragma GCC unroll 3
+    for (int g = 0; g < heads; g++)
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; v++) store_lanes(mixed, g * mixed_size + v * LANES, 0, sums[g][v]);
+}
+
+// `heads` query heads, a constant: all their values.
+static inline __attribute__((always_inline)) void mix_heads(const int heads, const int pairs, const int stored,
+                                                            const cache_part *part, int64_t offset,
+                                                            const float *shares, float *mixed, int64_t mixed_size) {
+    const int itemsize = stored ? 2 : 4;
+    int at = 0;
+    for (; at + WIDE * LANES <= part->head_size; at += WIDE * LANES)
+        mix_values(heads, WIDE, pairs, stored, part, offset + at * itemsize, shares, mixed + at, mixed_size);
+    for (; at < part->head_size; at += LANES)
+        mix_values(heads, 1, pairs, stored, part, offset + at * itemsize, shares, mixed + at, mixed_size);
+}
+
+// Carries out `call(n, pairs, stored)` with constants, for n = `count` heads, at most TOGETHER.
+#define WITH_CONSTANTS(call, count)                                                      \
+    switch (count) {                                                                     \
+        case 1: if (bf16) call(1, 1, 1) else if (stored) call(1, 0, 1) else call(1, 0, 0) break; \
+        case 2: if (bf16) call(2, 1, 1) else if (stored) call(2, 0, 1) else call(2, 0, 0) break; \
+        case 3: if (bf16) call(3, 1, 1) else if (stored) call(3, 0, 1) else call(3, 0, 0) break; \
+    }
 
 // One query row a sequence over its own pages: see PagedBatch for the layout.
 //
 // query, out [sequences, heads, head_size], head_size a multiple of 16; rows [*, 2, kv_heads, head_size];
 // pages [sequences, width]; partials: scratch, float [sequences, chunks of the longest, heads,
-// head_size + 17]; logits: scratch, float [sequences, heads, tail]; shares: float [sequences, tail], the
+// head_size + 2]; logits: scratch, float [sequences, heads, tail]; shares: float [sequences, tail], the
 // attention to the newest `tail` tokens, averaged over heads, 0 where there are fewer.
 void decode_attention_rows(const void *query, const void *rows, const int32_t *pages, const int32_t *lengths,
                            void *out, float *partials, float *logits, float *shares, int64_t sequences,
                            int64_t width, int64_t chunks, int64_t tail, int heads, int kv_heads, int head_size,
-                           int from_bf16, int bf16, int stored) {
-    const int group = heads / kv_heads;
-    const float scale = 1.0f / sqrtf(head_size);
-    const int64_t row_size = (int64_t)2 * kv_heads * head_size, size = PARTIAL(head_size);
+                           int bf16, int stored) {
+    const int group = heads / kv_heads, itemsize = stored ? 2 : 4;
+    const float scale = LOG2_E / sqrtf(head_size);
+    const int64_t size = PARTIAL(head_size), head_bytes = (int64_t)head_size * itemsize;
 #pragma omp for schedule(dynamic)
     for (int64_t task = 0; task < sequences * chunks; task++) {
-        const int64_t sequence = task / chunks, begin = task % chunks * CHUNK;
-        const int64_t length = lengths[sequence], end = begin + CHUNK < length ? begin + CHUNK : length;
-        const int32_t *table = pages + sequence * width;
-        float q[heads * head_size], own[group * PAGE_TOKENS], *sums = partials + task * heads * size;
-        load(query, sequence * heads * head_size, heads * head_size, from_bf16, q);
-        for (int i = 0; i < heads * head_size; i++) q[i] *= scale;
-        memset(sums, 0, sizeof(float) * heads * size);
-        for (int head = 0; head < heads; head++) sums[head * size + size - 1] = -INFINITY;
-        for (int64_t slot = begin; slot < end; slot += PAGE_TOKENS) {
-            const int count = end - slot < PAGE_TOKENS ? end - slot : PAGE_TOKENS;
-            const int64_t page = table[slot / PAGE_TOKENS];
-            const int64_t next = slot + PAGE_TOKENS < end ? table[slot / PAGE_TOKENS + 1] : page;
-            const int64_t ahead = (next - page) * PAGE_TOKENS * row_size;
-            for (int head = 0; head < kv_heads; head++) {
-                const int64_t row = page * PAGE_TOKENS * row_size + head * head_size;
-                for (int g = 0; g < group; g += TOGETHER) {
-                    const int first = head * group + g;
-#define CASE(n, half)                                                                                      \
-    case n:                                                                                                \
-        attend_page(n, q + first * head_size, rows, row, ahead, row_size, (int64_t)kv_heads * head_size,   \
-                    count, head_size, half, own + g * PAGE_TOKENS, sums + first * size);                   \
-        break;
-#define CASES(half)                                              \
-    switch (group - g < TOGETHER ? group - g : TOGETHER) {       \
-        CASE(1, half) CASE(2, half) CASE(3, half)                \
-    }
-                    if (stored) CASES(1) else CASES(0)
-                }
-                for (int64_t t = 0; t < count; t++) {
-                    int64_t column = slot + t - (length - tail);
-                    for (int g = 0; g < group && column >= 0; g++)
-                        logits[(sequence * heads + head * group + g) * tail + column] =
-                            own[g * PAGE_TOKENS + t];
+        const int64_t sequence = task / chunks, begin = task % chunks * CHUNK, length = lengths[sequence];
+        if (begin >= length) continue;
+        const cache_part part = {
+            .rows = rows,
+            .table = pages + sequence * width + begin / PAGE_TOKENS,
+            .count = length - begin < CHUNK ? length - begin : CHUNK,
+            .head_size = head_size,
+            .row_bytes = 2 * kv_heads * head_bytes,
+        };
+        const char *own_query = (const char *)query + sequence * heads * head_size * (bf16 ? 2 : 4);
+        float own[heads * CHUNK], *sums = partials + task * heads * size;
+        for (int first = 0; first < part.count; first += PAGE_TOKENS) {
+            const int count = part.count - first < PAGE_TOKENS ? part.count - first : PAGE_TOKENS;
+            const char *page = page_of(&part, first);
+            const int more = first + PAGE_TOKENS < part.count;
+            const char *next = more ? page_of(&part, first + PAGE_TOKENS) : page;
+            for (int kv_head = 0; kv_head < kv_heads; kv_head++) {
+                int64_t share = more ? part.row_bytes / kv_heads : 0;
+                const char *ahead = next + kv_head * PAGE_TOKENS * share;
+                for (int head = kv_head * group, left = group; left > 0; head += TOGETHER, left -= TOGETHER) {
+#define SCORE(n, pairs, half)                                                                              \
+    score_page(n, pairs, half, &part, page + kv_head * head_bytes, count, ahead, share,                    \
+               own_query + head * head_size * (pairs ? 2 : 4), scale, own + head * CHUNK + first);
+                    WITH_CONSTANTS(SCORE, left < TOGETHER ? left : TOGETHER)
+                    share = 0;
                 }
             }
         }
+        const int64_t to_column = begin - (length - tail), newest = to_column < 0 ? -to_column : 0;
+        for (int head = 0; head < heads; head++) {
+            float *target = logits + (sequence * heads + head) * tail + to_column;
+            for (int64_t t = newest; t < part.count; t++) target[t] = own[head * CHUNK + t];
+            float *sum = sums + head * size + head_size;
+            sum[0] = exponentiate(own + head * CHUNK, part.count, bf16, &sum[1]);
+        }
+        for (int kv_head = 0; kv_head < kv_heads; kv_head++)
+            for (int head = kv_head * group, left = group; left > 0; head += TOGETHER, left -= TOGETHER) {
+#define MIX(n, pairs, half)                                                                                \
+    mix_heads(n, pairs, half, &part, (kv_heads + kv_head) * head_bytes, own + head * CHUNK, sums + head * size, size);
+                WITH_CONSTANTS(MIX, left < TOGETHER ? left : TOGETHER)
+            }
     }
-#pragma omp for
+#pragma omp for schedule(static)
     for (int64_t sequence = 0; sequence < sequences; sequence++) {
         const int64_t length = lengths[sequence], used = (length + CHUNK - 1) / CHUNK;
-        float *first = partials + sequence * chunks * heads * size, *seen = shares + sequence * tail;
+        const float *first = partials + sequence * chunks * heads * size;
+        float *seen = shares + sequence * tail;
         memset(seen, 0, sizeof(float) * tail);
         for (int head = 0; head < heads; head++) {
             float mixed[head_size], best = -INFINITY, sum = 0;
-            for (int i = 0; i < head_size; i++) mixed[i] = 0;
-            for (int64_t c = 0; c < used; c++) {
-                const float other = first[(c * heads + head) * size + size - 1];
-                best = other > best ? other : best;
-            }
+            memset(mixed, 0, sizeof(float) * head_size);
+            for (int64_t c = 0; c < used; c++)
+                best = fmaxf(best, first[(c * heads + head) * size + head_size + 1]);
             for (int64_t c = 0; c < used; c++) {
                 const float *part = first + (c * heads + head) * size;
-                const float weight = exp_negative(part[size - 1] - best);
-                for (int i = 0; i < LANES; i++) sum += weight * part[head_size + i];
+                const float weight = exp2_lanes(all(part[head_size + 1] - best))[0];
+                sum += weight * part[head_size];
                 for (int i = 0; i < head_size; i++) mixed[i] += weight * part[i];
             }
             for (int i = 0; i < head_size; i++) mixed[i] /= sum;
             store(out, (sequence * heads + head) * head_size, head_size, bf16, mixed);
             const float *own = logits + (sequence * heads + head) * tail;
-            for (int64_t column = tail > length ? tail - length : 0; column < tail; column++)
-                seen[column] += exp_negative(own[column] - best) / (sum * heads);
+            int64_t column = tail > length ? tail - length : 0;
+            for (; column + LANES <= tail; column += LANES) {
+                const lanes share = exp2_lanes(load_lanes(own, column, 0) - best) / (sum * heads);
+                store_lanes(seen, column, 0, load_lanes(seen, column, 0) + share);
+            }
+            for (; column < tail; column++) seen[column] += exp2_lanes(all(own[column] - best))[0] / (sum * heads);
         }
     }
 }
@@ -190,5 +223,5 @@ void decode_attention(const void *query, const void *rows, const int32_t *pages,
                       int bf16, int stored, int threads) {
 #pragma omp parallel num_threads(threads)
     decode_attention_rows(query, rows, pages, lengths, out, partials, logits, shares, sequences, width, chunks,
-                          tail, heads, kv_heads, head_size, bf16, bf16, stored);
+                          tail, heads, kv_heads, head_size, bf16, stored);
 }

@@ -14,4 +14,4 @@ void rotate_rows(const void *projected, const float *cos, const float *sin, void
 void decode_attention_rows(const void *query, const void *rows, const int32_t *pages, const int32_t *lengths,
                            void *out, float *partials, float *logits, float *shares, int64_t sequences,
                            int64_t width, int64_t chunks, int64_t tail, int heads, int kv_heads, int head_size,
-                           int from_bf16, int bf16, int stored);
+                           int bf16, int stored);

@@ -19,6 +19,7 @@
 // Sixteen values side by side; the compiler splits it where registers are smaller.
 typedef float lanes __attribute__((vector_size(64)));
 typedef int32_t indices __attribute__((vector_size(64)));
+typedef uint32_t words __attribute__((vector_size(64)));
 typedef uint16_t halves __attribute__((vector_size(32)));
 #define LANES 16
 
@@ -102,6 +103,11 @@ static inline lanes pair_up(lanes low, lanes high) {
     const indices lower = __builtin_convertvector(narrow(low), indices);
     return (lanes)(lower | __builtin_convertvector(narrow(high), indices) << 16);
 #endif
+}
+
+// Words of the value of row `low` and that of row `high`, bfloat16, from `first` on.
+static inline lanes load_pairs(const void *low, const void *high, int64_t first) {
+    return (lanes)((words)load_lanes(high, first, 1) | ((words)load_lanes(low, first, 1) >> 16));
 }
 
 static inline lanes low_of(lanes words) { return (lanes)((indices)words << 16); }

@@ -47,12 +47,12 @@ void decode_layers(const layer_weights *weights, const layer_shape *shape, float
             clock_to(&seconds[2], &began);
             linear_rows(normed, w->qkv, w->qkv_bias, projected, n, projected_size, size, 0, bf16, stored);
             clock_to(&seconds[0], &began);
-            rotate_rows(projected, cos, sin, query, rows, slots + first, n, heads, kv_heads, head_size, 0, 0,
+            rotate_rows(projected, cos, sin, query, rows, slots + first, n, heads, kv_heads, head_size, 0, bf16,
                         stored);
             clock_to(&seconds[2], &began);
             decode_attention_rows(query, rows, pages + first * width, lengths + first, attended, partials,
                                   logits, shares + first * tail, n, width, chunks, tail, heads, kv_heads,
-                                  head_size, 0, bf16, stored);
+                                  head_size, bf16, stored);
             clock_to(&seconds[1], &began);
             linear_rows(attended, w->output, w->output_bias, hidden, n, size, own, 1, bf16, stored);
             clock_to(&seconds[0], &began);
