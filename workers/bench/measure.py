@@ -4,11 +4,10 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from statistics import median
+from statistics import mean, median
 
 from workers.engine.engine import Engine, EngineRequest
 from workers.engine.loop import SequenceFinished, SequenceTokens
-from workers.engine.pipeline import LocalPipeline
 from workers.engine.sequence import percentile99
 from workers.engine.stage import Stage
 from workers.engine.step import StepKind
@@ -22,16 +21,20 @@ class Run:
     """One run of a workload; times in seconds, memory in bytes.
 
     Attributes:
+        prefill_tokens_per_second: prompt tokens until the last request's first token.
+        decode_tokens_per_second: output behind that moment; both None where requests came in waves.
+        prefill_seconds, decode_seconds: what blocks and steps took, in this process's shards.
         turns: how many decode steps, releases, and blocks of prefills there were.
         shares: of the turns' time, by what it went to: MEASURED, and "python" for the rest.
         kv_bytes_mean: over time.
+        kv_bytes_decoding: the mean over the decode steps.
         kv_keep_reached: the least fraction of a prompt's KV that was kept.
     """
 
     wall_seconds: float
     output_tokens_per_second: float
-    prefill_tokens_per_second: float
-    decode_tokens_per_second: float
+    prefill_tokens_per_second: float | None
+    decode_tokens_per_second: float | None
     prefill_seconds: float
     decode_seconds: float
     turns: dict[str, int]
@@ -43,30 +46,40 @@ class Run:
     inter_token_p99: float
     kv_bytes_peak: int
     kv_bytes_mean: int
+    kv_bytes_decoding: int
     spilled_bytes: int
     kv_keep_reached: float
 
 
-class TimedPipeline(LocalPipeline):
-    """A local pipeline that notes how long each step, or block of a prefill, took."""
+class TurnLog:
+    """How long the decode steps, releases, and blocks of prefills took."""
 
-    def __init__(self, stages: Sequence[Stage]) -> None:
-        self.turns: dict[StepKind, list[float]] = {kind: [] for kind in StepKind}
-        super().__init__(stages, lambda kind, seconds: self.turns[kind].append(seconds))
+    def __init__(self) -> None:
+        self.seconds: dict[StepKind, list[float]] = {kind: [] for kind in StepKind}
+
+    def __call__(self, kind: StepKind, seconds: float) -> None:
+        self.seconds[kind].append(seconds)
+
+    def clear(self) -> None:
+        """Forgets all."""
+        for seconds in self.seconds.values():
+            seconds.clear()
 
 
-def measure(engine: Engine, pipeline: TimedPipeline, requests: Sequence[EngineRequest]) -> Run:
-    """Runs ``requests`` together on an idle engine; ``pipeline`` is the engine's."""
-    for turns in pipeline.turns.values():
-        turns.clear()
+def measure(engine: Engine, log: TurnLog, requests: Sequence[EngineRequest]) -> Run:
+    """Runs ``requests`` together on an idle engine, whose turns ``log`` is told of."""
+    log.clear()
     before = _spent(engine.stages)
+    decoding = log.seconds[StepKind.DECODE]
     began = last = time.perf_counter()
     token_times: dict[int, list[float]] = {engine.submit(request)[0]: [] for request in requests}
     receipts, kv_seconds, kv_peak = [], 0.0, 0
+    kv_decoding = [0]
     while not engine.idle:
+        decoded = len(decoding)
         events = engine.step()
-        now = time.perf_counter()
-        held = _kv_bytes(engine.stages)
+        now, held = time.perf_counter(), _kv_bytes(engine)
+        kv_decoding += [held] * (len(decoding) - decoded)
         kv_peak, kv_seconds, last = max(kv_peak, held), kv_seconds + held * (now - last), now
         for event in events:
             if isinstance(event, SequenceTokens):
@@ -74,28 +87,34 @@ def measure(engine: Engine, pipeline: TimedPipeline, requests: Sequence[EngineRe
             elif isinstance(event, SequenceFinished):
                 receipts.append(event.receipt)
     wall = last - began
-    outputs = sum(map(len, token_times.values()))
-    prefill, decode = pipeline.turns[StepKind.PREFILL], pipeline.turns[StepKind.DECODE]
-    first = [times[0] - began for times in token_times.values()]
-    gaps = [later - sooner for times in token_times.values() for sooner, later in pairwise(times)]
-    spent, whole = _spent(engine.stages), sum(map(sum, pipeline.turns.values()))
+    times = list(token_times.values())
+    outputs, prefilled = sum(map(len, times)), max(each[0] for each in times)
+    together = prefilled <= min(each[-1] for each in times)
+    later = sum(moment > prefilled for each in times for moment in each)
+    gaps = [later - sooner for each in times for sooner, later in pairwise(each)]
+    prefill = log.seconds[StepKind.PREFILL]
+    spent, whole = _spent(engine.stages), sum(map(sum, log.seconds.values()))
     shares = {what: (spent[what] - before[what]) / whole for what in MEASURED}
+    first = [each[0] - began for each in times]
     return Run(
         wall_seconds=wall,
         output_tokens_per_second=outputs / wall,
-        prefill_tokens_per_second=sum(receipt.prompt_tokens for receipt in receipts) / sum(prefill),
-        decode_tokens_per_second=(outputs - len(requests)) / sum(decode) if decode else 0.0,
+        prefill_tokens_per_second=(
+            sum(receipt.prompt_tokens for receipt in receipts) / (prefilled - began) if together else None
+        ),
+        decode_tokens_per_second=later / (last - prefilled) if together and later else None,
         prefill_seconds=sum(prefill),
-        decode_seconds=sum(decode),
-        turns={kind.value: len(turns) for kind, turns in pipeline.turns.items()},
+        decode_seconds=sum(decoding),
+        turns={kind.value: len(seconds) for kind, seconds in log.seconds.items()},
         shares=shares | {"python": 1 - sum(shares.values())},
-        decode_step_p50=median(decode) if decode else 0.0,
+        decode_step_p50=median(decoding or [0.0]),
         ttft_p50=median(first),
         ttft_p99=percentile99(first),
-        inter_token_p50=median(gaps) if gaps else 0.0,
+        inter_token_p50=median(gaps or [0.0]),
         inter_token_p99=percentile99(gaps),
         kv_bytes_peak=kv_peak,
         kv_bytes_mean=round(kv_seconds / wall),
+        kv_bytes_decoding=round(mean(kv_decoding[1:] or kv_decoding)),
         spilled_bytes=sum(receipt.spilled_bytes for receipt in receipts),
         kv_keep_reached=min(receipt.kv_keep_reached for receipt in receipts),
     )
@@ -106,5 +125,7 @@ def _spent(stages: Iterable[Stage]) -> dict[str, float]:
     return {what: sum(stage.seconds[what] for stage in stages) for what in MEASURED}
 
 
-def _kv_bytes(stages: Iterable[Stage]) -> int:
-    return sum(stage.cache.pool.allocator.pages_in_use * stage.cache.pool.page_bytes for stage in stages)
+def _kv_bytes(engine: Engine) -> int:
+    """What all shards held behind the last step."""
+    shards = zip(engine.loop.memory, engine.facts, strict=False)
+    return sum(memory.pages_in_use * fact.layout.page_bytes for memory, fact in shards)

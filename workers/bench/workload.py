@@ -21,12 +21,12 @@ class Workload:
     output: int
     kv_bytes: int = 0
 
-    def pool_bytes(self, model: ModelConfig, itemsize: int) -> int:
-        """Bytes of the KV pool."""
+    def pool_bytes(self, model: ModelConfig, itemsize: int, more: int = 0) -> int:
+        """Bytes of the KV pool, with room for ``more`` tokens."""
         # A little more than the tokens take: pages are whole, and scores lie in them too.
         tokens = self.prompt + self.output + 64
         per_token = model.layers * 2 * model.kv_heads * model.head_size * itemsize
-        return self.kv_bytes or self.requests * tokens * per_token
+        return self.kv_bytes or (self.requests * tokens + more) * per_token
 
 
 WORKLOADS = {
@@ -35,6 +35,9 @@ WORKLOADS = {
     "W3": Workload(8, 4096, 128),
     "W4": Workload(24, 4096, 128, 512 << 20),
 }
+
+# Streams that run while a prompt of so many tokens comes.
+STREAMS, LATE_PROMPT = Workload(8, 512, 1024), 4096
 
 
 def requests(workload: Workload, tokenizer: Tokenizer, compression: Compression) -> list[EngineRequest]:

@@ -26,6 +26,21 @@ def keep_of_prompt(
     return torch.cat((chosen, torch.arange(context, tokens, device=chosen.device)))
 
 
+def best_of_chunk(scores: torch.Tensor, keeps: torch.Tensor) -> torch.Tensor:
+    """Chooses what each layer keeps of a chunk of generated tokens; of equals, the older.
+
+    Args:
+        scores: fp32 [layers, chunk].
+        keeps: how many each layer keeps, int64 [layers].
+
+    Returns:
+        Which stay, bool [layers, chunk].
+    """
+    order = scores.sort(descending=True, stable=True).indices
+    ranks = torch.arange(scores.shape[1], device=scores.device).expand_as(order)
+    return torch.empty_like(order).scatter_(1, order, ranks) < keeps[:, None]
+
+
 def complement(chosen: torch.Tensor, tokens: int) -> torch.Tensor:
     """The indices below ``tokens`` that are not in ``chosen``, in order, int64."""
     left = torch.ones(tokens, dtype=torch.bool, device=chosen.device)

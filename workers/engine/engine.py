@@ -1,7 +1,7 @@
 """The whole engine in one process: the same code as a cluster's, without Ray and gRPC."""
 
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -18,10 +18,10 @@ from pyramidserve.types import (
     Tokens,
 )
 from workers.engine.loop import EngineLoop, LoopEvent, SequenceFinished, SequenceTokens, SequenceTraced
-from workers.engine.pipeline import LocalPipeline, Pipeline
+from workers.engine.pipeline import Connect, connect_local
 from workers.engine.scheduler import PipelineLayout
 from workers.engine.sequence import SequenceRequest
-from workers.engine.stage import Stage, StageConfig
+from workers.engine.stage import StageConfig
 from workers.engine.validation import settle
 from workers.model.checkpoint import EMBEDDED, resolve_checkpoint
 from workers.model.config import read_config
@@ -70,28 +70,30 @@ class EngineRequest:
 
 
 class Engine:
-    """Continuous batching over all shards of a model in this process. Not thread-safe."""
+    """Continuous batching over all shards of a model in this process. Not thread-safe.
 
-    def __init__(
-        self, config: EngineConfig, connect: Callable[[Sequence[Stage]], Pipeline] = LocalPipeline
-    ) -> None:
-        """Loads the model; ``connect`` makes its shards a pipeline.
+    Attributes:
+        facts: of all shards; ``stages`` are those of them that are in this process.
+    """
+
+    def __init__(self, config: EngineConfig, connect: Connect = connect_local) -> None:
+        """Loads the model; ``connect`` builds its shards.
 
         Raises CheckpointError or ConfigurationError.
         """
         checkpoint = resolve_checkpoint(config.checkpoint)
         self.model = read_config(checkpoint)
         self.tokenizer = Tokenizer(checkpoint)
-        self.stages = _build_stages(config, checkpoint, self.model.layers)
+        connected = connect(_stage_configs(config, checkpoint, self.model.layers))
+        self.facts, self.stages = connected.facts, connected.stages
         layout = PipelineLayout(
-            shards=tuple(stage.layout for stage in self.stages),
-            pages=tuple(stage.cache.pool.allocator.pages for stage in self.stages),
+            shards=tuple(fact.layout for fact in self.facts),
+            pages=tuple(fact.pages for fact in self.facts),
             layers=self.model.layers,
             max_sequences=config.max_sequences,
             max_prefill_tokens=config.max_prefill_tokens,
         )
-        self.pipeline = connect(self.stages)
-        self.loop = EngineLoop(layout, self.pipeline, self.tokenizer.decode, self.model.eos_ids)
+        self.loop = EngineLoop(layout, connected.pipeline, self.tokenizer.decode, self.model.eos_ids)
         self._waiting: deque[SequenceRequest] = deque()
         self._submitted = 0
 
@@ -216,21 +218,19 @@ class TracedReply:
     traced: SequenceTraced | None
 
 
-def _build_stages(config: EngineConfig, checkpoint: Path, layers: int) -> list[Stage]:
+def _stage_configs(config: EngineConfig, checkpoint: Path, layers: int) -> list[StageConfig]:
     bounds = (0, *config.boundaries, layers)
     return [
-        Stage(
-            StageConfig(
-                checkpoint=checkpoint,
-                first=first,
-                end=end,
-                dtype=config.dtype,
-                device=config.device,
-                kv_bytes=config.kv_bytes * (end - first) // layers,
-                host_bytes=config.host_bytes * (end - first) // layers,
-                max_sequences=config.max_sequences,
-                max_prefill_tokens=config.max_prefill_tokens,
-            )
+        StageConfig(
+            checkpoint=checkpoint,
+            first=first,
+            end=end,
+            dtype=config.dtype,
+            device=config.device,
+            kv_bytes=config.kv_bytes * (end - first) // layers,
+            host_bytes=config.host_bytes * (end - first) // layers,
+            max_sequences=config.max_sequences,
+            max_prefill_tokens=config.max_prefill_tokens,
         )
         for first, end in pairwise(bounds)
     ]

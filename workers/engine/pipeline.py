@@ -1,20 +1,21 @@
 """The way of a step through the shards."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Protocol
 
 import torch
 
-from workers.engine.stage import Stage
+from workers.engine.stage import Stage, StageConfig, StageFacts
 from workers.engine.step import Step
-from workers.engine.turns import OnTurn, Turns
+from workers.engine.turns import OnTurn, Turns, untold
 
 Outcome = tuple[Step, tuple[int, ...]]
 
 
 class Pipeline(Protocol):
-    """Takes steps in and gives them back, in order, when they have passed all shards."""
+    """Takes steps in and gives them back when they have passed all shards; short ones overtake prefills."""
 
     def submit(self, step: Step, tokens: torch.Tensor) -> None:
         """Sends a step on its way; ``tokens`` int64 [rows]."""
@@ -26,7 +27,7 @@ class Pipeline(Protocol):
 class LocalPipeline:
     """All shards in this process, which take turns; steps run while results are waited for."""
 
-    def __init__(self, stages: Sequence[Stage], on_turn: OnTurn = lambda kind, seconds: None) -> None:
+    def __init__(self, stages: Sequence[Stage], on_turn: OnTurn = untold) -> None:
         """``on_turn``: see ``Turns``."""
         self._shards = [Turns(stage, on_turn) for stage in stages]
 
@@ -43,3 +44,21 @@ class LocalPipeline:
                     step, tokens = done
                     return step, tuple(tokens.tolist())
                 following.add(*done)
+
+
+@dataclass(frozen=True)
+class Connected:
+    """A pipeline with the facts of all its shards, and those of them that are in this process."""
+
+    pipeline: Pipeline
+    facts: tuple[StageFacts, ...]
+    stages: tuple[Stage, ...]
+
+
+Connect = Callable[[Sequence[StageConfig]], Connected]
+
+
+def connect_local(configs: Sequence[StageConfig], on_turn: OnTurn = untold) -> Connected:
+    """Builds all shards in this process. Raises CheckpointError or ConfigurationError."""
+    stages = tuple(map(Stage, configs))
+    return Connected(LocalPipeline(stages, on_turn), tuple(stage.facts("") for stage in stages), stages)

@@ -24,7 +24,8 @@ class PipelineLayout:
         pages: size of each shard's pool, in pages.
         layers: layers of the whole model.
         max_sequences: sequences at once, at most.
-        max_prefill_tokens: rows of a prefill micro-batch, unless one prompt alone is longer.
+        max_prefill_tokens: rows of the prefill micro-batches of all shards together, unless one prompt
+            alone is longer.
     """
 
     shards: tuple[ShardLayout, ...]
@@ -34,11 +35,11 @@ class PipelineLayout:
     max_prefill_tokens: int
 
 
-# Micro-batches of prompts that begin together, at most.
+# Prompts that begin together, in units of ``max_prefill_tokens``, at most.
 COHORT_PREFILLS = 32
 # Decode steps for which a prefill may hold up streams that run: less than 2, as it goes on by whole blocks,
 # while nobody else waits; when others do, long enough to fill the memory that sequences leave.
-QUIET_SLICE, BUSY_SLICE = 1.5, 4.0
+QUIET_SLICE, BUSY_SLICE = 1.3, 4.0
 
 
 class Scheduler:
@@ -162,10 +163,12 @@ class Scheduler:
             self._form_cohort()
         keys = [self._waiting.popleft()]
         tokens = len(self._request(keys[0]).prompt_ids)
+        # Smaller ones with more shards, so that all of these have something to do soon.
+        limit = self.layout.max_prefill_tokens // len(self.layout.shards)
         while self._waiting:
             more = len(self._request(self._waiting[0]).prompt_ids)
             same = self._cohorts.same(keys[0], self._waiting[0])
-            if not same or tokens + more > self.layout.max_prefill_tokens:
+            if not same or tokens + more > limit:
                 break
             tokens += more
             keys.append(self._waiting.popleft())

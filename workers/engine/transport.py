@@ -14,7 +14,7 @@ from torch.distributed import Store  # type: ignore[attr-defined]
 from workers.engine.pipeline import Outcome
 from workers.engine.stage import Stage, StageFacts
 from workers.engine.step import Step
-from workers.engine.turns import Turns, Work
+from workers.engine.turns import OnTurn, Turns, Work, untold
 
 # Every step is at most three messages, and a scheduler has at most this many under way beyond one a shard.
 MESSAGES_PER_STEP = 3
@@ -119,8 +119,9 @@ class Ring:
 class RingPipeline:
     """The head's view of a gang: its own shard first, the others down the ring."""
 
-    def __init__(self, stage: Stage, ring: Ring) -> None:
-        self._turns, self._ring = Turns(stage), ring
+    def __init__(self, stage: Stage, ring: Ring, on_turn: OnTurn = untold) -> None:
+        """``on_turn``: see ``Turns``; of the head's own shard."""
+        self._turns, self._ring = Turns(stage, on_turn), ring
 
     def submit(self, step: Step, tokens: torch.Tensor) -> None:
         self._turns.add(step, tokens)

@@ -13,6 +13,10 @@ Work = tuple[Step, torch.Tensor]
 OnTurn = Callable[[StepKind, float], None]
 
 
+def untold(kind: StepKind, seconds: float) -> None:
+    """An ``OnTurn`` for those who do not want to know."""
+
+
 class Advancing(Protocol):
     """Work that is done in blocks; see ``Prefill``."""
 
@@ -46,7 +50,7 @@ class Turns(Generic[Begun]):
     def __init__(
         self,
         stage: Stage[Begun],
-        on_turn: OnTurn = lambda kind, seconds: None,
+        on_turn: OnTurn = untold,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         """``on_turn`` is told what each step, or block of a prefill, took."""
@@ -54,7 +58,9 @@ class Turns(Generic[Begun]):
         self._short: deque[Work] = deque()
         self._prefills: deque[Work] = deque()
         self._prefill: Begun | None = None
-        self._slice_steps = self._decode_seconds = 0.0
+        self._slice_steps = 0.0
+        # A step now and then takes longer, as compression is due.
+        self._last_decodes: deque[float] = deque(maxlen=2)
         # Of the prefill since the last decode, and of its last block.
         self._slice_seconds = self._block_seconds = 0.0
 
@@ -76,7 +82,8 @@ class Turns(Generic[Begun]):
             done: Work | None = self._stage.run(step, inputs)
             seconds = self._clock() - began
             if step.kind is StepKind.DECODE:
-                self._decode_seconds, self._slice_seconds = seconds, 0.0
+                self._last_decodes.append(seconds)
+                self._slice_seconds = 0.0
             self._on_turn(step.kind, seconds)
             return done
         if self._prefill is None:
@@ -95,7 +102,8 @@ class Turns(Generic[Begun]):
     def _slice_is_over(self) -> bool:
         """Whether the prefill has had its share since the last decode; one block at least.
 
-        While a decode waits, a prefill goes on for ``slice_steps`` times what the last decode took.
+        While a decode waits, a prefill goes on for ``slice_steps`` times what the last decodes took.
         """
         after_one_more = self._slice_seconds + self._block_seconds
-        return self._slice_seconds > 0 and after_one_more > self._slice_steps * self._decode_seconds
+        limit = self._slice_steps * min(self._last_decodes, default=0.0)
+        return self._slice_seconds > 0 and after_one_more > limit

@@ -9,7 +9,7 @@ import torch
 
 from pyramidserve.types import LayerReceipt
 from workers.compression.plan import GenerationPlan, KeepPlan
-from workers.compression.select import complement
+from workers.compression.select import best_of_chunk, complement
 from workers.kv.footprint import ShardLayout
 from workers.kv.host import HostStore, Positions
 from workers.kv.page_table import PageTables
@@ -114,7 +114,7 @@ class ShardCache:
         """
         if keep is not None:
             evicted = complement(keep, len(kv))
-            self.host.spill(sequence, layer, positions[evicted.cpu().numpy()], kv[evicted])
+            self.host.spill(sequence, layer, [positions[evicted.cpu().numpy()]], kv[evicted])
             kv, positions = kv[keep], positions[keep.cpu().numpy()]
         self._tables.resize(sequence, layer, len(kv))
         self.pool.write(self._rows(sequence, layer, 0, len(kv)), kv)
@@ -156,8 +156,7 @@ class ShardCache:
                 continue
             if generation.chunks(entry.generated) > generation.chunks(entry.generated - 1):
                 self._note_peak(sequence)
-                for layer in range(self._layers):
-                    self._compress_chunk(sequence, layer, generation)
+                self._compress_chunk(sequence, generation)
 
     def release(self, sequence: int) -> ReleasedSequence:
         """Frees all that ``sequence`` holds on the device and the host."""
@@ -200,28 +199,35 @@ class ShardCache:
                         f"positions {positions.tolist()}"
                     )
 
-    def _compress_chunk(self, sequence: int, layer: int, generation: GenerationPlan) -> None:
-        """Cuts a chunk of generated tokens down to what the plan keeps, and spills the rest."""
+    def _compress_chunk(self, sequence: int, generation: GenerationPlan) -> None:
+        """Cuts a chunk of generated tokens down to what the plan keeps in each layer, and spills the rest.
+
+        All layers at once: the chunk and the tokens behind it are as many in each.
+        """
         entry = self._sequences[sequence]
-        index = self._layout.first + layer
-        keeps, done = generation.keeps[index], generation.chunks(entry.generated) - 1
-        start = generation.start[index] + done * keeps
-        tokens = self.read(sequence, layer, start)
+        own = slice(self._layout.first, self._layout.end)
+        done = generation.chunks(entry.generated) - 1
+        keeps = np.array(generation.keeps[own])
+        starts = np.array(generation.start[own]) + done * keeps
+        ends = self._tables.lengths(sequence)
+        positions = [self.positions(sequence, layer) for layer in range(self._layers)]
+        rows = self._tables.rows_of_layers(sequence, 0, starts, ends).reshape(self._layers, -1)
+        tokens = self.pool.read(self._on_device(rows))
+        stays = np.ones(rows.shape, dtype=bool)
+        stays[:, : generation.chunk] = False
         if generation.scores:
-            scores = self._scores.take_chunk(sequence, layer, generation.chunk)
-            chosen = torch.topk(scores, keeps).indices.sort().values
-        else:
-            chosen = torch.zeros(0, dtype=torch.int64, device=tokens.device)
-        evicted = complement(chosen, generation.chunk)
-        tail = torch.arange(generation.chunk, len(tokens), device=tokens.device)
-        stays = torch.cat((chosen, tail))
-        end = start + len(stays)
-        positions = self.positions(sequence, layer)
-        gone = positions[start:][evicted.cpu().numpy()]
-        self.host.spill(sequence, layer, gone, tokens[evicted])
-        self.pool.write(self._rows(sequence, layer, start, end), tokens[stays])
-        self._tables.resize(sequence, layer, end)
-        entry.positions[layer] = np.concatenate((positions[:start], positions[start:][stays.cpu().numpy()]))
+            scores = self._scores.take_chunk(sequence, generation.chunk)
+            stays[:, : generation.chunk] = best_of_chunk(scores, self._on_device(keeps)).cpu().numpy()
+        gone = [own[start:][~stay] for own, start, stay in zip(positions, starts, stays, strict=True)]
+        self.host.spill(sequence, 0, gone, tokens[self._on_device(~stays)])
+        lengths = stays.sum(axis=1)
+        places = rows[np.arange(rows.shape[1]) < lengths[:, None]]
+        self.pool.write(self._on_device(places), tokens[self._on_device(stays)])
+        self._tables.resize_layers(sequence, 0, starts + lengths)
+        entry.positions = [
+            np.concatenate((own[:start], own[start:][stay]))
+            for own, start, stay in zip(positions, starts, stays, strict=True)
+        ]
 
     def _layer_receipt(self, sequence: int, layer: int) -> LayerReceipt:
         entry = self._sequences[sequence]
@@ -245,5 +251,5 @@ class ShardCache:
     def _rows(self, sequence: int, layer: int, start: int, end: int) -> torch.Tensor:
         return self._on_device(self._tables.rows(sequence, layer, start, end))
 
-    def _on_device(self, array: npt.NDArray[np.int64] | npt.NDArray[np.int32]) -> torch.Tensor:
+    def _on_device(self, array: npt.NDArray[np.generic]) -> torch.Tensor:
         return torch.from_numpy(array).to(self.pool.rows.device)

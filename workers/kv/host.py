@@ -1,7 +1,7 @@
 """Evicted KV in host memory: bounded, least recently used sequences out first."""
 
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -95,30 +95,34 @@ class HostStore:
         """Input positions of the tokens held of ``layer``, in the order of ``read``."""
         return self._sequences[sequence].positions[layer]
 
-    def spill(self, sequence: Hashable, layer: int, positions: Positions, kv: torch.Tensor) -> None:
-        """Copies evicted KV to the host.
+    def spill(
+        self, sequence: Hashable, first: int, positions: Sequence[Positions], kv: torch.Tensor
+    ) -> None:
+        """Copies evicted KV of the layers from ``first`` on to the host.
 
         Args:
-            positions: input positions of the tokens, int32 [n].
-            kv: their keys and values on the device, [n, 2, KV heads, head size]; the caller gives it
-                away and must not write to it any more.
+            positions: of each layer, the input positions of its tokens, int32.
+            kv: keys and values of all of them on the device, [n, 2, KV heads, head size]; the caller
+                gives it away and must not write to it any more.
         """
         entry = self._sequences[sequence]
         self._sequences.move_to_end(sequence)
-        size = len(positions) * self._row_bytes
+        size = len(kv) * self._row_bytes
         entry.spilled_bytes += size
-        held = self._tables.length(sequence, layer)
-        needed = pages_for(held + len(positions)) - pages_for(held)
+        held = self._tables.lengths(sequence)[first : first + len(positions)]
+        more = held + np.array([len(each) for each in positions], dtype=np.int64)
+        needed = int((pages_for(more) - pages_for(held)).sum())
         if not entry.complete or not self._make_room(needed, sequence):
             entry.dropped_bytes += size
             self._drop(sequence)
             return
-        self._tables.resize(sequence, layer, held + len(positions))
-        rows = self._tables.rows(sequence, layer, held, held + len(positions))
+        self._tables.resize_layers(sequence, first, more)
+        rows = self._tables.rows_of_layers(sequence, first, held, more)
         entry.writes = [copy for copy in entry.writes if not copy.done()]
-        for first, last, row in _runs(rows):
-            entry.writes.append(self._link.start(self._rows[row : row + last - first], kv[first:last]))
-        entry.positions[layer] = np.concatenate([entry.positions[layer], positions])
+        for start, end, row in _runs(rows):
+            entry.writes.append(self._link.start(self._rows[row : row + end - start], kv[start:end]))
+        for layer, new in enumerate(positions, first):
+            entry.positions[layer] = np.concatenate([entry.positions[layer], new])
 
     def read(self, sequence: Hashable, layer: int) -> torch.Tensor | None:
         """Brings the KV of ``layer`` back: [n, 2, KV heads, head size] on the device.

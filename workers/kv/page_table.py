@@ -8,6 +8,7 @@ import numpy.typing as npt
 from workers.kv.pages import PAGE_TOKENS, IntegrityError, PageAllocator, pages_for
 
 Rows = npt.NDArray[np.int64]
+Lengths = npt.NDArray[np.int64]
 
 
 class PageTables:
@@ -38,9 +39,13 @@ class PageTables:
 
     def close(self, sequence: Hashable) -> None:
         """Gives all pages of ``sequence`` back, and its table."""
-        for layer in range(self._lengths.shape[1]):
-            self.resize(sequence, layer, 0)
+        self.resize_layers(sequence, 0, np.zeros(self._lengths.shape[1], dtype=np.int64))
         self._unused.append(self._index.pop(sequence))
+
+    def lengths(self, sequence: Hashable) -> Lengths:
+        """Tokens in every layer of ``sequence``."""
+        lengths: Lengths = self._lengths[self._index[sequence]].astype(np.int64)
+        return lengths
 
     def length(self, sequence: Hashable, layer: int) -> int:
         """Tokens in ``layer`` of ``sequence``."""
@@ -55,14 +60,21 @@ class PageTables:
 
         Raises OutOfPagesError and changes nothing when the pool has too few free pages.
         """
+        self.resize_layers(sequence, layer, np.array([length]))
+
+    def resize_layers(self, sequence: Hashable, first: int, lengths: Lengths) -> None:
+        """Makes the layers from ``first`` on hold ``lengths`` tokens, int64, as ``resize`` does."""
         index = self._index[sequence]
-        have, want = pages_for(int(self._lengths[index, layer])), pages_for(length)
-        if want > have:
-            pages = self.allocator.allocate(want - have, sequence)
-            self._pages[index, layer, have:want] = pages
-        elif want < have:
-            self.allocator.release(self._pages[index, layer, want:have], sequence)
-        self._lengths[index, layer] = length
+        layers = slice(first, first + len(lengths))
+        have, want = pages_for(self._lengths[index, layers].astype(np.int64)), pages_for(lengths)
+        new = self.allocator.allocate(int(np.maximum(want - have, 0).sum()), sequence)
+        for layer in np.flatnonzero(want != have):
+            table, before, after = self._pages[index, first + layer], have[layer], want[layer]
+            if after > before:
+                table[before:after], new = new[: after - before], new[after - before :]
+            else:
+                self.allocator.release(table[after:before], sequence)
+        self._lengths[index, layers] = lengths
 
     def extend(self, sequences: Sequence[Hashable]) -> Rows:
         """Adds one slot to every layer of each sequence.
@@ -86,8 +98,14 @@ class PageTables:
 
     def rows(self, sequence: Hashable, layer: int, start: int, end: int) -> Rows:
         """Rows of the pool with slots ``start`` to ``end`` of ``layer``, int64 [end - start]."""
-        slots = np.arange(start, end)
-        pages = self._pages[self._index[sequence], layer, slots // PAGE_TOKENS]
+        return self.rows_of_layers(sequence, layer, np.array([start]), np.array([end]))
+
+    def rows_of_layers(self, sequence: Hashable, first: int, starts: Lengths, ends: Lengths) -> Rows:
+        """Rows with slots ``starts`` to ``ends`` of the layers from ``first`` on, one behind the other."""
+        counts = ends - starts
+        layers = np.repeat(np.arange(first, first + len(counts)), counts)
+        slots = np.arange(len(layers)) + np.repeat(ends - counts.cumsum(), counts)
+        pages = self._pages[self._index[sequence], layers, slots // PAGE_TOKENS]
         rows: Rows = pages.astype(np.int64) * PAGE_TOKENS + slots % PAGE_TOKENS
         return rows
 

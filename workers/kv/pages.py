@@ -1,11 +1,14 @@
 """Who owns which page: the allocator of a pool, without the pool's memory."""
 
 from collections.abc import Hashable, Sequence
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 PAGE_TOKENS = 16
+
+Tokens = TypeVar("Tokens", int, npt.NDArray[np.int64])
 
 
 class OutOfPagesError(Exception):
@@ -16,8 +19,8 @@ class IntegrityError(Exception):
     """A pool's books do not balance."""
 
 
-def pages_for(tokens: int) -> int:
-    """Pages that ``tokens`` tokens of one layer need."""
+def pages_for(tokens: Tokens) -> Tokens:
+    """Pages that ``tokens`` tokens of one layer need; of each, for an array."""
     return -(-tokens // PAGE_TOKENS)
 
 

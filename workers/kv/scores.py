@@ -105,12 +105,12 @@ class GenerationScores:
         seen = shares[:, targets.rows, targets.columns] * targets.weights
         self._pool.floats.index_add_(0, targets.scores.view(-1), seen.view(-1))
 
-    def take_chunk(self, sequence: int, layer: int, chunk: int) -> torch.Tensor:
-        """Removes and returns the scores of the oldest ``chunk`` tokens, fp32 [chunk]."""
-        places = self._on_device(self._places[sequence][layer])
+    def take_chunk(self, sequence: int, chunk: int) -> torch.Tensor:
+        """Removes and returns the scores of the oldest ``chunk`` tokens, fp32 [layers, chunk]."""
+        places = self._on_device(self._places[sequence])
         scores = self._pool.floats[places]
-        self._pool.floats[places] = torch.cat((scores[chunk:], scores.new_zeros(chunk)))
-        return scores[:chunk]
+        self._pool.floats[places] = torch.nn.functional.pad(scores[:, chunk:], (0, chunk))
+        return scores[:, :chunk]
 
     def _on_device(self, array: npt.NDArray[np.int64] | npt.NDArray[np.float32]) -> torch.Tensor:
         return torch.from_numpy(array).to(self._pool.rows.device)

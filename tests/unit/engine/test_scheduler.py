@@ -244,7 +244,7 @@ def test_prompts_share_a_prefill_in_order_as_far_as_its_rows_go() -> None:
 
 @pytest.mark.parametrize("shards", [1, 2, 3])
 def test_sequences_are_spread_over_as_many_decodes_as_there_are_shards(shards: int) -> None:
-    scheduler = Scheduler(layout(shards, max_prefill_tokens=100))
+    scheduler = Scheduler(layout(shards, max_prefill_tokens=60 * shards))
     for key in range(6):
         assert admit(scheduler, request(key, 10, 3))
     (prefill,) = sent(scheduler)

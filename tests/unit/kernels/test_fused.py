@@ -109,10 +109,12 @@ def test_one_call_is_all_layers_one_by_one(
     expected = plain(tokens, rotation, attend)
     hidden, shares = stage.fused(stage.embed(tokens), rotation, ours, tail)
     tolerance = 2e-4 if dtype == torch.float32 else 5e-2
-    for got, wanted in ((hidden, expected), (shares, torch.stack(attend.shares))):
-        assert torch.allclose(got.float(), wanted, rtol=tolerance, atol=tolerance)
     # What was stored, and nothing else, has changed.
-    assert torch.allclose(ours.rows.float(), theirs.rows, rtol=tolerance, atol=tolerance)
+    stored = (ours.rows, theirs.rows)
+    for got, wanted in ((hidden, expected), (shares, torch.stack(attend.shares)), stored):
+        # Roundings add up along a row: an element is as exact as the largest.
+        largest = wanted.abs().max() if wanted.numel() else 0.0
+        assert (got.float() - wanted).abs().lt(tolerance * max(1.0, float(largest))).all()
 
 
 def test_sizes_of_no_whole_vectors_are_left_to_the_layers(

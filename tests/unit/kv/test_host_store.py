@@ -90,7 +90,7 @@ class Spills(RuleBasedStateMachine):
         own = self.held[sequence]
         kv = torch.randn(tokens, *TOKEN, generator=self.random).to(self.like.dtype)
         positions = np.arange(own.spilled, own.spilled + tokens, dtype=np.int32)
-        self.store.spill(sequence, layer, positions, kv.clone())
+        self.store.spill(sequence, layer, [positions], kv.clone())
 
         own.spilled += tokens
         self.held.move_to_end(sequence)
@@ -204,7 +204,7 @@ def _store(pages: int, link: DeferredLink | None = None) -> HostStore:
 
 def _spill(store: HostStore, sequence: str, tokens: int, layer: int = 0) -> torch.Tensor:
     kv = torch.randn(tokens, *TOKEN)
-    store.spill(sequence, layer, np.arange(tokens, dtype=np.int32), kv.clone())
+    store.spill(sequence, layer, [np.arange(tokens, dtype=np.int32)], kv.clone())
     return kv
 
 
