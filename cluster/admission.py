@@ -1,135 +1,188 @@
 """Who waits, who runs next and where."""
 
 import itertools
-from bisect import insort_left
+import math
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Generic, Protocol, TypeVar
 
 from cluster.ledger import PipelineLedger
+from cluster.lengths import OutputLengths
+from cluster.queue import Queue, Waiting
 from cluster.requests import ValidatedRequest
 from cluster.sessions import Sessions
-from pyramidserve.errors import OverloadedError, RequestTooLargeError
+from pyramidserve.errors import OverloadedError, RequestTimeoutError, RequestTooLargeError
 
 COMPLETIONS = 64
 UNKNOWN_RETRY_DELAY = 1.0
 RETRY_DELAY_RANGE = (0.1, 30.0)
+# One for which there is no room may be overtaken by smaller ones for so many seconds. After that nobody is
+# admitted before it, so that it waits for those that run at most. So many are looked at behind the first.
+PATIENCE, LOOKAHEAD = 10.0, 32
 
 
-class Waiting(Protocol):
-    """What stands in the queue; ``arrived`` is in seconds and orders it."""
+class Dated(Waiting, Protocol):
+    """What waits; ``deadline`` is in seconds on the same clock as ``arrived``, or infinite."""
 
     @property
-    def request(self) -> ValidatedRequest: ...
-
-    @property
-    def arrived(self) -> float: ...
+    def deadline(self) -> float: ...
 
 
-Item = TypeVar("Item", bound=Waiting)
+Item = TypeVar("Item", bound=Dated)
 
 
 @dataclass(frozen=True)
 class Admitted(Generic[Item]):
-    """A decision: ``item`` runs as ``sequence_id`` on the pipeline whose ledger holds its pages."""
+    """A decision: ``item`` runs as ``sequence_id`` on the pipeline whose ledger now counts on it."""
 
     sequence_id: int
     item: Item
     pipeline_id: str
+    expected_tokens: int
 
 
 class Admission(Generic[Item]):
-    """A bounded queue, first come first served, that fills free pages.
+    """A bounded queue that fills free pages; see ``Queue`` for its order.
 
     Attributes:
         limit: the most that may wait; requeued ones come on top.
         decisions: how many decisions were made, by what was decided or the error's reason.
     """
 
-    def __init__(self, limit: int, clock: Callable[[], float]) -> None:
+    def __init__(self, limit: int, weights: Mapping[str, float], clock: Callable[[], float]) -> None:
+        """``weights``: of the tenants."""
         self.limit = limit
         self.decisions: Counter[str] = Counter()
         self._clock = clock
-        self._queue: list[Item] = []
+        self._queue: Queue[Item] = Queue(weights)
+        self._missed: dict[int, float] = {}
         self._sequence_ids = itertools.count(1)
+        self._lengths = OutputLengths()
         self._completions: deque[float] = deque(maxlen=COMPLETIONS)
+        self._paces: deque[float] = deque(maxlen=COMPLETIONS)
 
     def __len__(self) -> int:
         return len(self._queue)
 
     def __contains__(self, item: Item) -> bool:
-        return any(each is item for each in self._queue)
+        return item in self._queue
 
     def enqueue(self, item: Item, ledgers: Sequence[PipelineLedger]) -> None:
-        """Puts ``item`` at the end of the queue.
+        """Puts ``item`` into the queue.
 
         Raises:
             RequestTooLargeError: none of ``ledgers``, the attached pipelines, could ever hold it.
             OverloadedError: the queue is full.
+            RequestTimeoutError: it could not end before its deadline.
         """
-        error = too_large(item.request, ledgers)
+        late = self._too_late(item, self._drain_seconds())
+        error = too_large(item.request, ledgers) or late or self._full()
         if error:
             self.decisions[error.reason] += 1
             raise error
-        if len(self._queue) >= self.limit:
-            self.decisions[OverloadedError.reason] += 1
-            raise OverloadedError(
-                f"{len(self._queue)} requests are waiting and {self.limit} may; "
-                "try again after the retry delay",
-                retry_delay=self.retry_delay(),
-            )
-        self._queue.append(item)
+        self._queue.add(item)
 
     def requeue(self, item: Item) -> None:
-        """Puts ``item``, which a pipeline had no room for, back where it was: in front."""
+        """Puts ``item``, which a pipeline had no room for or did not finish, back where it was."""
         self.decisions["requeued"] += 1
-        insort_left(self._queue, item, key=lambda each: each.arrived)
+        self._queue.add(item)
 
     def remove(self, item: Item) -> None:
         """Takes ``item`` out of the queue if it is there."""
-        self._queue = [each for each in self._queue if each is not item]
+        self._queue.remove(item)
+        self._missed.pop(id(item), None)
 
     def choose(self, ledgers: Sequence[PipelineLedger], sessions: Sessions) -> list[Admitted[Item]]:
-        """Takes from the queue, in order, what fits ``ledgers`` now, and reserves its pages.
+        """Takes from the queue what fits ``ledgers`` until its end, and adds it to them.
 
-        The first that does not fit holds the rest back. A request goes to the pipeline of its
-        session if it fits there, else to the one with the most free pages.
+        In the queue's order; smaller ones may overtake one that does not fit, for a while. A request
+        goes to the pipeline of its session if it fits there, else to the one with the most free pages.
         """
         admitted = []
-        while self._queue:
-            item = self._queue[0]
-            ledger = _place(item.request, ledgers, sessions)
+        for item in self._candidates() if ledgers else ():
+            expected = self._lengths.expected(item.request)
+            ledger = _place(item.request, expected, ledgers, sessions)
             if ledger is None:
-                break
-            del self._queue[0]
+                self._missed.setdefault(id(item), self._clock())
+                continue
+            self._missed.pop(id(item), None)
             sequence_id = next(self._sequence_ids)
-            ledger.reserve(sequence_id, ledger.needs(item.request))
-            admitted.append(Admitted(sequence_id, item, ledger.pipeline_id))
-            self.decisions["admitted"] += 1
+            ledger.add(sequence_id, ledger.growth(item.request, expected))
+            admitted.append(Admitted(sequence_id, item, ledger.pipeline_id, expected))
+        for each in admitted:
+            self._queue.serve(each.item)
+        self.decisions["admitted"] += len(admitted)
         return admitted
+
+    def _candidates(self) -> Iterator[Item]:
+        """Those that may be admitted, in order, as long as no one that waits holds the rest back."""
+        misses = 0
+        for item in self._queue:
+            yield item
+            if (missed := self._missed.get(id(item))) is not None:
+                misses += 1
+                if misses > LOOKAHEAD or self._clock() - missed > PATIENCE:
+                    return
+
+    def take_too_late(self) -> list[tuple[Item, RequestTimeoutError]]:
+        """Takes from the queue what could not end before its deadline even if it ran now."""
+        late = [(item, error) for item in self._queue if (error := self._too_late(item, 0.0))]
+        for item, _ in late:
+            self.remove(item)
+        return late
 
     def take_too_large(self, ledgers: Sequence[PipelineLedger]) -> list[tuple[Item, RequestTooLargeError]]:
         """Takes from the queue what none of ``ledgers`` could ever hold, with the reason."""
-        taken = [
-            (item, error) for item in self._queue if (error := too_large(item.request, ledgers)) is not None
-        ]
+        taken = [(item, error) for item in self._queue if (error := too_large(item.request, ledgers))]
         for item, _ in taken:
             self.remove(item)
         return taken
 
-    def count_finished(self) -> None:
-        """Notes that a request has finished, now."""
+    def count_finished(self, request: ValidatedRequest, output_tokens: int, seconds: float) -> None:
+        """Notes that ``request`` has finished, now, ``seconds`` after it was sent to a pipeline."""
         self.decisions["finished"] += 1
+        self._lengths.count(request, output_tokens)
+        self._paces.append(seconds / max(1, output_tokens))
         self._completions.append(self._clock())
 
     def retry_delay(self) -> float:
         """Seconds in which the queue drains at the rate of the last completions."""
         if len(self._completions) < 2:
             return UNKNOWN_RETRY_DELAY
-        seconds_each = (self._clock() - self._completions[0]) / (len(self._completions) - 1)
         least, most = RETRY_DELAY_RANGE
-        return min(max(len(self._queue) * seconds_each, least), most)
+        return min(max(self._drain_seconds(), least), most)
+
+    def _full(self) -> OverloadedError | None:
+        if len(self._queue) < self.limit:
+            return None
+        return OverloadedError(
+            f"{len(self._queue)} requests are waiting and {self.limit} may; "
+            "try again after the retry delay",
+            retry_delay=self.retry_delay(),
+        )
+
+    def _drain_seconds(self) -> float:
+        if len(self._completions) < 2:
+            return 0.0
+        seconds_each = (self._clock() - self._completions[0]) / (len(self._completions) - 1)
+        return len(self._queue) * seconds_each
+
+    def _too_late(self, item: Item, queue_seconds: float) -> RequestTimeoutError | None:
+        """Why an item that waits for so many more seconds would miss its deadline; None if not."""
+        if math.isinf(item.deadline):
+            return None
+        tokens = self._lengths.expected(item.request)
+        needed = queue_seconds + tokens * (median(self._paces) if self._paces else 0.0)
+        left = item.deadline - self._clock()
+        if needed <= left:
+            return None
+        return RequestTimeoutError(
+            f"the deadline is in {left:.1f} s, and {tokens} output tokens would take about {needed:.1f} s, "
+            f"of these {queue_seconds:.1f} s in the queue; allow more time or ask for fewer max_tokens",
+            reason="deadline_unreachable",
+        )
 
 
 def too_large(request: ValidatedRequest, ledgers: Sequence[PipelineLedger]) -> RequestTooLargeError | None:
@@ -144,10 +197,13 @@ def too_large(request: ValidatedRequest, ledgers: Sequence[PipelineLedger]) -> R
 
 
 def _place(
-    request: ValidatedRequest, ledgers: Sequence[PipelineLedger], sessions: Sessions
+    request: ValidatedRequest,
+    expected_tokens: int,
+    ledgers: Sequence[PipelineLedger],
+    sessions: Sessions,
 ) -> PipelineLedger | None:
     home = sessions.pipeline(request.session_id)
-    fitting = [ledger for ledger in ledgers if ledger.fits(ledger.needs(request))]
+    fitting = [ledger for ledger in ledgers if ledger.fits(ledger.growth(request, expected_tokens))]
     return max(
         fitting,
         key=lambda ledger: (ledger.pipeline_id == home, sum(ledger.free)),

@@ -34,6 +34,8 @@ class ClusterConfig:
         stall_seconds: a step that takes longer restarts its pipeline.
         shard_host: interface of the traffic between shards: "127.0.0.1", or "" for the node's address.
         router_host, router_port: where the router listens.
+        tls_certificate, tls_key: PEM files; with them, the router's port wants TLS.
+        tenants_file: YAML list of name, token and weight; with it, callers need a bearer token.
         queue_limit: requests that may wait.
         session_limit: sessions that are remembered.
         session_max_age: seconds that a session is remembered after its last use.
@@ -58,6 +60,9 @@ class ClusterConfig:
     shard_host: str = "127.0.0.1"
     router_host: str = "127.0.0.1"
     router_port: int = 8700
+    tls_certificate: str = ""
+    tls_key: str = ""
+    tenants_file: str = ""
     queue_limit: int = 1024
     session_limit: int = 10_000
     session_max_age: float = 3600.0

@@ -7,13 +7,14 @@ from typing import Any
 from cluster.config import ClusterConfig
 from cluster.requests import ValidatedRequest, validate_request
 from cluster.router import Router
-from cluster.server import RouterServer, serve
+from cluster.server import RouterServer, serve, server_credentials
+from cluster.tenants import read_tenants
 from pyramidserve import MAX_MESSAGE_BYTES
 from pyramidserve.v1 import inference_pb2 as messages
 from workers.model.checkpoint import resolve_checkpoint
 from workers.model.config import read_config
 from workers.model.tokenizer import Tokenizer
-from workers.rendezvous import announce
+from workers.rendezvous import announce, node_address
 
 logger = logging.getLogger("ray.serve")
 
@@ -33,23 +34,29 @@ class Edge:
         def validate(request: messages.GenerateRequest) -> ValidatedRequest:
             return validate_request(request, tokenizer, model, config.compression)
 
+        tenants = read_tenants(config.tenants_file)
         router = Router(
             config.model,
+            weights=tenants.weights,
             queue_limit=config.queue_limit,
             session_limit=config.session_limit,
             session_max_age=config.session_max_age,
         )
         self._grace = config.drain_seconds
+        registry_host = config.shard_host or node_address()
         self._server = await serve(
             router,
             validate,
+            tenants,
             host=config.router_host,
             port=config.router_port,
+            credentials=server_credentials(config.tls_certificate, config.tls_key),
+            registry_host=registry_host,
             max_message_bytes=MAX_MESSAGE_BYTES,
             bind_timeout=config.bind_seconds,
         )
         await asyncio.to_thread(
-            announce, router_key, {"host": config.router_host, "port": self._server.port}
+            announce, router_key, {"host": registry_host, "port": self._server.registry_port}
         )
 
     async def __del__(self) -> None:

@@ -8,14 +8,15 @@ from pyramidserve.errors import ConfigurationError, RequestTooLargeError
 from pyramidserve.types import PipelineState, StageState
 from pyramidserve.v1 import pipeline_pb2 as pb
 from workers.compression.policies import plan
-from workers.kv.footprint import ShardLayout, peak_pages
-from workers.kv.ledger import Ledger
+from workers.kv.footprint import ShardLayout
+from workers.kv.forecast import Forecast, Growth, growth
 
 
-class PipelineLedger(Ledger):
-    """Pages of a pipeline's stages, and those promised to its sequences until the head confirms their end.
+class PipelineLedger(Forecast):
+    """Pages of a pipeline's stages, and what sequences take of them until the head confirms their end.
 
     Attributes:
+        max_sequences: the most that it runs at once.
         memory: what the head last reported of each stage; empty until it does.
     """
 
@@ -26,10 +27,11 @@ class PipelineLedger(Ledger):
             ConfigurationError: the stages do not follow each other from layer 0 on, or a size is
                 not positive.
         """
-        super().__init__([stage.pages_total for stage in stages], max_sequences)
-        self.pipeline_id = pipeline_id
+        super().__init__([stage.pages_total for stage in stages], max(max_sequences, 0))
+        self.pipeline_id, self.max_sequences = pipeline_id, max_sequences
         self.memory: Sequence[pb.StageMemory] = ()
         self._stages = tuple(stages)
+        self._layouts = tuple(ShardLayout(s.first_layer, s.end_layer, s.page_bytes) for s in stages)
         ends = [0, *(stage.end_layer for stage in stages)]
         if not (
             pipeline_id
@@ -44,23 +46,26 @@ class PipelineLedger(Ledger):
                 "they must cover the layers in order and have pages"
             )
 
-    def needs(self, request: ValidatedRequest) -> tuple[int, ...]:
-        """Pages per stage that ``request`` takes at its peak."""
-        keep = plan(request.compression, len(request.prompt_ids), self._stages[-1].end_layer)
-        return tuple(
-            peak_pages(
-                keep,
-                ShardLayout(stage.first_layer, stage.end_layer, stage.page_bytes),
-                request.max_tokens,
-            )
-            for stage in self._stages
+    def growth(self, request: ValidatedRequest, expected_tokens: int) -> Growth:
+        """Pages per stage that ``request`` takes, and will until ``expected_tokens`` or its last token."""
+        return growth(
+            plan(request.compression, len(request.prompt_ids), self._stages[-1].end_layer),
+            self._layouts,
+            expected_tokens,
+            request.max_tokens,
         )
+
+    @property
+    def free(self) -> tuple[int, ...]:
+        """Pages per stage that its sequences will not take together."""
+        return tuple(total - peak for total, peak in zip(self.pages, self.peak(), strict=True))
 
     def too_large(self, request: ValidatedRequest) -> RequestTooLargeError | None:
         """Why this pipeline could never hold ``request``; None if it could."""
-        needs = self.needs(request)
-        if self.could_ever_hold(needs):
+        more = self.growth(request, request.max_tokens)
+        if self.could_ever_hold(more):
             return None
+        needs = more.most
         rank = max(range(len(needs)), key=lambda each: needs[each] / self.pages[each])
         stage = self._stages[rank]
         return RequestTooLargeError(
@@ -73,8 +78,8 @@ class PipelineLedger(Ledger):
     def state(self) -> PipelineState:
         """The books, with the memory that the head last reported."""
         stages = [
-            replace(stage, pages_reserved=stage.pages_total - free)
-            for stage, free in zip(self._stages, self.free, strict=True)
+            replace(stage, pages_reserved=min(peak, stage.pages_total))
+            for stage, peak in zip(self._stages, self.peak(), strict=True)
         ]
         for rank, memory in enumerate(self.memory[: len(stages)]):
             stages[rank] = replace(

@@ -15,20 +15,28 @@ class LiveRequest:
     """One list of output, however many streams follow it.
 
     Attributes:
+        tenant: who asked for it.
         arrived: when the request arrived; seconds, as all times here, on the router's clock.
-        sent: when it was last sent to a pipeline.
+        deadline: when its client gives up, or infinite.
+        sent: when it was last sent to a pipeline that had room, before any was lost.
+        losses: pipelines that were lost while they ran it.
     """
 
     def __init__(
         self,
         request: ValidatedRequest,
+        tenant: str,
         arrived: float,
+        deadline: float,
         abandoned: Callable[["LiveRequest"], None],
     ) -> None:
         """``abandoned`` is called when the last follower leaves before the end."""
         self.request = request
+        self.tenant = tenant
         self.arrived = arrived
+        self.deadline = deadline
         self.sent = arrived
+        self.losses = 0
         self._abandoned = abandoned
         self._chunks: list[Tokens] = []
         self._times: list[float] = []
@@ -38,6 +46,17 @@ class LiveRequest:
     @property
     def ended(self) -> bool:
         return self._end is not None
+
+    @property
+    def output_ids(self) -> list[int]:
+        """All output so far, that which the client sent along included."""
+        own = (token_id for chunk in self._chunks for token_id in chunk.token_ids)
+        return [*self.request.resume_output_ids, *own]
+
+    @property
+    def output_tokens(self) -> int:
+        """How many ``output_ids`` there are."""
+        return len(self.request.resume_output_ids) + len(self._times)
 
     @property
     def followers(self) -> int:
@@ -67,7 +86,7 @@ class LiveRequest:
 
     def append(self, tokens: Tokens, now: float) -> None:
         """Adds new output. Raises EngineError if it leaves a gap or is more than was asked for."""
-        length = len(self.request.resume_output_ids) + len(self._times)
+        length = self.output_tokens
         after = length + len(tokens.token_ids)
         if tokens.index != length or after > self.request.max_tokens:
             raise EngineError(
@@ -88,6 +107,7 @@ class LiveRequest:
             inter_token_p50=_percentile(gaps, 0.5),
             inter_token_p99=_percentile(gaps, 0.99),
             pipeline_id=pipeline_id,
+            replays=self.losses,
         )
         self._wake()
 

@@ -20,6 +20,8 @@ from ray.serve.schema import ApplicationStatus, ServeDeploySchema
 
 from cluster.app import ROUTER_RESOURCE, demand, shard_settings
 from cluster.config import ClusterConfig, parse_config
+from cluster.server import server_credentials
+from cluster.tenants import first_token, read_tenants
 from pyramidserve import Client
 from pyramidserve.errors import ConfigurationError, PortInUseError, UnavailableError, UnschedulableError
 from workers.model.checkpoint import resolve_checkpoint
@@ -80,6 +82,8 @@ def local_cluster(deployment: Deployment, progress: Progress) -> Iterator[str]:
     that the shards need, ConfigurationError when the deployment fails.
     """
     quiet()
+    read_tenants(deployment.config.tenants_file)
+    server_credentials(deployment.config.tls_certificate, deployment.config.tls_key)
     check_port(deployment.config)
     check_model(deployment.config, progress)
     progress("starting a local Ray cluster")
@@ -110,9 +114,8 @@ def _deployed(deployment: Deployment, progress: Progress) -> Iterator[str]:
     client.deploy_apps(deployment.schema)
     try:
         await_running(deployment.name)
-        target = f"{config.router_host}:{config.router_port}"
-        await_pipelines(target, config.pipelines)
-        yield target
+        await_pipelines(config)
+        yield router_target(config)
     finally:
         progress("shutting down")
         # Lets the replicas go in order; the rest of Serve ends with the cluster.
@@ -168,15 +171,28 @@ def await_running(name: str) -> None:
     raise ConfigurationError(f"the deployment was not ready after {READY_SECONDS:g} s: {message}")
 
 
-def await_pipelines(target: str, pipelines: int) -> None:
-    """Waits until the router answers and has that many pipelines attached."""
+def router_target(config: ClusterConfig) -> str:
+    """Where the router listens."""
+    return f"{config.router_host}:{config.router_port}"
+
+
+def own_client(config: ClusterConfig) -> Client:
+    """A client that the cluster's own settings let in."""
+    certificate = Path(config.tls_certificate).read_bytes() if config.tls_certificate else None
+    return Client(router_target(config), token=first_token(config.tenants_file), certificate=certificate)
+
+
+def await_pipelines(config: ClusterConfig) -> None:
+    """Waits until the router answers and has all its pipelines attached."""
     deadline = time.monotonic() + READY_SECONDS
-    with Client(target) as client:
+    with own_client(config) as client:
         while time.monotonic() < deadline:
             try:
-                if len(client.cluster_state().pipelines) >= pipelines:
+                if len(client.cluster_state().pipelines) >= config.pipelines:
                     return
             except UnavailableError:
                 pass
             time.sleep(POLL_SECONDS)
-    raise ConfigurationError(f"no pipeline attached to the router at {target} in {READY_SECONDS:g} s")
+    raise ConfigurationError(
+        f"no pipeline attached to the router at {router_target(config)} in {READY_SECONDS:g} s"
+    )

@@ -2,6 +2,7 @@
 
 import asyncio
 
+from cluster.admission import Admitted
 from cluster.ledger import PipelineLedger
 from cluster.live import LiveRequest
 from pyramidserve.v1 import pipeline_pb2 as pb
@@ -31,15 +32,16 @@ class AttachedPipeline:
         self.orders: asyncio.Queue[pb.RouterOrder | None] = asyncio.Queue()
         self.refused = False
 
-    def start(self, sequence_id: int, live: LiveRequest, queued: int) -> None:
-        """Orders ``live`` to be run, while ``queued`` requests go on waiting."""
-        request = live.request
-        self.sequences[sequence_id] = live
+    def start(self, admitted: Admitted[LiveRequest], queued: int) -> None:
+        """Orders a request to be run from where it is, while ``queued`` go on waiting."""
+        live, request = admitted.item, admitted.item.request
+        self.sequences[admitted.sequence_id] = live
         start = pb.StartSequence(
-            sequence_id=sequence_id,
+            sequence_id=admitted.sequence_id,
+            expected_tokens=admitted.expected_tokens,
             request_id=request.request_id,
             prompt_ids=request.prompt_ids,
-            forced_output_ids=request.resume_output_ids,
+            forced_output_ids=live.output_ids,
             sampling=sampling_to_message(request.sampling),
             stopping=stopping_to_message(request.stopping),
             compression=compression_to_message(request.compression),

@@ -5,9 +5,14 @@ from dataclasses import dataclass, replace
 from typing import Protocol, cast, get_args
 
 from pyramidserve.errors import InvalidRequestError
-from pyramidserve.types import ChatMessage, Compression, Role, Sampling, Stopping
+from pyramidserve.types import ChatMessage, Compression, Priority, Role, Sampling, Stopping
 from pyramidserve.v1 import inference_pb2 as pb
-from pyramidserve.wire import compression_from_message, sampling_from_message, stopping_from_message
+from pyramidserve.wire import (
+    compression_from_message,
+    priority_from_message,
+    sampling_from_message,
+    stopping_from_message,
+)
 from workers.engine.validation import settle
 from workers.model.config import ModelConfig
 
@@ -44,6 +49,7 @@ class ValidatedRequest:
     session_id: str
     resume_output_ids: tuple[int, ...]
     seed_given: bool
+    priority: Priority = "normal"
 
     @property
     def seed(self) -> int:
@@ -91,6 +97,7 @@ def validate_request(
         session_id=message.session_id,
         resume_output_ids=resumed,
         seed_given=sampling.seed is not None,
+        priority=priority_from_message(message.priority),
     )
 
 

@@ -2,8 +2,9 @@
 
 import asyncio
 import logging
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from cluster.admission import Admission
 from cluster.ledger import PipelineLedger
@@ -21,16 +22,15 @@ from pyramidserve.errors import (
 )
 from pyramidserve.types import ClusterState
 from pyramidserve.v1 import pipeline_pb2 as pb
-from pyramidserve.wire import (
-    receipt_from_message,
-    tokens_from_message,
-)
+from pyramidserve.wire import receipt_from_message, tokens_from_message
 from workers.kv.pages import IntegrityError
 
 log = logging.getLogger(__name__)
 
 # Seconds until a client should try again after a pipeline was lost.
 LOST_RETRY_DELAY = 1.0
+# How often a request is run anew: one that brings pipelines down must not bring down all.
+REPLAYS = 5
 # Seconds until a pipeline is tried again that had no room although nothing of ours ran there.
 REFUSAL_PAUSE = 0.1
 
@@ -52,6 +52,7 @@ class Router:
         queue_limit: int,
         session_limit: int,
         session_max_age: float,
+        weights: Mapping[str, float] | None = None,
         clock: Callable[[], float] = time.monotonic,
         call_later: Callable[[float, Callable[[], None]], None] = _call_later,
     ) -> None:
@@ -62,15 +63,16 @@ class Router:
             queue_limit: the most requests that may wait, >= 1.
             session_limit: the most sessions that are remembered.
             session_max_age: seconds that a session is remembered after its last use.
+            weights: shares of the tenants; one that is not there has 1.
             clock: monotonic seconds.
             call_later: calls back after a delay in seconds.
         """
         self.model = model
         self._clock = clock
         self._call_later = call_later
-        self._admission: Admission[LiveRequest] = Admission(queue_limit, clock)
+        self._admission: Admission[LiveRequest] = Admission(queue_limit, weights or {}, clock)
         self._sessions = Sessions(session_limit, session_max_age, clock)
-        self._live: dict[str, LiveRequest] = {}
+        self._live: dict[tuple[str, str], LiveRequest] = {}
         self._pipelines: dict[str, AttachedPipeline] = {}
         self._draining = False
         self._idle = asyncio.Event()
@@ -81,23 +83,31 @@ class Router:
         """Whether a pipeline is attached."""
         return bool(self._pipelines)
 
-    def submit(self, request: ValidatedRequest) -> Follower:
+    def submit(
+        self, request: ValidatedRequest, tenant: str = "", seconds_left: float = math.inf
+    ) -> Follower:
         """Queues ``request``, or joins it if it is live; close the follower in any case.
+
+        Args:
+            tenant: who asks.
+            seconds_left: when the client gives up.
 
         Raises:
             RequestConflictError: the id is live with other content.
             RequestTooLargeError: no attached pipeline could ever hold it.
             OverloadedError: the queue is full.
+            RequestTimeoutError: it could not end in time.
             UnavailableError: the router is draining.
         """
-        live = self._live.get(request.request_id)
+        live = self._live.get((tenant, request.request_id))
         if live is not None:
             return self._join(live, request)
         self._refuse_when_draining()
-        live = LiveRequest(request, self._clock(), self._cancel)
+        now = self._clock()
+        live = LiveRequest(request, tenant, now, now + seconds_left, self._cancel)
         self._admission.enqueue(live, self._ledgers())
         follower = live.follow(request.resume_output_ids)
-        self._live[request.request_id] = live
+        self._live[tenant, request.request_id] = live
         self._idle.clear()
         log.info("request_queued request_id=%r", request.request_id)
         self._dispatch()
@@ -130,7 +140,7 @@ class Router:
         return pipeline
 
     def detach(self, pipeline: AttachedPipeline) -> None:
-        """Lets a pipeline go and fails what it ran with UnavailableError; harmless twice."""
+        """Lets a pipeline go and queues what it ran to be replayed; harmless twice."""
         if self._pipelines.get(pipeline.pipeline_id) is not pipeline:
             return
         del self._pipelines[pipeline.pipeline_id]
@@ -141,7 +151,7 @@ class Router:
             len(pipeline.sequences),
         )
         for live in pipeline.sequences.values():
-            self._fail(live, _lost(live, pipeline))
+            self._replay(live, pipeline)
         self._refuse_too_large()
         self._dispatch()
 
@@ -155,8 +165,7 @@ class Router:
             self._append(pipeline, new)
         for finished in step.finished:
             self._finish(pipeline, finished)
-        # Each goes in front of the queue, so the youngest goes first.
-        for failed in sorted(step.failed, key=lambda each: each.sequence_id, reverse=True):
+        for failed in step.failed:
             self._end_failed(pipeline, failed)
         if step.finished or step.failed:
             refused = any(each.cause == each.CAUSE_NO_ROOM for each in step.failed)
@@ -196,11 +205,10 @@ class Router:
         """Raises IntegrityError unless every live request is in one place and the books balance."""
         running = []
         for pipeline in self._pipelines.values():
-            pipeline.ledger.check_integrity()
             if len(pipeline.ledger) != len(pipeline.sequences):
                 raise IntegrityError(f"{pipeline.pipeline_id} runs what its ledger does not hold")
             running += [live for live in pipeline.sequences.values() if not live.ended]
-        for request_id, live in self._live.items():
+        for (_, request_id), live in self._live.items():
             places = (live in self._admission) + sum(live is each for each in running)
             if live.ended or not live.followers or places != 1:
                 raise IntegrityError(
@@ -238,13 +246,16 @@ class Router:
         return follower
 
     def _dispatch(self) -> None:
+        for live, error in self._admission.take_too_late():
+            self._fail(live, error)
         open_ledgers = [each.ledger for each in self._pipelines.values() if not each.refused]
         for admitted in self._admission.choose(open_ledgers, self._sessions):
             live, request = admitted.item, admitted.item.request
-            live.sent = self._clock()
+            if not live.losses:
+                live.sent = self._clock()
             if request.session_id:
                 self._sessions.place(request.session_id, admitted.pipeline_id)
-            self._pipelines[admitted.pipeline_id].start(admitted.sequence_id, live, len(self._admission))
+            self._pipelines[admitted.pipeline_id].start(admitted, len(self._admission))
             log.info(
                 "request_admitted request_id=%r sequence_id=%d pipeline_id=%r",
                 request.request_id,
@@ -266,6 +277,7 @@ class Router:
             return
         try:
             live.append(tokens_from_message(new.tokens), self._clock())
+            pipeline.ledger.advance(new.sequence_id, live.output_tokens - 1)
         except EngineError as error:
             self._fail(live, error)
             pipeline.cancel(new.sequence_id)
@@ -281,7 +293,7 @@ class Router:
             return
         live.finish(receipt, pipeline.pipeline_id)
         self._forget(live)
-        self._admission.count_finished()
+        self._admission.count_finished(live.request, receipt.output_tokens, self._clock() - live.sent)
         self._sessions.count_turn(live.request.session_id)
         log.info(
             "request_finished request_id=%r pipeline_id=%r output_tokens=%d",
@@ -300,7 +312,7 @@ class Router:
                 self._admission.requeue(live)
                 log.info("request_requeued request_id=%r", live.request.request_id)
             case pb.SequenceFailed.CAUSE_CANCELLED:
-                self._fail(live, _lost(live, pipeline))
+                self._replay(live, pipeline)
             case _:
                 self._fail(
                     live,
@@ -310,13 +322,36 @@ class Router:
                     ),
                 )
 
+    def _replay(self, live: LiveRequest, pipeline: AttachedPipeline) -> None:
+        """Queues what a lost pipeline ran; it goes on behind the output that there is."""
+        if live.ended:
+            return
+        live.losses += 1
+        request_id = live.request.request_id
+        if live.losses > REPLAYS:
+            error = UnavailableError(
+                f"request {request_id!r} lost {live.losses} pipelines, {pipeline.pipeline_id} the last; "
+                "send it again with the ids received as resume_output_ids",
+                retry_delay=LOST_RETRY_DELAY,
+            )
+            self._fail(live, error)
+            return
+        self._admission.decisions["replayed"] += 1
+        self._admission.requeue(live)
+        log.info(
+            "request_replayed request_id=%r pipeline_id=%r output_tokens=%d",
+            request_id,
+            pipeline.pipeline_id,
+            live.output_tokens,
+        )
+
     def _release(self, pipeline: AttachedPipeline, sequence_id: int) -> LiveRequest | None:
         live = pipeline.sequences.pop(sequence_id, None)
         if live is None:
             # A sequence may end by itself while its cancellation is on the way.
             log.info("unknown_sequence pipeline_id=%r sequence_id=%d", pipeline.pipeline_id, sequence_id)
         else:
-            pipeline.ledger.release(sequence_id)
+            pipeline.ledger.remove(sequence_id)
         return live
 
     def _cancel(self, live: LiveRequest) -> None:
@@ -338,14 +373,6 @@ class Router:
 
     def _forget(self, live: LiveRequest) -> None:
         self._admission.remove(live)
-        del self._live[live.request.request_id]
+        del self._live[live.tenant, live.request.request_id]
         if not self._live:
             self._idle.set()
-
-
-def _lost(live: LiveRequest, pipeline: AttachedPipeline) -> UnavailableError:
-    return UnavailableError(
-        f"pipeline {pipeline.pipeline_id} was lost while it ran request "
-        f"{live.request.request_id!r}; send it again with the ids received as resume_output_ids",
-        retry_delay=LOST_RETRY_DELAY,
-    )

@@ -2,9 +2,11 @@
 
 import asyncio
 import logging
+import math
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -14,6 +16,7 @@ from grpc_health.v1.health_pb2 import HealthCheckResponse
 from cluster.pipelines import AttachedPipeline
 from cluster.requests import ValidatedRequest
 from cluster.router import Router
+from cluster.tenants import Tenants
 from pyramidserve.errors import STATUS, EngineError, InvalidRequestError, PyramidServeError
 from pyramidserve.v1 import inference_pb2 as pb
 from pyramidserve.v1 import pipeline_pb2
@@ -22,7 +25,6 @@ from pyramidserve.v1.pipeline_pb2_grpc import PipelineRegistryServicer
 from pyramidserve.wire import cluster_state_to_message, error_to_metadata, event_to_message
 
 INFERENCE = pb.DESCRIPTOR.services_by_name["Inference"].full_name
-REGISTRY = pipeline_pb2.DESCRIPTOR.services_by_name["PipelineRegistry"].full_name
 # Percent-encoded in a header that may have 8 KiB with all others; the metadata has the whole.
 DETAILS_CHARACTERS = 200
 
@@ -56,10 +58,16 @@ async def refusals(context: Context, call: str, **ids: str) -> AsyncIterator[Non
 class Inference(InferenceServicer):
     """What clients call."""
 
-    def __init__(self, router: Router, validate: Callable[[pb.GenerateRequest], ValidatedRequest]) -> None:
+    def __init__(
+        self,
+        router: Router,
+        validate: Callable[[pb.GenerateRequest], ValidatedRequest],
+        tenants: Tenants,
+    ) -> None:
         """``validate`` runs in a thread of its own, one call at a time: tokenising takes long."""
         self._router = router
         self._validate = validate
+        self._tenants = tenants
         self._validator = ThreadPoolExecutor(1, "validator")
 
     # A coroutine, not a generator: one that is cancelled in its write still closes its follower.
@@ -67,9 +75,14 @@ class Inference(InferenceServicer):
         self, request: pb.GenerateRequest, context: Context
     ) -> None:
         async with refusals(context, "Generate", request_id=request.request_id):
+            tenant = self._tenants.identify(context.invocation_metadata())
             loop = asyncio.get_running_loop()
             validated = await loop.run_in_executor(self._validator, self._validate, request)
-            follower = self._router.submit(validated)
+            validated = replace(validated, session_id=_own(tenant, validated.session_id))
+            seconds_left = context.time_remaining()
+            follower = self._router.submit(
+                validated, tenant, math.inf if seconds_left is None else seconds_left
+            )
             try:
                 async for event in follower:
                     await context.write(event_to_message(event))
@@ -80,13 +93,21 @@ class Inference(InferenceServicer):
         self, request: pb.EndSessionRequest, context: Context
     ) -> pb.EndSessionResponse:
         async with refusals(context, "EndSession", session_id=request.session_id):
-            return pb.EndSessionResponse(turns=self._router.end_session(request.session_id))
+            tenant = self._tenants.identify(context.invocation_metadata())
+            turns = self._router.end_session(_own(tenant, request.session_id))
+            return pb.EndSessionResponse(turns=turns)
 
     async def GetClusterState(  # noqa: N802
         self, request: pb.GetClusterStateRequest, context: Context
     ) -> pb.GetClusterStateResponse:
         async with refusals(context, "GetClusterState"):
+            self._tenants.identify(context.invocation_metadata())
             return cluster_state_to_message(self._router.state())
+
+
+def _own(tenant: str, session_id: str) -> str:
+    """The name of a tenant's session that no other tenant's has."""
+    return f"{tenant}/{session_id}" if tenant and session_id else session_id
 
 
 class PipelineRegistry(PipelineRegistryServicer):

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, TypedDict
 from uuid import uuid4
 
@@ -12,6 +13,7 @@ from pyramidserve.types import (
     ChatMessage,
     Compression,
     Event,
+    Priority,
     Receipt,
     Reply,
     Sampling,
@@ -22,6 +24,7 @@ from pyramidserve.v1 import inference_pb2 as pb
 from pyramidserve.wire import (
     compression_to_message,
     error_from_rpc,
+    priority_to_message,
     sampling_to_message,
     stopping_to_message,
     whole_number,
@@ -46,6 +49,7 @@ class RequestOptions(TypedDict, total=False):
             is joined, not run twice.
         resume_output_ids: output ids that the caller already has, from index 0; generation
             continues behind them. Send the seed of the first ``Started`` with them.
+        priority: "high" counts as having arrived 30 seconds sooner, "low" 30 seconds later.
     """
 
     sampling: Sampling
@@ -54,6 +58,7 @@ class RequestOptions(TypedDict, total=False):
     session_id: str
     request_id: str
     resume_output_ids: Sequence[int]
+    priority: Priority
 
 
 def generate_request(
@@ -66,6 +71,7 @@ def generate_request(
     session_id: str = "",
     request_id: str | None = None,
     resume_output_ids: Sequence[int] = (),
+    priority: Priority = "normal",
 ) -> pb.GenerateRequest:
     """The message of a request.
 
@@ -80,6 +86,7 @@ def generate_request(
             compression=compression_to_message(compression) if compression else None,
             session_id=session_id,
             resume_output_ids=_token_ids("resume_output_ids", resume_output_ids),
+            priority=priority_to_message(priority),
         )
         _set_prompt(request, prompt)
     except (TypeError, ValueError) as error:
@@ -100,6 +107,29 @@ def channel_options(max_message_bytes: int) -> list[tuple[str, int]]:
         ("grpc.max_send_message_length", max_message_bytes),
         ("grpc.max_receive_message_length", max_message_bytes),
     ]
+
+
+@dataclass(frozen=True)
+class Access:
+    """How a client gets in.
+
+    Attributes:
+        token: names the tenant, where the cluster wants one.
+        certificate: PEM of the authority, or of the cluster itself, that TLS is to trust; None: no TLS.
+    """
+
+    token: str | None = None
+    certificate: bytes | None = None
+
+    @property
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """What every call says."""
+        return (("authorization", f"Bearer {self.token}"),) if self.token else ()
+
+    @property
+    def credentials(self) -> grpc.ChannelCredentials | None:
+        """For TLS, if there is to be any."""
+        return grpc.ssl_channel_credentials(self.certificate) if self.certificate else None
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import grpc.aio
 from pyramidserve._requests import (
     DEFAULT_TARGET,
     MAX_MESSAGE_BYTES,
+    Access,
     Prompt,
     RequestOptions,
     assemble,
@@ -90,6 +91,8 @@ class AsyncClient:
         *,
         timeout: float | None = None,
         max_message_bytes: int = MAX_MESSAGE_BYTES,
+        token: str | None = None,
+        certificate: bytes | None = None,
     ) -> None:
         """Connects on first use.
 
@@ -97,11 +100,20 @@ class AsyncClient:
             target: "host:port" of the router.
             timeout: seconds that any call may take in all; None sets no limit.
             max_message_bytes: bytes that one message may have, either way.
+            token: names the tenant, where the cluster wants one.
+            certificate: PEM of the authority that TLS is to trust, or of the router itself; without it
+                there is no TLS.
         """
         self._target = target
         self._timeout = timeout
         self._max_message_bytes = max_message_bytes
-        self._channel = grpc.aio.insecure_channel(target, options=channel_options(max_message_bytes))
+        access, options = Access(token, certificate), channel_options(max_message_bytes)
+        self._metadata = access.metadata
+        self._channel = (
+            grpc.aio.secure_channel(target, access.credentials, options)
+            if access.credentials
+            else grpc.aio.insecure_channel(target, options)
+        )
         self._stub = InferenceStub(self._channel)
 
     def stream(
@@ -110,7 +122,7 @@ class AsyncClient:
         """Asks for a reply and returns at once; as ``Client.stream``."""
         request = generate_request(prompt, self._max_message_bytes, **options)
         seconds = self._timeout if timeout is None else timeout
-        call = self._stub.Generate(request, timeout=seconds)
+        call = self._stub.Generate(request, timeout=seconds, metadata=self._metadata)
         return AsyncReplyStream(call, self._target, request.request_id)
 
     async def generate(
@@ -138,13 +150,17 @@ class AsyncClient:
         """
         request = pb.EndSessionRequest(session_id=session_id)
         with _named_errors(self._target):
-            return (await self._stub.EndSession(request, timeout=self._timeout)).turns
+            return (
+                await self._stub.EndSession(request, timeout=self._timeout, metadata=self._metadata)
+            ).turns
 
     async def cluster_state(self) -> ClusterState:
         """A snapshot of the queue, the attached pipelines and their memory."""
         request = pb.GetClusterStateRequest()
         with _named_errors(self._target):
-            message = await self._stub.GetClusterState(request, timeout=self._timeout)
+            message = await self._stub.GetClusterState(
+                request, timeout=self._timeout, metadata=self._metadata
+            )
         return cluster_state_from_message(message)
 
     async def close(self) -> None:

@@ -9,6 +9,7 @@ import grpc
 from pyramidserve._requests import (
     DEFAULT_TARGET,
     MAX_MESSAGE_BYTES,
+    Access,
     Prompt,
     RequestOptions,
     assemble,
@@ -79,6 +80,8 @@ class Client:
         *,
         timeout: float | None = None,
         max_message_bytes: int = MAX_MESSAGE_BYTES,
+        token: str | None = None,
+        certificate: bytes | None = None,
     ) -> None:
         """Connects on first use.
 
@@ -86,11 +89,20 @@ class Client:
             target: "host:port" of the router.
             timeout: seconds that any call may take in all; None sets no limit.
             max_message_bytes: bytes that one message may have, either way.
+            token: names the tenant, where the cluster wants one.
+            certificate: PEM of the authority that TLS is to trust, or of the router itself; without it
+                there is no TLS.
         """
         self._target = target
         self._timeout = timeout
         self._max_message_bytes = max_message_bytes
-        self._channel = grpc.insecure_channel(target, options=channel_options(max_message_bytes))
+        access, options = Access(token, certificate), channel_options(max_message_bytes)
+        self._metadata = access.metadata
+        self._channel = (
+            grpc.secure_channel(target, access.credentials, options)
+            if access.credentials
+            else grpc.insecure_channel(target, options)
+        )
         self._stub = InferenceStub(self._channel)
 
     def stream(
@@ -110,7 +122,7 @@ class Client:
         """
         request = generate_request(prompt, self._max_message_bytes, **options)
         seconds = self._timeout if timeout is None else timeout
-        call = self._stub.Generate(request, timeout=seconds)
+        call = self._stub.Generate(request, timeout=seconds, metadata=self._metadata)
         return ReplyStream(call, self._target, request.request_id)
 
     def generate(
@@ -141,13 +153,13 @@ class Client:
         """
         request = pb.EndSessionRequest(session_id=session_id)
         with named_errors(self._target):
-            return self._stub.EndSession(request, timeout=self._timeout).turns
+            return self._stub.EndSession(request, timeout=self._timeout, metadata=self._metadata).turns
 
     def cluster_state(self) -> ClusterState:
         """A snapshot of the queue, the attached pipelines and their memory."""
         request = pb.GetClusterStateRequest()
         with named_errors(self._target):
-            message = self._stub.GetClusterState(request, timeout=self._timeout)
+            message = self._stub.GetClusterState(request, timeout=self._timeout, metadata=self._metadata)
         return cluster_state_from_message(message)
 
     def close(self) -> None:

@@ -3,11 +3,12 @@
 PyramidServeError
 ├── InvalidRequestError        INVALID_ARGUMENT     the request is wrong; change it
 │   └── RequestTooLargeError   INVALID_ARGUMENT     no pipeline could ever hold it
+├── UnauthenticatedError       UNAUTHENTICATED      the token is missing or unknown
 ├── RequestConflictError       ALREADY_EXISTS       request_id is live with other content
 ├── UnknownSessionError        NOT_FOUND            no such session
 ├── OverloadedError            RESOURCE_EXHAUSTED   the queue is full; try again after retry_delay
 ├── UnavailableError           UNAVAILABLE          no server or pipeline; try again after retry_delay
-├── RequestTimeoutError        DEADLINE_EXCEEDED    the client's deadline has passed
+├── RequestTimeoutError        DEADLINE_EXCEEDED    the client's deadline has passed, or could not be met
 ├── RequestCancelledError      CANCELLED            the stream was closed
 ├── EngineError                INTERNAL             the server failed
 └── ConfigurationError         FAILED_PRECONDITION  the deployment is wrong; change it
@@ -44,6 +45,10 @@ class InvalidRequestError(PyramidServeError):
 
 class RequestTooLargeError(InvalidRequestError):
     reason = "request_too_large"
+
+
+class UnauthenticatedError(PyramidServeError):
+    reason = "unauthenticated"
 
 
 class RequestConflictError(PyramidServeError):
@@ -94,6 +99,7 @@ class UnschedulableError(ConfigurationError):
 STATUS: dict[type[PyramidServeError], grpc.StatusCode] = {
     InvalidRequestError: grpc.StatusCode.INVALID_ARGUMENT,
     RequestTooLargeError: grpc.StatusCode.INVALID_ARGUMENT,
+    UnauthenticatedError: grpc.StatusCode.UNAUTHENTICATED,
     RequestConflictError: grpc.StatusCode.ALREADY_EXISTS,
     UnknownSessionError: grpc.StatusCode.NOT_FOUND,
     OverloadedError: grpc.StatusCode.RESOURCE_EXHAUSTED,

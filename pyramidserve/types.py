@@ -5,6 +5,7 @@ from enum import Enum
 from typing import Literal
 
 Role = Literal["system", "user", "assistant"]
+Priority = Literal["high", "normal", "low"]
 
 
 @dataclass(frozen=True)
@@ -166,6 +167,9 @@ class Receipt:
         kv_keep_reached: fraction of the prompt's KV, summed over layers, on the device after prefill.
         kv_keep_bound_by: what kept the reached fraction above the target, or "".
         inter_token_p50: median time between output tokens; 0 with fewer than two.
+        pipeline_id: the pipeline that served it, at the end.
+        preemptions: how often it made room for others and went on later.
+        replays: how often it went on on another pipeline because one was lost.
     """
 
     request_id: str
@@ -188,6 +192,8 @@ class Receipt:
     inter_token_p99: float
     layers: tuple[LayerReceipt, ...]
     pipeline_id: str
+    preemptions: int
+    replays: int
 
 
 Event = Started | Tokens | Receipt

@@ -85,6 +85,8 @@ def receipt(request_id: str, output_tokens: int) -> Receipt:
         inter_token_p99=0.04,
         layers=(LayerReceipt(0, 2, 3, 4, 5), LayerReceipt(1, 1, 2, 3, 4)),
         pipeline_id="gang-0",
+        preemptions=6,
+        replays=7,
     )
 
 

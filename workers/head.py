@@ -87,6 +87,7 @@ def _request(start: messages.StartSequence) -> SequenceRequest:
         stopping=wire.stopping_from_message(start.stopping),
         compression=wire.compression_from_message(start.compression, Compression()),
         forced_output_ids=tuple(start.forced_output_ids),
+        expected_tokens=start.expected_tokens,
     )
 
 

@@ -4,10 +4,16 @@ import asyncio
 import json
 from datetime import timedelta
 
+import ray
 from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _internal_kv_put
 from torch.distributed import Store, TCPStore  # type: ignore[attr-defined]
 
 POLL_SECONDS = 0.05
+
+
+def node_address() -> str:
+    """Where other nodes reach this one."""
+    return str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
 
 
 def announce(key: str, value: dict[str, str | int]) -> None:

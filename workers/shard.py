@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import ray
 import torch
 from ray import serve
 from ray.serve.request_router import (
@@ -21,16 +20,16 @@ from pyramidserve.types import StageState
 from pyramidserve.v1 import pipeline_pb2 as messages
 from pyramidserve.wire import stage_state_to_message
 from workers.engine.loop import EngineLoop
+from workers.engine.memory import PipelineLayout
 from workers.engine.pipeline import LocalPipeline, Pipeline
 from workers.engine.runner import EngineRunner, Report
-from workers.engine.scheduler import PipelineLayout
 from workers.engine.stage import Stage, StageConfig, StageFacts
 from workers.engine.transport import Ring, RingPipeline, follow
 from workers.head import Head
 from workers.model.checkpoint import resolve_checkpoint
 from workers.model.config import ModelConfig, read_config
 from workers.model.tokenizer import Tokenizer
-from workers.rendezvous import meet
+from workers.rendezvous import meet, node_address
 
 logger = logging.getLogger("ray.serve")
 
@@ -86,10 +85,6 @@ class Membership:
     size: int
 
 
-def _node_address() -> str:
-    return str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
-
-
 def _membership() -> Membership:
     context = serve.get_replica_context()
     gang = context.gang_context
@@ -115,7 +110,7 @@ class Shard:
         checkpoint = await asyncio.to_thread(resolve_checkpoint, config.model)
         model = read_config(checkpoint)
         stage = await asyncio.to_thread(self._load, checkpoint, model)
-        facts: tuple[StageFacts, ...] = (stage.facts(_node_address()),)
+        facts: tuple[StageFacts, ...] = (stage.facts(node_address()),)
         ring = None
         if self._place.size > 1:
             ring = await self._join()
@@ -156,7 +151,7 @@ class Shard:
         if host == "127.0.0.1":
             os.environ["GLOO_SOCKET_IFNAME"] = "lo"
         else:
-            host = _node_address()
+            host = node_address()
         place = self._place
         store = await meet(place.gang, place.rank, place.size, host, GANG_TIMEOUT_SECONDS)
         device = torch.device(self._config.device)
@@ -173,6 +168,7 @@ class Shard:
         layout = PipelineLayout(
             shards=tuple(fact.layout for fact in facts),
             pages=tuple(fact.pages for fact in facts),
+            host_pages=tuple(fact.host_bytes_limit // fact.layout.page_bytes for fact in facts),
             layers=model.layers,
             max_sequences=config.max_sequences,
             max_prefill_tokens=config.max_prefill_tokens,

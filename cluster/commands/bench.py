@@ -1,4 +1,4 @@
-"""`pyramidserve bench`: how fast the engine is on this machine, in this process."""
+"""`pyramidserve bench`: how fast the engine is in this process, and a cluster under load."""
 
 import argparse
 import dataclasses
@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from cluster.commands import bench_serve
 from cluster.commands.serve import say
 from cluster.partition import boundaries, layer_costs
 from pyramidserve.errors import InvalidRequestError
@@ -29,7 +30,7 @@ from workers.kernels.choose import choose_dtype
 from workers.model.checkpoint import EMBEDDED, resolve_checkpoint
 from workers.model.config import DTYPES, ModelConfig, read_config
 
-SUMMARY = "measure the engine on this machine"
+SUMMARY = "measure the engine on this machine, or a running cluster"
 ENGINE = "tokens per second of a workload, and where the time goes"
 STALL = "how long running streams wait while a long prompt is prefilled"
 
@@ -46,6 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--shards", type=int, default=1, metavar="N", help="processes that share the layers and threads"
     )
     stall = subjects.add_parser("stall", help=STALL, description=STALL)
+    serve = subjects.add_parser("serve", help=bench_serve.DESCRIPTION, description=bench_serve.DESCRIPTION)
+    bench_serve.add_arguments(serve)
     for subject, measured in ((engine, run_engine), (stall, run_stall)):
         subject.add_argument("--model", default=EMBEDDED, help="checkpoint; default: the embedded model")
         subject.add_argument("--policy", default="full", help="full (default), streaming or pyramid")

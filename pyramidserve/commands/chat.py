@@ -5,8 +5,9 @@ import sys
 from contextlib import suppress
 from uuid import uuid4
 
-from pyramidserve._requests import DEFAULT_TARGET, RequestOptions
+from pyramidserve._requests import RequestOptions
 from pyramidserve.client import Client
+from pyramidserve.commands.connection import add_connection_arguments, connection
 from pyramidserve.errors import UnknownSessionError
 from pyramidserve.types import ChatMessage, Compression, Receipt, Sampling, Stopping, Tokens
 
@@ -15,7 +16,7 @@ SUMMARY = "talk to the model"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of the command."""
-    parser.add_argument("--target", default=DEFAULT_TARGET, metavar="HOST:PORT")
+    add_connection_arguments(parser)
     parser.add_argument("--system", metavar="TEXT", help="first message of the conversation")
     parser.add_argument("--max-tokens", type=int, metavar="N", help="tokens of a reply at most")
     sampling = parser.add_argument_group("sampling")
@@ -40,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
         session_id=uuid4().hex,
     )
     history = [ChatMessage("system", arguments.system)] if arguments.system else []
-    with Client(arguments.target) as client:
+    with Client(**connection(arguments)) as client:
         try:
             while (line := _next_line()) is not None:
                 asked = [*history, ChatMessage("user", line)]

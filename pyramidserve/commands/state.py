@@ -3,8 +3,8 @@
 import argparse
 from collections.abc import Iterator
 
-from pyramidserve._requests import DEFAULT_TARGET
 from pyramidserve.client import Client
+from pyramidserve.commands.connection import add_connection_arguments, connection
 from pyramidserve.types import ClusterState, PipelineState
 
 SUMMARY = "print the queue, the pipelines and their memory"
@@ -28,12 +28,12 @@ _HEADINGS = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of the command."""
-    parser.add_argument("--target", default=DEFAULT_TARGET, metavar="HOST:PORT")
+    add_connection_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Prints one snapshot."""
-    with Client(arguments.target) as client:
+    with Client(**connection(arguments)) as client:
         print("\n".join(_lines(client.cluster_state())))
     return 0
 

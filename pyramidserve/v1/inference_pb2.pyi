@@ -19,6 +19,30 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _Priority:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PriorityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Priority.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PRIORITY_NORMAL: _Priority.ValueType  # 0
+    """As most are."""
+    PRIORITY_HIGH: _Priority.ValueType  # 1
+    """Counts as having arrived half a minute sooner."""
+    PRIORITY_LOW: _Priority.ValueType  # 2
+    """Counts as having arrived half a minute later."""
+
+class Priority(_Priority, metaclass=_PriorityEnumTypeWrapper):
+    """How urgent a request is."""
+
+PRIORITY_NORMAL: Priority.ValueType  # 0
+"""As most are."""
+PRIORITY_HIGH: Priority.ValueType  # 1
+"""Counts as having arrived half a minute sooner."""
+PRIORITY_LOW: Priority.ValueType  # 2
+"""Counts as having arrived half a minute later."""
+Global___Priority: _TypeAlias = Priority  # noqa: Y015
+
 class _FinishReason:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -62,12 +86,17 @@ class GenerateRequest(_message.Message):
     COMPRESSION_FIELD_NUMBER: _builtins.int
     SESSION_ID_FIELD_NUMBER: _builtins.int
     RESUME_OUTPUT_IDS_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Chosen by the client, unique among its live requests; 1 to 128 characters."""
     text: _builtins.str
     """Plain text, tokenised as it stands."""
     session_id: _builtins.str
     """Names a conversation whose turns should meet the same pipeline; empty: none. At most 128 characters."""
+    priority: Global___Priority.ValueType
+    """Which of a tenant's own requests go first; one that is overtaken is never overtaken by those that arrive more than
+    a minute after it.
+    """
     @_builtins.property
     def chat(self) -> Global___ChatPrompt:
         """A conversation, rendered with the model's chat template."""
@@ -104,10 +133,11 @@ class GenerateRequest(_message.Message):
         compression: Global___Compression | None = ...,
         session_id: _builtins.str = ...,
         resume_output_ids: _abc.Iterable[_builtins.int] | None = ...,
+        priority: Global___Priority.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat", "compression", b"compression", "prompt", b"prompt", "sampling", b"sampling", "stopping", b"stopping", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat", "compression", b"compression", "prompt", b"prompt", "request_id", b"request_id", "resume_output_ids", b"resume_output_ids", "sampling", b"sampling", "session_id", b"session_id", "stopping", b"stopping", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat", "compression", b"compression", "priority", b"priority", "prompt", b"prompt", "request_id", b"request_id", "resume_output_ids", b"resume_output_ids", "sampling", b"sampling", "session_id", b"session_id", "stopping", b"stopping", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_prompt: _TypeAlias = _typing.Literal["text", "chat", "token_ids"]  # noqa: Y015
     _WhichOneofArgType_prompt: _TypeAlias = _typing.Literal["prompt", b"prompt"]  # noqa: Y015
@@ -572,6 +602,8 @@ class Receipt(_message.Message):
     INTER_TOKEN_P99_SECONDS_FIELD_NUMBER: _builtins.int
     LAYERS_FIELD_NUMBER: _builtins.int
     PIPELINE_ID_FIELD_NUMBER: _builtins.int
+    PREEMPTIONS_FIELD_NUMBER: _builtins.int
+    REPLAYS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """The request."""
     finish_reason: Global___FinishReason.ValueType
@@ -607,7 +639,11 @@ class Receipt(_message.Message):
     inter_token_p99_seconds: _builtins.float
     """See inter_token_p50_seconds."""
     pipeline_id: _builtins.str
-    """The pipeline that served it."""
+    """The pipeline that served it, at the end."""
+    preemptions: _builtins.int
+    """How often it made room for others and went on later."""
+    replays: _builtins.int
+    """How often it went on on another pipeline because one was lost."""
     @_builtins.property
     def peak_device_bytes(self) -> Global___DeviceBytes:
         """Bytes of device memory at the sequence's peak, all shards together."""
@@ -639,10 +675,12 @@ class Receipt(_message.Message):
         inter_token_p99_seconds: _builtins.float = ...,
         layers: _abc.Iterable[Global___LayerReceipt] | None = ...,
         pipeline_id: _builtins.str = ...,
+        preemptions: _builtins.int = ...,
+        replays: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_kv_keep_target", b"_kv_keep_target", "kv_keep_target", b"kv_keep_target", "peak_device_bytes", b"peak_device_bytes"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_kv_keep_target", b"_kv_keep_target", "dropped_bytes", b"dropped_bytes", "finish_reason", b"finish_reason", "inter_token_p50_seconds", b"inter_token_p50_seconds", "inter_token_p99_seconds", b"inter_token_p99_seconds", "kv_keep_bound_by", b"kv_keep_bound_by", "kv_keep_reached", b"kv_keep_reached", "kv_keep_target", b"kv_keep_target", "layers", b"layers", "output_tokens", b"output_tokens", "peak_device_bytes", b"peak_device_bytes", "pipeline_id", b"pipeline_id", "policy", b"policy", "prompt_tokens", b"prompt_tokens", "queue_seconds", b"queue_seconds", "recalled_bytes", b"recalled_bytes", "request_id", b"request_id", "seed", b"seed", "spilled_bytes", b"spilled_bytes", "stop_string", b"stop_string", "time_to_first_token_seconds", b"time_to_first_token_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_kv_keep_target", b"_kv_keep_target", "dropped_bytes", b"dropped_bytes", "finish_reason", b"finish_reason", "inter_token_p50_seconds", b"inter_token_p50_seconds", "inter_token_p99_seconds", b"inter_token_p99_seconds", "kv_keep_bound_by", b"kv_keep_bound_by", "kv_keep_reached", b"kv_keep_reached", "kv_keep_target", b"kv_keep_target", "layers", b"layers", "output_tokens", b"output_tokens", "peak_device_bytes", b"peak_device_bytes", "pipeline_id", b"pipeline_id", "policy", b"policy", "preemptions", b"preemptions", "prompt_tokens", b"prompt_tokens", "queue_seconds", b"queue_seconds", "recalled_bytes", b"recalled_bytes", "replays", b"replays", "request_id", b"request_id", "seed", b"seed", "spilled_bytes", b"spilled_bytes", "stop_string", b"stop_string", "time_to_first_token_seconds", b"time_to_first_token_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__kv_keep_target: _TypeAlias = _typing.Literal["kv_keep_target"]  # noqa: Y015
     _WhichOneofArgType__kv_keep_target: _TypeAlias = _typing.Literal["_kv_keep_target", b"_kv_keep_target"]  # noqa: Y015

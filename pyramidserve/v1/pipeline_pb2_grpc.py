@@ -49,7 +49,7 @@ class PipelineRegistryServicer:
     def Attach(self, request_iterator, context):
         """Attaches a pipeline for as long as the stream lives. The pipeline says Hello, then one StepReport for every step
         of its engine; the router sends the work to start and to cancel. Initial metadata means attached. The stream is the sign of life of both ends:
-        when it breaks, the router fails the pipeline's requests and the pipeline cancels its sequences.
+        when it breaks, the router replays the pipeline's requests on another and the pipeline cancels its sequences.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -36,7 +36,7 @@ class PipelineRegistryStub:
     Attach: _grpc.StreamStreamMultiCallable[_pipeline_pb2.PipelineReport, _pipeline_pb2.RouterOrder]
     """Attaches a pipeline for as long as the stream lives. The pipeline says Hello, then one StepReport for every step
     of its engine; the router sends the work to start and to cancel. Initial metadata means attached. The stream is the sign of life of both ends:
-    when it breaks, the router fails the pipeline's requests and the pipeline cancels its sequences.
+    when it breaks, the router replays the pipeline's requests on another and the pipeline cancels its sequences.
     """
 
 @_typing.type_check_only
@@ -47,7 +47,7 @@ class PipelineRegistryAsyncStub(PipelineRegistryStub):
     Attach: _aio.StreamStreamMultiCallable[_pipeline_pb2.PipelineReport, _pipeline_pb2.RouterOrder]  # type: ignore[assignment]
     """Attaches a pipeline for as long as the stream lives. The pipeline says Hello, then one StepReport for every step
     of its engine; the router sends the work to start and to cancel. Initial metadata means attached. The stream is the sign of life of both ends:
-    when it breaks, the router fails the pipeline's requests and the pipeline cancels its sequences.
+    when it breaks, the router replays the pipeline's requests on another and the pipeline cancels its sequences.
     """
 
 class PipelineRegistryServicer(metaclass=_abc_1.ABCMeta):
@@ -61,7 +61,7 @@ class PipelineRegistryServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_pipeline_pb2.RouterOrder], _abc.AsyncIterator[_pipeline_pb2.RouterOrder]]:
         """Attaches a pipeline for as long as the stream lives. The pipeline says Hello, then one StepReport for every step
         of its engine; the router sends the work to start and to cancel. Initial metadata means attached. The stream is the sign of life of both ends:
-        when it breaks, the router fails the pipeline's requests and the pipeline cancels its sequences.
+        when it breaks, the router replays the pipeline's requests on another and the pipeline cancels its sequences.
         """
 
 def add_PipelineRegistryServicer_to_server(servicer: PipelineRegistryServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

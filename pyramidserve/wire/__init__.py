@@ -14,6 +14,8 @@ from pyramidserve.wire.reply import (
 from pyramidserve.wire.request import (
     compression_from_message,
     compression_to_message,
+    priority_from_message,
+    priority_to_message,
     sampling_from_message,
     sampling_to_message,
     stopping_from_message,
@@ -40,6 +42,8 @@ __all__ = [
     "event_to_message",
     "pipeline_state_from_message",
     "pipeline_state_to_message",
+    "priority_from_message",
+    "priority_to_message",
     "receipt_from_message",
     "receipt_to_message",
     "sampling_from_message",

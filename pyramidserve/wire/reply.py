@@ -63,6 +63,8 @@ def receipt_to_message(receipt: Receipt) -> pb.Receipt:
         inter_token_p99_seconds=receipt.inter_token_p99,
         layers=[pb.LayerReceipt(**vars(layer)) for layer in receipt.layers],
         pipeline_id=receipt.pipeline_id,
+        preemptions=receipt.preemptions,
+        replays=receipt.replays,
     )
 
 
@@ -105,6 +107,8 @@ def receipt_from_message(message: pb.Receipt) -> Receipt:
             for layer in message.layers
         ),
         pipeline_id=message.pipeline_id,
+        preemptions=message.preemptions,
+        replays=message.replays,
     )
 
 

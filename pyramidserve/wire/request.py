@@ -10,6 +10,7 @@ from google.protobuf.message import Message
 from pyramidserve.errors import InvalidRequestError
 from pyramidserve.types import (
     Compression,
+    Priority,
     PyramidParameters,
     Sampling,
     Stopping,
@@ -19,6 +20,12 @@ from pyramidserve.v1 import inference_pb2 as pb
 
 _Message = TypeVar("_Message", bound=Message)
 
+_PRIORITY_TO_MESSAGE: dict[Priority, pb.Priority.ValueType] = {
+    "normal": pb.PRIORITY_NORMAL,
+    "high": pb.PRIORITY_HIGH,
+    "low": pb.PRIORITY_LOW,
+}
+_PRIORITY_FROM_MESSAGE = {message: priority for priority, message in _PRIORITY_TO_MESSAGE.items()}
 _INT32_MAX = 2**31 - 1
 # Every int32 of a request is a count; its one int64 is the seed.
 _RANGES = {
@@ -40,6 +47,30 @@ def whole_number(name: str, value: SupportsIndex, low: int = 0, high: int = _INT
     if not low <= number <= high:
         raise InvalidRequestError(f"{name} must be a whole number from {low} to {high}, not {value!r}")
     return number
+
+
+def priority_to_message(priority: Priority) -> "pb.Priority.ValueType":
+    """The message of ``priority``.
+
+    Raises:
+        InvalidRequestError: there is no such priority.
+    """
+    if priority not in _PRIORITY_TO_MESSAGE:
+        known = ", ".join(_PRIORITY_TO_MESSAGE)
+        raise InvalidRequestError(f"priority is {priority!r:.40}; it must be one of {known}")
+    return _PRIORITY_TO_MESSAGE[priority]
+
+
+def priority_from_message(message: int) -> Priority:
+    """What ``message`` asks for.
+
+    Raises:
+        InvalidRequestError: it is newer than this package.
+    """
+    for known, priority in _PRIORITY_FROM_MESSAGE.items():
+        if known == message:
+            return priority
+    raise InvalidRequestError(f"priority is {message}; it must be one of {sorted(_PRIORITY_FROM_MESSAGE)}")
 
 
 def sampling_to_message(sampling: Sampling) -> pb.Sampling:

@@ -45,7 +45,7 @@ def engine(
         assert stage.cache.pool.allocator.pages_in_use == 0
         assert stage.cache.host.bytes_in_use == 0
         assert len(stage.cache) == 0
-    assert len(built.loop.scheduler.ledger) == 0
+    assert len(built.loop.scheduler.memory) == 0
 
 
 def _requests(compression: Compression, max_tokens: int = 40) -> list[EngineRequest]:
@@ -77,7 +77,7 @@ def test_pages_in_use_are_the_sum_that_the_policy_says(name: str, engine: Engine
                 most += max(held) if present else 0
             assert least <= stage.cache.pool.allocator.pages_in_use <= most
             exact += least == most
-        assert all(free >= 0 for free in engine.loop.scheduler.ledger.free)
+        assert (engine.loop.scheduler.memory.ledger.free >= 0).all()
         steps += 1
     assert steps > 40
     assert exact > 30

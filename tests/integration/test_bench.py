@@ -32,7 +32,8 @@ def test_a_workload_is_measured(
     assert len(results["runs"]) == 2
     prompt, output = REQUESTS.prompt, REQUESTS.output
     for run in results["runs"]:
-        assert run["turns"] == {"prefill": 2 * LAYERS + 1, "decode": output - 1, "release": 1}
+        turns = {kind: count for kind, count in run["turns"].items() if count}
+        assert turns == {"prefill": 2 * LAYERS + 1, "decode": output - 1, "release": 1}
         assert run["output_tokens_per_second"] * run["wall_seconds"] == pytest.approx(output)
         assert run["prefill_seconds"] + run["decode_seconds"] <= run["wall_seconds"]
         assert 0 < run["prefill_tokens_per_second"] <= prompt / run["prefill_seconds"]

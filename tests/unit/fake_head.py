@@ -41,12 +41,12 @@ def request(
     seed: int = 7,
     seed_given: bool = True,
 ) -> ValidatedRequest:
-    """A request that takes ``pages`` of each layer: 16 output tokens a page behind a prompt of one."""
+    """A request that takes ``pages`` of each layer from its beginning on, and has 16 output tokens."""
     return ValidatedRequest(
         request_id=request_id,
-        prompt_ids=(1,),
+        prompt_ids=(1,) * (16 * pages - 15),
         sampling=Sampling(seed=seed),
-        stopping=Stopping(max_tokens=16 * pages),
+        stopping=Stopping(max_tokens=16),
         compression=Compression("full"),
         session_id=session_id,
         resume_output_ids=resume_output_ids,

@@ -1,15 +1,16 @@
 """Who runs next, and where."""
 
+import math
 from dataclasses import dataclass
 
 import pytest
 from fake_head import hello, request
 
-from cluster.admission import Admission
+from cluster.admission import LOOKAHEAD, PATIENCE, Admission
 from cluster.ledger import PipelineLedger
 from cluster.requests import ValidatedRequest
 from cluster.sessions import Sessions
-from pyramidserve.errors import OverloadedError, RequestTooLargeError
+from pyramidserve.errors import OverloadedError, RequestTimeoutError, RequestTooLargeError
 from pyramidserve.wire import stage_state_from_message
 
 
@@ -17,6 +18,8 @@ from pyramidserve.wire import stage_state_from_message
 class Waiting:
     request: ValidatedRequest
     arrived: float
+    tenant: str = ""
+    deadline: float = math.inf
 
 
 class Desk:
@@ -25,12 +28,19 @@ class Desk:
     def __init__(self, limit: int = 8) -> None:
         self.now = 0.0
         self.arrivals = 0
-        self.admission: Admission[Waiting] = Admission(limit, lambda: self.now)
+        self.admission: Admission[Waiting] = Admission(limit, {}, lambda: self.now)
         self.sessions = Sessions(8, 60, lambda: 0.0)
 
-    def enqueue(self, name: str, pages: int, *ledgers: PipelineLedger, session_id: str = "") -> Waiting:
+    def enqueue(
+        self,
+        name: str,
+        pages: int,
+        *ledgers: PipelineLedger,
+        session_id: str = "",
+        deadline: float = math.inf,
+    ) -> Waiting:
         self.arrivals += 1
-        item = Waiting(request(name, pages, session_id=session_id), self.arrivals)
+        item = Waiting(request(name, pages, session_id=session_id), self.arrivals, deadline=deadline)
         self.admission.enqueue(item, ledgers)
         return item
 
@@ -54,13 +64,68 @@ def test_free_pages_are_filled_in_order_of_arrival() -> None:
     assert len(desk.admission) == 1
 
 
-def test_the_first_that_does_not_fit_holds_the_rest_back() -> None:
+def test_smaller_ones_fill_what_one_that_does_not_fit_leaves() -> None:
     desk, books = Desk(), ledger(pages=5)
-    for name, pages in (("a", 3), ("b", 3), ("c", 1)):
+    for name, pages in (("a", 3), ("b", 3), ("c", 1), ("d", 1), ("e", 1)):
         desk.enqueue(name, pages, books)
-    assert desk.choose(books) == [("a", "p")]
-    books.release(1)
-    assert desk.choose(books) == [("b", "p"), ("c", "p")]
+    assert desk.choose(books) == [("a", "p"), ("c", "p"), ("d", "p")]
+    books.remove(1)
+    assert desk.choose(books) == [("b", "p")]
+
+
+def test_one_that_has_been_overtaken_for_long_holds_the_rest_back() -> None:
+    desk, books = Desk(), ledger(pages=5)
+    for name, pages in (("a", 3), ("b", 4), ("c", 1)):
+        desk.enqueue(name, pages, books)
+    assert desk.choose(books) == [("a", "p"), ("c", "p")]
+    desk.enqueue("d", 1, books)
+    desk.now = PATIENCE + 0.1
+    assert desk.choose(books) == []
+    books.remove(2)
+    assert desk.choose(books) == []
+    books.remove(1)
+    assert desk.choose(books) == [("b", "p"), ("d", "p")]
+
+
+def test_only_so_many_are_looked_at_behind_those_that_do_not_fit() -> None:
+    desk, books = Desk(limit=99), ledger(pages=5)
+    books.add(99, books.growth(request(pages=4), 16))
+    for number in range(LOOKAHEAD + 1):
+        desk.enqueue(f"large {number}", 5, books)
+    desk.enqueue("small", 1, books)
+    assert desk.choose(books) == []
+    books.remove(99)
+    assert desk.choose(books) == [("large 0", "p")]
+
+
+def test_a_deadline_that_cannot_be_met_is_refused_early() -> None:
+    desk = Desk()
+    desk.enqueue("unknown pace", 1, deadline=0.1)
+    desk.admission.remove(desk.enqueue("nothing in the queue", 1, deadline=0.1))
+    desk.now = 10.0
+    desk.admission.count_finished(request(), 16, seconds=8.0)  # half a second a token
+    desk.now = 12.0
+    desk.admission.count_finished(request(), 16, seconds=8.0)
+    desk.enqueue("in time", 1, deadline=12.0 + 2.0 + 8.1)
+    with pytest.raises(RequestTimeoutError, match=r"9\.0 s, and 16 output tokens") as late:
+        desk.enqueue("too late", 1, deadline=12.0 + 9.0)
+    assert late.value.reason == "deadline_unreachable"
+    assert desk.admission.decisions["deadline_unreachable"] == 1
+
+
+def test_what_has_waited_too_long_for_its_deadline_is_taken_out() -> None:
+    desk = Desk()
+    for seconds in (0.0, 1.0):
+        desk.now = seconds
+        desk.admission.count_finished(request(), 16, seconds=8.0)
+    late = desk.enqueue("late", 1, deadline=20.0)
+    desk.enqueue("early", 1, deadline=1e6)
+    assert desk.admission.take_too_late() == []
+    desk.now = 12.5
+    ((taken, error),) = desk.admission.take_too_late()
+    assert taken is late
+    assert error.reason == "deadline_unreachable"
+    assert len(desk.admission) == 1
 
 
 def test_sequence_ids_are_never_used_twice() -> None:
@@ -69,7 +134,7 @@ def test_sequence_ids_are_never_used_twice() -> None:
     for name in "abc":
         item = desk.enqueue(name, 1, books)
         (admitted,) = desk.admission.choose([books], desk.sessions)
-        books.release(admitted.sequence_id)
+        books.remove(admitted.sequence_id)
         desk.admission.requeue(item)
         (again,) = desk.admission.choose([books], desk.sessions)
         ids += [admitted.sequence_id, again.sequence_id]
@@ -122,9 +187,9 @@ def test_a_requeued_request_is_first_again() -> None:
     desk, books = Desk(), ledger(pages=2)
     items = [desk.enqueue(name, 1, books) for name in "abcd"]
     assert desk.choose(books) == [("a", "p"), ("b", "p")]
-    books.release(1)
+    books.remove(1)
     desk.admission.requeue(items[0])
-    books.release(2)
+    books.remove(2)
     desk.admission.requeue(items[1])
     assert desk.choose(books) == [("a", "p"), ("b", "p")]
     assert desk.admission.decisions["requeued"] == 2
@@ -132,9 +197,11 @@ def test_a_requeued_request_is_first_again() -> None:
 
 def test_a_removed_request_no_longer_holds_the_rest_back() -> None:
     desk, books = Desk(), ledger(pages=2)
-    books.reserve(99, (1,))
+    books.add(99, books.growth(request(), 16))
     first = desk.enqueue("a", 2, books)
+    assert desk.choose(books) == []
     desk.enqueue("b", 1, books)
+    desk.now = PATIENCE + 1
     assert desk.choose(books) == []
     desk.admission.remove(first)
     assert desk.choose(books) == [("b", "p")]
@@ -157,7 +224,7 @@ def test_the_retry_delay_is_the_time_that_the_queue_takes_to_drain() -> None:
         desk.enqueue(name, 1)
     for now in (10.0, 12.0, 14.0):
         desk.now = now
-        desk.admission.count_finished()
+        desk.admission.count_finished(request(), 16, 1.0)
     assert desk.admission.retry_delay() == pytest.approx(4 * 2.0)
     desk.now = 16.0
     assert desk.admission.retry_delay() == pytest.approx(4 * 3.0)
@@ -168,8 +235,8 @@ def test_the_retry_delay_is_the_time_that_the_queue_takes_to_drain() -> None:
 def test_the_retry_delay_forgets_what_is_long_past() -> None:
     desk = Desk()
     desk.enqueue("a", 1)
-    desk.admission.count_finished()
+    desk.admission.count_finished(request(), 16, 1.0)
     for step in range(64):
         desk.now = 1e6 + step
-        desk.admission.count_finished()
+        desk.admission.count_finished(request(), 16, 1.0)
     assert desk.admission.retry_delay() == pytest.approx(1.0)

@@ -7,9 +7,8 @@ from fake_head import request
 
 from cluster.ledger import PipelineLedger
 from pyramidserve.errors import ConfigurationError
-from pyramidserve.types import Compression, StageState
+from pyramidserve.types import Compression, StageState, Stopping
 from pyramidserve.v1 import pipeline_pb2 as pb
-from workers.kv.pages import IntegrityError
 
 
 def stage(first: int, end: int, pages: int = 8, page_bytes: int = 4096) -> StageState:
@@ -34,44 +33,34 @@ def ledger(max_sequences: int = 4) -> PipelineLedger:
     return PipelineLedger("p", [stage(0, 1), stage(1, 3)], max_sequences)
 
 
-def test_a_request_needs_its_peak_of_every_stage() -> None:
-    assert ledger().needs(request(pages=3)) == (3, 6)
+def test_a_request_grows_on_every_stage() -> None:
+    more = ledger().growth(replace(request(pages=3), stopping=Stopping(max_tokens=48)), 32)
+    assert (more.first, more.expected, more.most) == ((3, 6), (4, 8), (5, 10))
 
 
 def test_a_compressed_request_needs_less_of_deep_stages() -> None:
     books = PipelineLedger("p", [stage(0, 1, 999), stage(1, 2, 999)], 1)
     long = replace(request(), prompt_ids=(1,) * 1600, compression=Compression("pyramid", kv_keep=0.6))
-    shallow, deep = books.needs(long)
+    shallow, deep = books.growth(long, 1).most
     assert deep < shallow
 
 
-def test_pages_are_promised_until_they_are_released() -> None:
+def test_pages_are_counted_on_until_the_sequence_is_gone() -> None:
     books = ledger()
-    needs = books.needs(request(pages=3))
-    books.reserve(1, needs)
+    more = books.growth(request(pages=3), 16)
+    books.add(1, more)
     assert books.free == (5, 2)
-    assert not books.fits(needs)
-    assert books.could_ever_hold(needs)
-    books.check_integrity()
-    books.release(1)
+    assert not books.fits(more)
+    assert books.could_ever_hold(more)
+    books.remove(1)
     assert books.free == (8, 8)
-    books.check_integrity()
 
 
 def test_sequences_are_bounded() -> None:
     books = ledger(max_sequences=1)
-    books.reserve(1, (1, 1))
-    assert not books.fits((1, 1))
-
-
-def test_a_promise_beyond_the_pool_is_refused() -> None:
-    books = ledger()
-    with pytest.raises(IntegrityError):
-        books.reserve(1, (9, 0))
-    books.reserve(1, (1, 1))
-    with pytest.raises(IntegrityError):
-        books.reserve(1, (1, 1))
-    books.check_integrity()
+    more = books.growth(request(), 16)
+    books.add(1, more)
+    assert not books.fits(more)
 
 
 def test_what_never_fits_is_told_by_its_tightest_stage() -> None:
@@ -79,13 +68,13 @@ def test_what_never_fits_is_told_by_its_tightest_stage() -> None:
     assert error is not None
     assert "10 pages of stage 1 (layers 1 to 2)" in error.message
     assert "which has 8" in error.message
-    assert "max_tokens (now 80)" in error.message
+    assert "max_tokens (now 16)" in error.message
     assert ledger().too_large(request(pages=4)) is None
 
 
 def test_the_state_joins_promises_and_what_the_head_reports() -> None:
     books = ledger()
-    books.reserve(1, (2, 4))
+    books.add(1, books.growth(request(pages=2), 16))
     books.memory = [
         pb.StageMemory(pages_in_use=1, host_bytes=2, resident_bytes=3),
         pb.StageMemory(pages_in_use=4, host_bytes=5, resident_bytes=6),

@@ -1,6 +1,7 @@
 """One request, however many streams follow it."""
 
 import asyncio
+import math
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
@@ -35,7 +36,7 @@ class Abandoned(list[LiveRequest]):
     """The requests that were abandoned, and one that has output."""
 
     def live(self, resumed: tuple[int, ...] = ()) -> LiveRequest:
-        return LiveRequest(request(resume_output_ids=resumed), 0.0, self.append)
+        return LiveRequest(request(resume_output_ids=resumed), "", 0.0, math.inf, self.append)
 
 
 def test_a_follower_brings_what_is_there_then_what_comes() -> None:

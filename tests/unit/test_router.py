@@ -10,10 +10,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from cluster import admission
 from cluster.live import Follower
 from cluster.pipelines import AttachedPipeline
 from cluster.requests import ValidatedRequest
-from cluster.router import REFUSAL_PAUSE, Router
+from cluster.router import REFUSAL_PAUSE, REPLAYS, Router
 from pyramidserve.errors import (
     ConfigurationError,
     EngineError,
@@ -112,7 +113,7 @@ def test_a_request_runs_from_the_queue_to_its_receipt() -> None:
     assert bench.router.state().pipelines[0].stages[0].pages_in_use == 1
     bench.report(pipeline, tokens=[tokens(1, 1, 6)], finished=[finished(1, "r", 2)])
     started, output, receipt = events(follower)
-    assert started == Started(1, 7)
+    assert started == Started(17, 7)
     assert output == Tokens(0, (5, 6), " 5 6")
     assert isinstance(receipt, Receipt)
     assert (receipt.pipeline_id, receipt.time_to_first_token, receipt.output_tokens) == ("p", 1.0, 2)
@@ -130,9 +131,10 @@ def test_an_order_carries_all_that_the_head_needs() -> None:
     order = pipeline.orders.get_nowait()
     assert order is not None
     (start,) = order.start
-    assert (start.sequence_id, start.request_id, list(start.prompt_ids)) == (1, "r", [1])
+    assert (start.sequence_id, start.request_id, list(start.prompt_ids)) == (1, "r", [1] * 17)
     assert list(start.forced_output_ids) == [4, 5]
-    assert (start.sampling.seed, start.stopping.max_tokens, start.compression.policy) == (7, 32, "full")
+    assert (start.sampling.seed, start.stopping.max_tokens, start.compression.policy) == (7, 16, "full")
+    assert start.expected_tokens == 16
 
 
 def test_orders_say_how_many_go_on_waiting() -> None:
@@ -174,7 +176,7 @@ def test_what_only_a_lost_pipeline_could_hold_fails() -> None:
     large = bench.router.attach(hello("large", (9,)))
     first, second = bench.submit("first", 9), bench.submit("second", 9)
     bench.router.detach(large)
-    assert isinstance(end_of(first), UnavailableError)
+    assert isinstance(end_of(first), RequestTooLargeError)
     assert isinstance(end_of(second), RequestTooLargeError)
     bench.assert_empty()
 
@@ -265,7 +267,10 @@ def test_leaving_the_queue_lets_the_next_one_in() -> None:
     bench = Bench()
     pipeline = bench.router.attach(hello())
     bench.submit("a", 4)
-    first, _ = bench.submit("b", 8), bench.submit("c", 4)
+    first = bench.submit("b", 8)
+    bench.now = admission.PATIENCE + 1
+    bench.submit("c", 4)
+    assert bench.queued() == 2
     first.close()
     assert [request_id for _, request_id in orders(pipeline)[0]] == ["a", "c"]
     bench.router.check_integrity()
@@ -275,6 +280,7 @@ def test_what_a_head_has_no_room_for_waits_in_front() -> None:
     bench = Bench()
     pipeline = bench.router.attach(hello())
     for name in "abc":
+        bench.now += 1
         bench.submit(name, 4)
     bench.report(pipeline, failed=[failed(2, NO_ROOM)])
     assert bench.queued() == 2
@@ -316,15 +322,6 @@ def test_an_error_of_the_engine_reaches_the_client() -> None:
     bench.assert_empty()
 
 
-def test_a_cancellation_that_nobody_asked_for_is_a_loss() -> None:
-    bench = Bench()
-    pipeline = bench.router.attach(hello())
-    follower = bench.submit("r")
-    bench.report(pipeline, failed=[cancelled(1)])
-    assert isinstance(end_of(follower), UnavailableError)
-    bench.assert_empty()
-
-
 def test_output_out_of_order_fails_the_request_and_cancels_the_sequence() -> None:
     bench = Bench()
     pipeline = bench.router.attach(hello())
@@ -345,21 +342,68 @@ def test_a_receipt_that_makes_no_sense_is_an_engine_error() -> None:
     bench.assert_empty()
 
 
-def test_the_requests_of_a_lost_pipeline_fail_with_a_delay() -> None:
+def test_the_requests_of_a_lost_pipeline_go_on_behind_their_output() -> None:
+    bench = Bench()
+    lost = bench.router.attach(hello("lost"))
+    followers = [bench.submit("a"), bench.submit("b", resume_output_ids=(4,))]
+    bench.submit("c").close()
+    bench.report(lost, tokens=[tokens(1, 0, 5, 6), tokens(2, 1, 7)])
+    bench.now = 1.0
+    bench.router.detach(lost)
+    bench.router.detach(lost)
+    assert orders(lost)[2]
+    assert not bench.router.serving
+    assert (bench.queued(), bench.running()) == (2, 0)
+    bench.router.check_integrity()
+    bench.report(lost, tokens=[tokens(1, 2, 9)], finished=[finished(2)])  # nobody listens any more
+    bench.now = 2.0
+    other = bench.router.attach(hello("other"))
+    order = [other.orders.get_nowait() for _ in range(2)]
+    starts = [start for each in order if each for start in each.start]
+    assert [(s.sequence_id, s.request_id, list(s.forced_output_ids)) for s in starts] == [
+        (4, "a", [5, 6]),
+        (5, "b", [4, 7]),
+    ]
+    bench.report(other, tokens=[tokens(4, 2, 8)], finished=[finished(4, "a", 3), finished(5, "b", 2)])
+    for follower, expected in zip(followers, [(5, 6, 8), (7,)], strict=True):
+        _, output, receipt = events(follower)
+        assert isinstance(output, Tokens)
+        assert output.token_ids == expected
+        assert isinstance(receipt, Receipt)
+        assert (receipt.pipeline_id, receipt.queue_time) == ("other", 0.0)
+    assert bench.router.state().decisions["replayed"] == 2
+    bench.assert_empty()
+
+
+def test_what_was_lost_comes_before_what_arrived_later() -> None:
+    bench = Bench()
+    lost = bench.router.attach(hello("lost", pages=(8,)))
+    bench.submit("a", 8)
+    bench.now = 1.0
+    bench.submit("b", 8)
+    bench.router.detach(lost)
+    assert orders(bench.router.attach(hello("other", pages=(8,))))[0] == [(2, "a")]
+
+
+def test_a_request_that_loses_every_pipeline_fails_with_a_delay() -> None:
+    bench = Bench()
+    follower = bench.submit("a")
+    for number in range(REPLAYS + 1):
+        bench.router.check_integrity()
+        bench.router.detach(bench.router.attach(hello(f"p{number}")))
+    error = end_of(follower)
+    assert isinstance(error, UnavailableError)
+    assert error.retry_delay is not None
+    assert f"lost {REPLAYS + 1} pipelines, p{REPLAYS} the last" in error.message
+    bench.assert_empty()
+
+
+def test_what_a_head_cancels_by_itself_is_replayed() -> None:
     bench = Bench()
     pipeline = bench.router.attach(hello())
-    followers = [bench.submit("a"), bench.submit("b")]
-    bench.submit("c").close()
-    bench.router.detach(pipeline)
-    bench.router.detach(pipeline)
-    for follower in followers:
-        error = end_of(follower)
-        assert isinstance(error, UnavailableError)
-        assert error.retry_delay is not None
-    assert orders(pipeline)[2]
-    assert not bench.router.serving
-    bench.report(pipeline, finished=[finished(1)])
-    bench.assert_empty()
+    bench.submit("a")
+    bench.report(pipeline, failed=[cancelled(1)])
+    assert orders(pipeline)[0] == [(1, "a"), (2, "a")]
 
 
 def test_a_pipeline_that_attaches_again_takes_its_own_place() -> None:
@@ -367,11 +411,11 @@ def test_a_pipeline_that_attaches_again_takes_its_own_place() -> None:
     old = bench.router.attach(hello())
     follower = bench.submit("a")
     new = bench.router.attach(hello())
-    assert isinstance(end_of(follower), UnavailableError)
     bench.router.detach(old)
     assert bench.router.serving
-    bench.submit("b")
-    assert orders(new)[0] == [(2, "b")]
+    assert orders(new)[0] == [(2, "a")]
+    bench.report(new, finished=[finished(2)])
+    assert isinstance(events(follower)[-1], Receipt)
 
 
 def test_a_session_stays_where_it_is() -> None:
@@ -480,9 +524,7 @@ class RouterMachine(RuleBasedStateMachine):
         """The head learns what it is to run, and confirms what it is to cancel."""
         pipeline = data.draw(st.sampled_from(self.pipelines))
         head = self.heads[id(pipeline)]
-        start, cancel, ended = orders(pipeline)
-        assert not ended
-        head.update({sequence_id: 0 for sequence_id, _ in start})
+        cancel = self.take_starts(pipeline)
         confirmed = [sequence_id for sequence_id in cancel if head.pop(sequence_id, None) is not None]
         self.bench.report(pipeline, failed=[cancelled(sequence_id) for sequence_id in confirmed])
 
@@ -493,7 +535,7 @@ class RouterMachine(RuleBasedStateMachine):
         index = self.heads[id(pipeline)][key]
         if index < 16:
             self.heads[id(pipeline)][key] += 1
-            self.bench.report(pipeline, tokens=[tokens(key, index, 5)])
+            self.bench.report(pipeline, tokens=[tokens(key, index, index)])
 
     @precondition(lambda self: self.choices())
     @rule(data=st.data(), how=st.sampled_from(["finished", "no room", "error"]))
@@ -527,9 +569,21 @@ class RouterMachine(RuleBasedStateMachine):
             follower.close()
         self.bench.assert_empty()
 
+    def take_starts(self, pipeline: AttachedPipeline) -> list[int]:
+        """The head begins what it is to start, behind the output that is forced; returns what to cancel."""
+        cancel: list[int] = []
+        while not pipeline.orders.empty():
+            order = pipeline.orders.get_nowait()
+            assert order is not None
+            for start in order.start:
+                assert list(start.forced_output_ids) == list(range(len(start.forced_output_ids)))
+                self.heads[id(pipeline)][start.sequence_id] = len(start.forced_output_ids)
+            cancel += order.cancel
+        return cancel
+
     def finish_all(self, pipeline: AttachedPipeline) -> None:
         head = self.heads[id(pipeline)]
-        head.update({sequence_id: 0 for sequence_id, _ in orders(pipeline)[0]})
+        self.take_starts(pipeline)
         self.bench.report(pipeline, finished=[finished(sequence_id) for sequence_id in head])
         head.clear()
 

@@ -2,10 +2,13 @@
 
 import asyncio
 import random
+import shutil
+import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import grpc.aio
 import pytest
@@ -16,9 +19,11 @@ from test_requests import FACTS, Letters
 
 from cluster.requests import ValidatedRequest, validate_request
 from cluster.router import Router
-from cluster.server import RouterServer, serve
+from cluster.server import RouterServer, serve, server_credentials
+from cluster.tenants import Tenant, Tenants
 from pyramidserve import AsyncClient, AsyncReplyStream
 from pyramidserve.errors import (
+    ConfigurationError,
     EngineError,
     InvalidRequestError,
     OverloadedError,
@@ -26,6 +31,7 @@ from pyramidserve.errors import (
     RequestConflictError,
     RequestTimeoutError,
     RequestTooLargeError,
+    UnauthenticatedError,
     UnavailableError,
     UnknownSessionError,
 )
@@ -36,6 +42,7 @@ from pyramidserve.v1 import pipeline_pb2
 MAX_MESSAGE_BYTES = 100_000
 LONG = Stopping(max_tokens=112)  # seven of a stage's eight pages
 GREEDY = Sampling(seed=7)
+NOBODY = Tenants({})  # everybody is the same tenant
 
 
 @dataclass(frozen=True)
@@ -48,7 +55,7 @@ class Site:
     target: str
 
     def head(self, introduction: pipeline_pb2.Hello | None = None) -> FakeHead:
-        return FakeHead(self.target, introduction or hello())
+        return FakeHead(f"127.0.0.1:{self.server.registry_port}", introduction or hello())
 
     def stream(self, request_id: str = "r", **options: object) -> AsyncReplyStream:
         """A request for sixteen tokens."""
@@ -66,13 +73,48 @@ class Site:
         self.router.check_integrity()
 
 
+@dataclass(frozen=True)
+class TLSFiles:
+    """A certificate that vouches for itself, and its key."""
+
+    certificate: Path
+    key: Path
+
+
+@pytest.fixture
+def tls(tmp_path: Path) -> TLSFiles:
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not installed, and makes the certificate")
+    files = TLSFiles(tmp_path / "certificate.pem", tmp_path / "key.pem")
+    subprocess.run(
+        [
+            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"),
+            *("-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"),
+            *("-keyout", files.key, "-out", files.certificate),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    return files
+
+
 @asynccontextmanager
-async def site(queue_limit: int = 4) -> AsyncIterator[Site]:
+async def site(
+    queue_limit: int = 4, tenants: Tenants = NOBODY, credentials: grpc.ServerCredentials | None = None
+) -> AsyncIterator[Site]:
     router = Router("toy", queue_limit=queue_limit, session_limit=8, session_max_age=60)
     validate = partial(
         validate_request, tokenizer=Letters(), facts=FACTS, default_compression=Compression("full")
     )
-    server = await serve(router, validate, port=0, max_message_bytes=MAX_MESSAGE_BYTES, bind_timeout=0)
+    server = await serve(
+        router,
+        validate,
+        tenants,
+        port=0,
+        credentials=credentials,
+        max_message_bytes=MAX_MESSAGE_BYTES,
+        bind_timeout=0,
+    )
     target = f"127.0.0.1:{server.port}"
     try:
         async with AsyncClient(target, timeout=PATIENCE) as client:
@@ -176,17 +218,24 @@ def test_a_deadline_cancels() -> None:
     run(scenario)
 
 
-def test_the_loss_of_the_head_reaches_the_client_with_a_delay() -> None:
+def test_a_stream_goes_on_with_another_head_when_one_is_lost() -> None:
     async def scenario() -> None:
         async with site() as at:
             async with at.head() as head:
                 stream = at.stream()
                 await anext(stream)
-                await head.started()
-            with pytest.raises(UnavailableError, match="pipeline p was lost") as lost:
-                await events_of(stream)
-            assert lost.value.retry_delay == 1.0
+                start = await head.started()
+                await head.report(pipeline_pb2.StepReport(tokens=[tokens(start.sequence_id, 0, 0)]))
+                assert await anext(stream) == Tokens(0, (0,), " 0")
             await until(lambda: not at.router.serving)
+            async with at.head(hello("other")) as head:
+                answering = asyncio.create_task(head.run())
+                *rest, receipt = await events_of(stream)
+                answering.cancel()
+            chunks = [event for event in rest if isinstance(event, Tokens)]
+            assert [token for chunk in chunks for token in chunk.token_ids] == list(range(1, 16))
+            assert isinstance(receipt, Receipt)
+            assert (receipt.pipeline_id, receipt.replays) == ("other", 1)
             await at.emptied()
 
     run(scenario)
@@ -260,7 +309,9 @@ def test_an_unexpected_error_tells_clients_nothing(caplog: pytest.LogCaptureFixt
 
     async def scenario() -> None:
         router = Router("toy", queue_limit=1, session_limit=1, session_max_age=1)
-        server = await serve(router, fail, port=0, max_message_bytes=MAX_MESSAGE_BYTES, bind_timeout=0)
+        server = await serve(
+            router, fail, NOBODY, port=0, max_message_bytes=MAX_MESSAGE_BYTES, bind_timeout=0
+        )
         async with AsyncClient(f"127.0.0.1:{server.port}") as client:
             with pytest.raises(EngineError) as raised:
                 await client.generate("x", request_id="r-17")
@@ -353,11 +404,8 @@ def test_reflection_names_the_services() -> None:
             )
             answer = await call.read()
             names = {service.name for service in answer.list_services_response.service}
-            assert names >= {
-                "pyramidserve.v1.Inference",
-                "pyramidserve.v1.PipelineRegistry",
-                "grpc.health.v1.Health",
-            }
+            assert names >= {"pyramidserve.v1.Inference", "grpc.health.v1.Health"}
+            assert "pyramidserve.v1.PipelineRegistry" not in names  # it is inside
 
     run(scenario)
 
@@ -366,7 +414,9 @@ def test_a_port_in_use_is_named() -> None:
     async def scenario() -> None:
         async with site() as at:
             with pytest.raises(PortInUseError, match=f"127.0.0.1:{at.server.port}.*choose another port"):
-                await serve(at.router, _unused, port=at.server.port, max_message_bytes=1, bind_timeout=0)
+                await serve(
+                    at.router, _unused, NOBODY, port=at.server.port, max_message_bytes=1, bind_timeout=0
+                )
 
     run(scenario)
 
@@ -378,6 +428,7 @@ def test_a_replacement_waits_for_the_port() -> None:
                 serve(
                     at.router,
                     _unused,
+                    NOBODY,
                     port=at.server.port,
                     max_message_bytes=MAX_MESSAGE_BYTES,
                     bind_timeout=PATIENCE,
@@ -439,3 +490,67 @@ def test_disconnecting_at_any_moment_leaves_nothing_behind(caplog: pytest.LogCap
 
 def _unused(request: pb.GenerateRequest) -> ValidatedRequest:
     raise AssertionError("no request was to come")
+
+
+def test_callers_are_told_apart_by_their_tokens() -> None:
+    async def scenario() -> None:
+        tenants = Tenants({"a-token": Tenant("a"), "b-token": Tenant("b")})
+        async with site(tenants=tenants) as at, at.head() as head:
+            with pytest.raises(UnauthenticatedError, match="is missing"):
+                await events_of(at.stream())
+            with pytest.raises(UnauthenticatedError, match="is missing"):
+                await at.client.cluster_state()
+            async with (
+                AsyncClient(at.target, timeout=PATIENCE, token="a-token") as a,
+                AsyncClient(at.target, timeout=PATIENCE, token="b-token") as b,
+            ):
+                answering = asyncio.create_task(head.run())
+                # The same ids are no conflict between tenants, and the sessions are each one's own.
+                for client, prompt in ((a, [1]), (b, [2])):
+                    await client.generate(
+                        prompt, request_id="r", session_id="s", stopping=Stopping(max_tokens=2)
+                    )
+                assert await a.end_session("s") == 1
+                with pytest.raises(UnknownSessionError):
+                    await a.end_session("s")
+                assert await b.end_session("s") == 1
+                answering.cancel()
+            await at.emptied()
+
+    run(scenario)
+
+
+def test_a_deadline_that_cannot_be_met_is_told_at_once() -> None:
+    async def scenario() -> None:
+        async with site() as at, at.head() as head:
+            answering = asyncio.create_task(head.run())
+            await events_of(at.stream("learnt from", stopping=Stopping(max_tokens=16)))
+            answering.cancel()
+            at.router._admission._paces.append(10.0)  # seconds a token
+            with pytest.raises(RequestTimeoutError, match="16 output tokens would take") as refused:
+                await events_of(at.client.stream([1], timeout=30.0, stopping=Stopping(max_tokens=16)))
+            assert refused.value.reason == "deadline_unreachable"
+            await at.emptied()
+
+    run(scenario)
+
+
+def test_clients_and_the_router_speak_tls(tls: TLSFiles) -> None:
+    async def scenario() -> None:
+        credentials = server_credentials(str(tls.certificate), str(tls.key))
+        async with site(credentials=credentials) as at, at.head() as head:
+            answering = asyncio.create_task(head.run())
+            async with AsyncClient(at.target, certificate=tls.certificate.read_bytes()) as client:
+                reply = await client.generate([1], stopping=Stopping(max_tokens=3))
+                assert len(reply.token_ids) == 3
+            with pytest.raises(UnavailableError):
+                await at.client.cluster_state()
+            answering.cancel()
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(("certificate", "key"), [("/nowhere.pem", ""), ("", "/nowhere.pem")])
+def test_tls_files_that_are_not_there_are_named(certificate: str, key: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"nowhere\.pem.*give both"):
+        server_credentials(certificate, key)

@@ -18,8 +18,8 @@ from pyramidserve.types import (
     Tokens,
 )
 from workers.engine.loop import EngineLoop, LoopEvent, SequenceFinished, SequenceTokens, SequenceTraced
+from workers.engine.memory import PipelineLayout
 from workers.engine.pipeline import Connect, connect_local
-from workers.engine.scheduler import PipelineLayout
 from workers.engine.sequence import SequenceRequest
 from workers.engine.stage import StageConfig
 from workers.engine.validation import settle
@@ -89,6 +89,7 @@ class Engine:
         layout = PipelineLayout(
             shards=tuple(fact.layout for fact in self.facts),
             pages=tuple(fact.pages for fact in self.facts),
+            host_pages=tuple(fact.host_bytes_limit // fact.layout.page_bytes for fact in self.facts),
             layers=self.model.layers,
             max_sequences=config.max_sequences,
             max_prefill_tokens=config.max_prefill_tokens,
@@ -122,11 +123,11 @@ class Engine:
             forced_output_ids=request.resume_output_ids,
             trace=request.trace,
         )
-        scheduler = self.loop.scheduler
-        pages = scheduler.pages(sequence)
-        if not scheduler.ledger.could_ever_hold(pages):
+        memory = self.loop.scheduler.memory
+        growth = memory.growth(sequence)
+        if not memory.forecast.could_ever_hold(growth):
             raise RequestTooLargeError(
-                f"the request needs {list(pages)} pages of pools of {list(scheduler.ledger.pages)}; "
+                f"the request needs {list(growth.most)} pages of pools of {list(memory.forecast.pages)}; "
                 "lower max_tokens or kv_keep, or give the engine more kv_bytes"
             )
         self._waiting.append(sequence)
@@ -134,8 +135,8 @@ class Engine:
 
     def step(self) -> list[LoopEvent]:
         """Admits what fits, in order, and advances by one step."""
-        while self._waiting and self.loop.admit(self._waiting[0]):
-            self._waiting.popleft()
+        while self._waiting and self.loop.scheduler.memory.fits(self._waiting[0]):
+            self.loop.admit(self._waiting.popleft())
         self.loop.scheduler.queued = len(self._waiting)
         return self.loop.advance()
 

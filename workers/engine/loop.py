@@ -9,8 +9,9 @@ import torch
 from pyramidserve.types import Receipt, Tokens
 from workers.compression.policies import plan
 from workers.engine.detokenizer import Detokenizer
+from workers.engine.memory import PipelineLayout
 from workers.engine.pipeline import Pipeline
-from workers.engine.scheduler import PipelineLayout, Scheduler
+from workers.engine.scheduler import Scheduler
 from workers.engine.sequence import Decode, RunningSequence, SequenceRequest
 from workers.engine.step import PrefillTrace, ShardMemory, Step, StepKind, TopLogits
 
@@ -68,7 +69,7 @@ class EngineLoop:
         return not self.scheduler.sequences
 
     def admit(self, request: SequenceRequest) -> bool:
-        """Starts a validated request; False if there is no room for its peak now."""
+        """Starts a validated request; False if there are too many, or the pool could never hold it."""
         return self.scheduler.admit(
             RunningSequence(
                 request=request,
@@ -120,7 +121,7 @@ class EngineLoop:
             sequence = self.scheduler.sequences[key]
             if sequence.cancelled:
                 events.append(SequenceCancelled(key))
-            else:
+            elif sequence.finish_reason is not None:  # else its KV makes room for others
                 receipt = sequence.receipt([shard[row] for shard in step.released])
                 events.append(SequenceFinished(key, receipt))
         return events

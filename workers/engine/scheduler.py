@@ -1,38 +1,20 @@
 """Decides what a pipeline does next. Pure: no tensors, no time, no threads."""
 
-from collections import deque
+import itertools
+from collections import Counter, deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from workers.compression.policies import plan
 from workers.engine.cohorts import Cohorts
+from workers.engine.memory import PipelineLayout, PipelineMemory
 from workers.engine.sequence import RunningSequence, SequenceRequest
 from workers.engine.step import SequenceSpec, Step, StepKind
-from workers.kv.footprint import ShardLayout, peak_pages
-from workers.kv.ledger import Ledger
 
-
-@dataclass(frozen=True)
-class PipelineLayout:
-    """A pipeline's shards in order of rank, and its bounds.
-
-    Attributes:
-        shards: layers and page size of each.
-        pages: size of each shard's pool, in pages.
-        layers: layers of the whole model.
-        max_sequences: sequences at once, at most.
-        max_prefill_tokens: rows of the prefill micro-batches of all shards together, unless one prompt
-            alone is longer.
-    """
-
-    shards: tuple[ShardLayout, ...]
-    pages: tuple[int, ...]
-    layers: int
-    max_sequences: int
-    max_prefill_tokens: int
+# A step, and the token ids of its rows.
+Work = tuple[Step, npt.NDArray[np.int64]]
+NO_TOKENS = np.zeros(0, dtype=np.int64)
 
 
 # Prompts that begin together, in units of ``max_prefill_tokens``, at most.
@@ -45,8 +27,10 @@ QUIET_SLICE, BUSY_SLICE = 1.3, 4.0
 class Scheduler:
     """Mixes prefill and decode into micro-batches and keeps every shard busy.
 
-    At most one release, and as many prefills and decode micro-batches each as there are shards, are under
-    way. A sequence is admitted only if its peak fits on every shard, so that no step can run out of pages.
+    At most one step that moves or releases sequences, and as many prefills and decode micro-batches each as
+    there are shards, are under way. Sequences may be admitted that will not all find room at their peak:
+    when the next step has none, the youngest makes room. Its KV goes to the host, or is computed anew
+    later where the host has no room. The oldest never does, so that all come to their end.
 
     Attributes:
         queued: requests that wait outside for room.
@@ -54,13 +38,16 @@ class Scheduler:
 
     def __init__(self, layout: PipelineLayout) -> None:
         self.layout = layout
-        self.ledger = Ledger(layout.pages, layout.max_sequences)
+        self.memory = PipelineMemory(layout)
         self.sequences: dict[int, RunningSequence] = {}
         self.queued = 0
         self._waiting: deque[int] = deque()
         self._cohorts = Cohorts()
         self._ready: deque[int] = deque()
         self._ended: deque[int] = deque()
+        # Those whose KV is given up, and the one that moves to the host or back.
+        self._restarting: set[int] = set()
+        self._moving: int | None = None
         self._under_way: dict[int, StepKind] = {}
         self._steps = 0
 
@@ -68,18 +55,11 @@ class Scheduler:
     def steps_under_way(self) -> int:
         return len(self._under_way)
 
-    def pages(self, request: SequenceRequest) -> tuple[int, ...]:
-        """Pages that ``request`` takes of each shard at its peak."""
-        keep = plan(request.compression, len(request.prompt_ids), self.layout.layers)
-        return tuple(peak_pages(keep, shard, request.max_tokens) for shard in self.layout.shards)
-
     def admit(self, sequence: RunningSequence) -> bool:
-        """Reserves the peak of ``sequence`` and queues its prefill; False if there is no room now."""
-        pages = self.pages(sequence.request)
-        if not self.ledger.fits(pages):
+        """Queues the prefill of ``sequence``; False if there are too many, or no room for it alone."""
+        if not self.memory.add(sequence):
             return False
         key = sequence.request.sequence
-        self.ledger.reserve(key, pages)
         self.sequences[key] = sequence
         self._waiting.append(key)
         return True
@@ -98,35 +78,49 @@ class Scheduler:
             self._forget(key)
             return True
         sequence.cancelled = True
-        ready = key in self._ready
-        if ready:
-            self._ready.remove(key)
-        if ready or self._cohorts.rests(key):
-            self._cohorts.remove(key)
+        if self._set_aside(key) or (key in self.memory.suspended and key != self._moving):
             self._ended.append(key)
         return False
 
-    def next_step(self) -> tuple[Step, npt.NDArray[np.int64]] | None:
+    def next_step(self) -> Work | None:
         """The next step to send down the pipeline and its token ids [rows]; None: wait for results."""
-        kinds = list(self._under_way.values())
-        if self._ended and StepKind.RELEASE not in kinds:
+        kinds = Counter(self._under_way.values())
+        moving = kinds[StepKind.RELEASE] > 0 or self._moving is not None
+        if self._ended and not moving:
             return self._release()
-        if self._ready and kinds.count(StepKind.DECODE) < len(self.layout.shards):
-            return self._decode()
-        if self._waiting and kinds.count(StepKind.PREFILL) < len(self.layout.shards):
+        if self._ready and kinds[StepKind.DECODE] < len(self.layout.shards):
+            keys = self._decode_group()
+            if self.memory.hold(keys, self._fed(keys), more=1):
+                return self._decode(keys)
+            return None if moving else self._make_room()
+        if self.memory.suspended:
+            return None if moving else self._resume()
+        if self._waiting and kinds[StepKind.PREFILL] < len(self.layout.shards):
             return self._prefill()
         return None
 
     def finish_step(self, step: Step) -> None:
         """Takes note that ``step`` has passed all shards; outputs have been accepted before."""
         del self._under_way[step.number]
-        if step.kind is StepKind.RELEASE:
-            for key in step.sequences:
-                self._forget(key)
-            return
+        match step.kind:
+            case StepKind.RELEASE:
+                for key in step.sequences:
+                    self._released(key)
+            case StepKind.SUSPEND | StepKind.RESUME:
+                self._moved(step.kind, *step.sequences)
+            case _:
+                self._grown(step)
+
+    def check_integrity(self) -> None:
+        """Raises IntegrityError unless all pages belong to live sequences."""
+        self.memory.check_integrity(self.sequences)
+
+    def _grown(self, step: Step) -> None:
         ended = [key for key in step.sequences if self.sequences[key].ended]
         going_on = [key for key in step.sequences if key not in ended]
         self._ended.extend(ended)
+        if going_on:
+            self.memory.hold(going_on, self._fed(going_on))
         if step.kind is StepKind.PREFILL:
             self._ready.extend(self._cohorts.prefilled(step.sequences, going_on))
             return
@@ -134,44 +128,102 @@ class Scheduler:
             self._cohorts.remove(key)
         self._ready.extend(key for key in going_on if not self._cohorts.rest(key))
 
-    def check_integrity(self) -> None:
-        """Raises IntegrityError unless every reservation belongs to a live sequence."""
-        self.ledger.check_integrity()
+    def _released(self, key: int) -> None:
+        if key not in self._restarting or self.sequences[key].cancelled:
+            self._forget(key)
+            return
+        self._restarting.remove(key)
+        self.memory.hold_nothing(key)
+        self.sequences[key].reached = 0
+        self._waiting.appendleft(key)
+
+    def _moved(self, kind: StepKind, key: int) -> None:
+        self._moving = None
+        if kind is StepKind.SUSPEND:
+            self.memory.hold_nothing(key)
+        if self.sequences[key].cancelled:
+            self._ended.append(key)
+        elif kind is StepKind.RESUME:
+            self._ready.append(key)
+
+    def _fed(self, keys: Sequence[int]) -> list[int]:
+        return [self.sequences[key].fed for key in keys]
 
     def _forget(self, key: int) -> None:
-        self.ledger.release(key)
+        self.memory.remove(key)
+        self._restarting.discard(key)
         del self.sequences[key]
+
+    def _set_aside(self, key: int) -> bool:
+        """Takes a sequence out that is ready or rests; returns whether it was one."""
+        idle = key in self._ready or self._cohorts.rests(key)
+        if idle:
+            if key in self._ready:
+                self._ready.remove(key)
+            self._ready.extend(self._cohorts.remove(key))
+        return idle
+
+    def _make_room(self) -> Work | None:
+        """Preempts the youngest sequence that no step carries, unless it is the only one."""
+        idle = [key for key in self.sequences if key in self._ready or self._cohorts.rests(key)]
+        if len(idle) < 2:
+            return None
+        key = idle[-1]
+        self._set_aside(key)
+        self.sequences[key].preemptions += 1
+        if not self.memory.suspend(key):
+            self._restarting.add(key)
+            self._ended.append(key)
+            return self._release()
+        return self._move(StepKind.SUSPEND, key)
+
+    def _resume(self) -> Work | None:
+        """Brings the oldest suspended sequence back, if there is room again."""
+        suspended = (key for key in self.sequences if key in self.memory.suspended)
+        key = next((key for key in suspended if not self.sequences[key].cancelled), None)
+        if key is None or not self.memory.resume(self.sequences[key]):
+            return None
+        return self._move(StepKind.RESUME, key)
+
+    def _move(self, kind: StepKind, key: int) -> Work:
+        self._moving = key
+        return self._step(kind, (key,)), NO_TOKENS
 
     def _form_cohort(self) -> None:
         """Makes those a cohort that wait now, as far as COHORT_PREFILLS micro-batches go."""
         keys: list[int] = []
         room = COHORT_PREFILLS * self.layout.max_prefill_tokens
-        for key in self._waiting:
+        for key in itertools.takewhile(lambda key: key not in self._cohorts, self._waiting):
             room -= len(self._request(key).prompt_ids)
             if room < 0 and keys:
                 break
             keys.append(key)
         self._cohorts.form(keys)
 
-    def _release(self) -> tuple[Step, npt.NDArray[np.int64]]:
+    def _release(self) -> Work:
         step = self._step(StepKind.RELEASE, tuple(self._ended))
         self._ended.clear()
-        return step, np.zeros(0, dtype=np.int64)
+        return step, NO_TOKENS
 
-    def _prefill(self) -> tuple[Step, npt.NDArray[np.int64]]:
+    def _prefill(self) -> Work | None:
+        """Prefills for as many prompts, in order, as a micro-batch and the free pages have room for."""
         if self._waiting[0] not in self._cohorts:
             self._form_cohort()
-        keys = [self._waiting.popleft()]
-        tokens = len(self._request(keys[0]).prompt_ids)
+        keys: list[int] = []
+        tokens = 0
         # Smaller ones with more shards, so that all of these have something to do soon.
         limit = self.layout.max_prefill_tokens // len(self.layout.shards)
-        while self._waiting:
-            more = len(self._request(self._waiting[0]).prompt_ids)
-            same = self._cohorts.same(keys[0], self._waiting[0])
-            if not same or tokens + more > limit:
+        for key in self._waiting:
+            tokens += len(self._request(key).prompt_ids)
+            if keys and (tokens > limit or not self._cohorts.same(keys[0], key)):
                 break
-            tokens += more
-            keys.append(self._waiting.popleft())
+            if not self.memory.hold([key], [0]):
+                break
+            keys.append(key)
+        if not keys:
+            return self._wait_for_room()
+        for _ in keys:
+            self._waiting.popleft()
         requests = [self._request(key) for key in keys]
         step = self._step(
             StepKind.PREFILL,
@@ -183,14 +235,27 @@ class Scheduler:
         )
         return step, np.array([token for request in requests for token in request.prompt_ids])
 
-    def _decode(self) -> tuple[Step, npt.NDArray[np.int64]]:
-        decoding = sum(bool(sequence.output_ids) for sequence in self.sequences.values())
+    def _wait_for_room(self) -> Work | None:
+        """Wakes those that wait for prefills for which there is no room, as their end makes it."""
+        for key in self._waiting:
+            self._ready.extend(self._cohorts.remove(key))
+        return self.next_step() if self._ready and not self._under_way else None
+
+    def _decode_group(self) -> list[int]:
+        """Those that decode next: of all that do, an equal part for each shard."""
+        decoding = sum(sequence.reached > 0 for sequence in self.sequences.values()) - len(
+            self.memory.suspended
+        )
         group = min(len(self._ready), -(-decoding // len(self.layout.shards)))
-        keys = tuple(self._ready.popleft() for _ in range(group))
+        return list(itertools.islice(self._ready, group))
+
+    def _decode(self, keys: list[int]) -> Work:
+        for _ in keys:
+            self._ready.popleft()
         sequences = [self.sequences[key] for key in keys]
-        ends = [len(s.request.prompt_ids) + len(s.output_ids) - 1 for s in sequences]
-        step = self._step(StepKind.DECODE, keys, rows=(1,) * group, positions=[np.array(ends)])
-        return step, np.array([sequence.output_ids[-1] for sequence in sequences])
+        ends = [len(sequence.request.prompt_ids) + sequence.fed for sequence in sequences]
+        step = self._step(StepKind.DECODE, tuple(keys), rows=(1,) * len(keys), positions=[np.array(ends)])
+        return step, np.array([sequence.output_ids[sequence.fed] for sequence in sequences])
 
     def _step(
         self,
@@ -210,7 +275,7 @@ class Scheduler:
             sequences=keys,
             rows=rows,
             positions=np.concatenate([np.zeros(0), *positions]).astype(np.int32),
-            output_indices=tuple(len(sequence.output_ids) for sequence in sequences),
+            output_indices=tuple(sequence.reached for sequence in sequences),
             forced=tuple(sequence.forced for sequence in sequences),
             new=new,
             slice_steps=slice_steps,

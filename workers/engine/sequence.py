@@ -16,7 +16,7 @@ from pyramidserve.types import (
 from workers.compression.plan import KeepPlan
 from workers.compression.policies import policy_name
 from workers.engine.detokenizer import Detokenizer
-from workers.kv.cache import ReleasedSequence
+from workers.kv.entry import ReleasedSequence
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class SequenceRequest:
     """A validated request; ``sampling.seed`` and ``stopping.max_tokens`` are set.
 
     ``forced_output_ids`` are taken as output before sampling begins, without being reported again.
+    ``expected_tokens``: how long its output will probably be; 0: as long as it may be.
     """
 
     sequence: int
@@ -34,6 +35,7 @@ class SequenceRequest:
     compression: Compression
     forced_output_ids: tuple[int, ...] = ()
     trace: bool = False
+    expected_tokens: int = 0
 
     @property
     def max_tokens(self) -> int:
@@ -43,7 +45,13 @@ class SequenceRequest:
 
 @dataclass
 class RunningSequence:
-    """A sequence that has pages reserved."""
+    """An admitted sequence.
+
+    Attributes:
+        reached: outputs that its KV is of or that are next to be fed; fewer than ``output_ids`` while it is
+            replayed after it has lost its KV.
+        preemptions: how often it had to make room for others.
+    """
 
     request: SequenceRequest
     plan: KeepPlan
@@ -51,6 +59,8 @@ class RunningSequence:
     started: float
     output_ids: list[int] = field(default_factory=list)
     token_times: list[float] = field(default_factory=list)
+    reached: int = 0
+    preemptions: int = 0
     finish_reason: FinishReason | None = None
     cancelled: bool = False
 
@@ -62,13 +72,20 @@ class RunningSequence:
     @property
     def forced(self) -> int:
         """The id that the next output is to be, or -1."""
-        forced = self.request.forced_output_ids
-        done = len(self.output_ids)
-        return forced[done] if done < len(forced) else -1
+        given = (self.output_ids, self.request.forced_output_ids)
+        return next((ids[self.reached] for ids in given if self.reached < len(ids)), -1)
+
+    @property
+    def fed(self) -> int:
+        """Output tokens that are in its KV, once it has been prefilled."""
+        return self.reached - 1
 
     def accept(self, token: int, now: float, eos_ids: Sequence[int]) -> str:
         """Takes one output id; sets ``finish_reason`` if it is the last. Returns the new text."""
         stopping = self.request.stopping
+        self.reached += 1
+        if self.reached <= len(self.output_ids):
+            return ""
         self.output_ids.append(token)
         self.token_times.append(now)
         text = self.detokenizer.push(token)
@@ -115,6 +132,8 @@ class RunningSequence:
             inter_token_p99=percentile99(gaps),
             layers=tuple(layer for shard in shards for layer in shard.layers),
             pipeline_id="",
+            preemptions=self.preemptions,
+            replays=0,
         )
 
 

@@ -16,7 +16,8 @@ from workers.engine.prefill import Prefill
 from workers.engine.sampling import sample
 from workers.engine.step import PrefillTrace, ShardMemory, Step, StepKind, TopLogits
 from workers.kernels.choose import choose_dtype, choose_kernels
-from workers.kv.cache import ReleasedSequence, ShardCache
+from workers.kv.cache import ShardCache
+from workers.kv.entry import ReleasedSequence
 from workers.kv.footprint import ShardLayout
 from workers.kv.host import HostStore
 from workers.kv.link import HostLink, link_for
@@ -96,7 +97,9 @@ class Stage:
         pool = KVPool(config.kv_bytes // size, model.kv_heads, model.head_size, self._dtype, device)
         self.layout = ShardLayout(config.first, config.end, size)
         sizes = (config.max_sequences, layers, model.context)
-        host = HostStore(config.host_bytes, link or link_for(device), *sizes, like=pool.rows)
+        # Room for what each sequence has spilled, and for each to be suspended.
+        host_sizes = (2 * config.max_sequences, *sizes[1:])
+        host = HostStore(config.host_bytes, link or link_for(device), *host_sizes, like=pool.rows)
         self.cache = ShardCache(pool, PageTables(pool.allocator, *sizes), host, self.layout)
         self._sequences: dict[int, tuple[Sampling, int]] = {}
         self._process = psutil.Process()
@@ -129,7 +132,7 @@ class Stage:
         return self._kernels.stopwatch.seconds
 
     def run(self, step: Step, inputs: torch.Tensor) -> tuple[Step, torch.Tensor]:
-        """Runs a decode or a release.
+        """Runs any step but a prefill.
 
         Args:
             step: the header; ``rows`` and ``positions`` describe ``inputs``.
@@ -138,9 +141,15 @@ class Stage:
         Returns:
             The header and tensor for the next shard; from the last, token ids int64 [sequences].
         """
-        if step.kind is StepKind.RELEASE:
-            released = tuple(self._release(sequence) for sequence in step.sequences)
-            return self._report(replace(step, released=(*step.released, released))), inputs
+        match step.kind:
+            case StepKind.RELEASE:
+                released = tuple(self._release(sequence) for sequence in step.sequences)
+                return self._report(replace(step, released=(*step.released, released))), inputs
+            case StepKind.SUSPEND | StepKind.RESUME:
+                move = self.cache.suspend if step.kind is StepKind.SUSPEND else self.cache.resume
+                for sequence in step.sequences:
+                    move(sequence)
+                return self._report(step), inputs
         lengths = [(1, int(position) + 1) for position in step.positions]
         return self._pass_on(step, self._decode(step, inputs, self._rotation(step, lengths)))
 

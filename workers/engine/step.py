@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyramidserve.types import Compression, Sampling
-from workers.kv.cache import ReleasedSequence
+from workers.kv.entry import ReleasedSequence
 
 NO_POSITIONS: npt.NDArray[np.int32] = np.zeros(0, dtype=np.int32)
 
@@ -17,6 +17,8 @@ class StepKind(Enum):
 
     PREFILL = "prefill"
     DECODE = "decode"
+    SUSPEND = "suspend"
+    RESUME = "resume"
     RELEASE = "release"
 
 
@@ -63,7 +65,7 @@ class TopLogits:
 
 @dataclass(frozen=True)
 class Step:
-    """One micro-batch on its way through the shards, or the release of sequences.
+    """One micro-batch on its way through the shards, or sequences to be suspended, resumed or released.
 
     Attributes:
         number: counts the steps of a pipeline.

@@ -1,7 +1,6 @@
 """The KV cache of one shard: what every layer of every sequence holds, on the device and the host."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -10,52 +9,13 @@ import torch
 from pyramidserve.types import LayerReceipt
 from workers.compression.plan import GenerationPlan, KeepPlan
 from workers.compression.select import best_of_chunk, complement
-from workers.kv.footprint import ShardLayout
-from workers.kv.host import HostStore, Positions
+from workers.kv.entry import CachedSequence, Positions, ReleasedSequence
+from workers.kv.footprint import ShardLayout, score_pages
+from workers.kv.host import HostStore
 from workers.kv.page_table import PageTables
 from workers.kv.pages import IntegrityError
 from workers.kv.pool import KVPool, PagedStep
 from workers.kv.scores import GenerationScores, ScoreTargets
-
-
-@dataclass
-class CachedSequence:
-    """One sequence's books.
-
-    ``positions`` are the input positions of each layer's slots as of the last change of order; slots
-    behind them hold the newest tokens in order.
-    """
-
-    plan: KeepPlan
-    positions: list[Positions]
-    generated: int = 0
-    peak_pages: int = 0
-
-    @property
-    def uncompressed(self) -> int:
-        """Generated tokens that compression has not passed over."""
-        generation = self.plan.generation
-        if generation is None:
-            return self.generated
-        return self.generated - generation.chunks(self.generated) * generation.chunk
-
-
-@dataclass(frozen=True)
-class ReleasedSequence:
-    """What a sequence held on the shard; ``peak_pages`` include ``score_pages``.
-
-    ``workspace_bytes`` were the activations of its prefill.
-    """
-
-    layers: tuple[LayerReceipt, ...]
-    peak_pages: int
-    score_pages: int
-    page_bytes: int
-    table_bytes: int
-    spilled_bytes: int
-    recalled_bytes: int
-    dropped_bytes: int
-    workspace_bytes: int = 0
 
 
 class ShardCache:
@@ -70,6 +30,8 @@ class ShardCache:
         self._layers = layout.end - layout.first
         self._scores = GenerationScores(pool, layout)
         self._sequences: dict[int, CachedSequence] = {}
+        # Their scores, in host memory; their KV is in the host store.
+        self._suspended: dict[int, torch.Tensor] = {}
 
     def __len__(self) -> int:
         return len(self._sequences)
@@ -85,6 +47,8 @@ class ShardCache:
         """Input positions of the tokens that ``layer`` holds on the device, in order of slots."""
         entry = self._sequences[sequence]
         known = entry.positions[layer]
+        if sequence in self._suspended:
+            return known
         end = entry.plan.prompt_tokens + entry.generated
         newest = self._tables.length(sequence, layer) - len(known)
         return np.concatenate((known, np.arange(end - newest, end, dtype=np.int32)))
@@ -158,19 +122,58 @@ class ShardCache:
                 self._note_peak(sequence)
                 self._compress_chunk(sequence, generation)
 
-    def release(self, sequence: int) -> ReleasedSequence:
-        """Frees all that ``sequence`` holds on the device and the host."""
+    def suspend(self, sequence: int) -> None:
+        """Moves all that ``sequence`` holds on the device to the host, which must have room for it.
+
+        Raises IntegrityError, changing nothing, if it has not.
+        """
         self._note_peak(sequence)
-        layers = tuple(self._layer_receipt(sequence, layer) for layer in range(self._layers))
-        entry = self._sequences.pop(sequence)
-        score_pages = self._scores.pages(sequence)
+        entry = self._sequences[sequence]
+        entry.positions = [self.positions(sequence, layer) for layer in range(self._layers)]
+        key = _suspended(sequence)
+        self.host.open(key, fixed=True)
+        for layer, positions in enumerate(entry.positions):
+            # A copy, so that the pages may be used again while it is on its way.
+            self.host.spill(key, layer, [positions], self.read(sequence, layer))
+            if len(self.host.positions(key, layer)) < len(positions):
+                self.host.close(key)
+                raise IntegrityError(f"the host has no room for suspended sequence {sequence}")
+        self._suspended[sequence] = self._scores.read(sequence).cpu()
         self._scores.close(sequence)
         self._tables.close(sequence)
+
+    def resume(self, sequence: int) -> None:
+        """Moves all of a suspended sequence back to the device, bit for bit.
+
+        Raises OutOfPagesError when there is no room for it; call it only when there is.
+        """
+        key, entry = _suspended(sequence), self._sequences[sequence]
+        self._scores.open(sequence, entry.plan)
+        self._scores.write(sequence, self._suspended.pop(sequence).to(self.pool.rows.device))
+        self._tables.open(sequence)
+        lengths = np.array([len(positions) for positions in entry.positions])
+        self._tables.resize_layers(sequence, 0, lengths)
+        for layer, length in enumerate(lengths.tolist()):
+            kv = self.host.read(key, layer)
+            assert kv is not None  # it is fixed
+            self.pool.write(self._rows(sequence, layer, 0, length), kv)
+        self.host.close(key)
+
+    def release(self, sequence: int) -> ReleasedSequence:
+        """Frees all that ``sequence`` holds on the device and the host."""
+        layers = tuple(self._layer_receipt(sequence, layer) for layer in range(self._layers))
+        if self._suspended.pop(sequence, None) is not None:
+            self.host.close(_suspended(sequence))
+        else:
+            self._note_peak(sequence)
+            self._scores.close(sequence)
+            self._tables.close(sequence)
+        entry = self._sequences.pop(sequence)
         counts = self.host.close(sequence)
         return ReleasedSequence(
             layers=layers,
             peak_pages=entry.peak_pages,
-            score_pages=score_pages,
+            score_pages=score_pages(entry.plan, self._layout),
             page_bytes=self.pool.page_bytes,
             table_bytes=self._tables.bytes_per_sequence,
             spilled_bytes=counts.spilled_bytes,
@@ -182,14 +185,13 @@ class ShardCache:
         """Raises IntegrityError unless pool, tables, positions and host store agree."""
         self._tables.check_integrity()
         self.host.check_integrity()
-        owned = sum(
-            self._tables.pages_of(sequence) + self._scores.pages(sequence) for sequence in self._sequences
-        )
+        active = self._sequences.keys() - self._suspended.keys()
+        owned = sum(self._tables.pages_of(sequence) + self._scores.pages(sequence) for sequence in active)
         if owned != self.pool.allocator.pages_in_use:
             raise IntegrityError(
                 f"{self.pool.allocator.pages_in_use} pages are in use, sequences own {owned}"
             )
-        for sequence in self._sequences:
+        for sequence in active:
             for layer in range(self._layers):
                 positions = self.positions(sequence, layer)
                 length = self._tables.length(sequence, layer)
@@ -253,3 +255,8 @@ class ShardCache:
 
     def _on_device(self, array: npt.NDArray[np.generic]) -> torch.Tensor:
         return torch.from_numpy(array).to(self.pool.rows.device)
+
+
+def _suspended(sequence: int) -> tuple[str, int]:
+    """The host store's name for the KV that a suspended sequence had on the device."""
+    return "suspended", sequence

@@ -6,26 +6,28 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
+from workers.kv.entry import Positions
 from workers.kv.link import Copy, HostLink
 from workers.kv.page_table import PageTables, Rows
 from workers.kv.pages import IntegrityError, PageAllocator, pages_for
 from workers.kv.pool import page_bytes
 
-Positions = npt.NDArray[np.int32]
-
 
 @dataclass
 class _Sequence:
-    """What the store knows of one sequence; ``complete`` ends when any of its KV is dropped."""
+    """What the store knows of one sequence; ``complete`` ends when any of its KV is dropped.
+
+    What is ``fixed`` is not dropped for others.
+    """
 
     positions: list[Positions]
     spilled_bytes: int = 0
     recalled_bytes: int = 0
     dropped_bytes: int = 0
     complete: bool = True
+    fixed: bool = False
     writes: list[Copy] = field(default_factory=list)
 
 
@@ -42,8 +44,8 @@ class HostStore:
     """The spilled KV of the sequences of one shard, in pages of 16 tokens of one layer.
 
     A sequence is held whole or not at all: when memory runs out, the least recently used other
-    sequence is dropped; a sequence that does not fit alone is dropped itself. A page is not reused
-    before the copy into it has completed.
+    sequence that is not fixed is dropped; one for which that does not make room is dropped itself. A
+    page is not reused before the copy into it has completed.
     """
 
     def __init__(
@@ -77,10 +79,10 @@ class HostStore:
         """Bytes of the pages in use."""
         return self._allocator.pages_in_use * self.page_bytes
 
-    def open(self, sequence: Hashable) -> None:
-        """Begins to keep books for ``sequence``."""
+    def open(self, sequence: Hashable, fixed: bool = False) -> None:
+        """Begins to keep books for ``sequence``, which is not dropped for others if it is ``fixed``."""
         empty = [np.zeros(0, dtype=np.int32) for _ in range(self._layers)]
-        self._sequences[sequence] = _Sequence(empty)
+        self._sequences[sequence] = _Sequence(empty, fixed=fixed)
         self._tables.open(sequence)
 
     def close(self, sequence: Hashable) -> SpillCounts:
@@ -160,13 +162,21 @@ class HostStore:
     def _make_room(self, pages: int, sequence: Hashable) -> bool:
         """Frees at least ``pages`` pages by dropping other sequences, oldest use first.
 
-        Returns False and drops none when ``sequence`` would not fit alone.
+        Returns False and drops none when there would be too few even so.
         """
-        if self._tables.pages_of(sequence) + pages > self._allocator.pages:
+        if self._allocator.free_pages >= pages:
+            return True
+        droppable = [
+            other
+            for other, entry in self._sequences.items()
+            if other != sequence and not entry.fixed and self._tables.pages_of(other)
+        ]
+        if self._allocator.free_pages + sum(map(self._tables.pages_of, droppable)) < pages:
             return False
-        while self._allocator.free_pages < pages:
-            # ``sequence`` itself was used last, so it is not reached.
-            self._drop(next(filter(self._tables.pages_of, self._sequences)))
+        for other in droppable:
+            if self._allocator.free_pages >= pages:
+                break
+            self._drop(other)
         return True
 
     def _drop(self, sequence: Hashable) -> None:

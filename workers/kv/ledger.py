@@ -1,59 +1,94 @@
-"""Promises of pages: what admitted sequences will take of every shard at their peak."""
+"""What every sequence of a pipeline holds of each shard's pool, as known without asking the shards."""
 
 from collections.abc import Hashable, Sequence
 
-from workers.kv.pages import IntegrityError
+import numpy as np
+import numpy.typing as npt
+
+from workers.compression.plan import KeepPlan
+from workers.kv.footprint import ShardLayout, score_pages
+from workers.kv.pages import IntegrityError, pages_for
+
+Counts = npt.NDArray[np.int64]
 
 
 class Ledger:
-    """Pages of the shards of one pipeline, and which sequence has how many reserved on each."""
+    """Pages that are held, or will be by the steps under way; counts as ``pages_held`` does, for many.
 
-    def __init__(self, pages: Sequence[int], max_sequences: int) -> None:
-        """``pages``: the shards' pools, in order of rank."""
-        self.pages = tuple(pages)
-        self.max_sequences = max_sequences
-        self._reserved: dict[Hashable, tuple[int, ...]] = {}
-        self._free = list(pages)
+    Attributes:
+        pages: the shards' pools, int64 [shards].
+        free: those of them that nobody holds.
+    """
+
+    def __init__(self, shards: Sequence[ShardLayout], pages: Sequence[int], sequences: int) -> None:
+        """For at most so many ``sequences``."""
+        self.pages: Counts = np.array(pages)
+        self.free = self.pages.copy()
+        self._shards = tuple(shards)
+        self._firsts = [shard.first for shard in shards]
+        layers = shards[-1].end
+        self._index: dict[Hashable, int] = {}
+        self._unused = list(range(sequences - 1, -1, -1))
+        self._held = np.zeros((sequences, len(shards)), dtype=np.int64)
+        self._scores = np.zeros((sequences, len(shards)), dtype=np.int64)
+        # Of the plans: tokens kept of the prompt and dropped of each chunk, by layer; window and chunk.
+        self._kept = np.zeros((sequences, layers), dtype=np.int64)
+        self._dropped = np.zeros((sequences, layers), dtype=np.int64)
+        self._window = np.zeros(sequences, dtype=np.int64)
+        self._chunk = np.ones(sequences, dtype=np.int64)
 
     def __len__(self) -> int:
-        """Sequences with a reservation."""
-        return len(self._reserved)
+        return len(self._index)
 
-    def __contains__(self, sequence: Hashable) -> bool:
-        return sequence in self._reserved
+    def add(self, sequence: Hashable, plan: KeepPlan) -> None:
+        """Takes ``sequence`` in, which holds nothing yet."""
+        index = self._index[sequence] = self._unused.pop()
+        self._scores[index] = [score_pages(plan, shard) for shard in self._shards]
+        self._kept[index] = plan.kept
+        generation = plan.generation
+        self._dropped[index] = 0 if generation is None else generation.chunk - np.array(generation.keeps)
+        self._window[index] = 0 if generation is None else generation.window
+        self._chunk[index] = 1 if generation is None else generation.chunk
 
-    @property
-    def free(self) -> tuple[int, ...]:
-        """Pages of each shard that are not reserved."""
-        return tuple(self._free)
+    def remove(self, sequence: Hashable) -> None:
+        """Forgets ``sequence``; what it held is free."""
+        self.hold([sequence], np.zeros((1, len(self.pages)), dtype=np.int64))
+        self._unused.append(self._index.pop(sequence))
 
-    def could_ever_hold(self, pages: Sequence[int]) -> bool:
-        """Whether a sequence that peaks at ``pages`` fits when nothing else is there."""
-        return all(need <= total for need, total in zip(pages, self.pages, strict=True))
+    def needs(self, sequences: Sequence[Hashable], fed: Sequence[int], more: int = 0) -> Counts:
+        """Pages of each shard with ``fed`` generated tokens each, and ``more`` before they are compressed.
 
-    def fits(self, pages: Sequence[int]) -> bool:
-        """Whether a sequence that peaks at ``pages`` fits now."""
-        return len(self._reserved) < self.max_sequences and all(
-            need <= free for need, free in zip(pages, self._free, strict=True)
-        )
+        int64 [sequences, shards].
+        """
+        index = [self._index[sequence] for sequence in sequences]
+        generated = np.array(fed)
+        chunks = np.maximum(generated - self._window[index], 0) // self._chunk[index]
+        tokens = self._kept[index] + (generated + more)[:, None] - chunks[:, None] * self._dropped[index]
+        pages: Counts = np.add.reduceat(pages_for(tokens), self._firsts, axis=1) + self._scores[index]
+        return pages
 
-    def reserve(self, sequence: Hashable, pages: Sequence[int]) -> None:
-        """Promises ``pages`` to ``sequence``. Raises IntegrityError if they do not fit."""
-        if sequence in self._reserved or not self.fits(pages):
-            raise IntegrityError(f"{sequence!r} cannot reserve {pages} of {self._free}")
-        self._reserved[sequence] = tuple(pages)
-        self._free = [free - need for free, need in zip(self._free, pages, strict=True)]
+    def held(self, sequence: Hashable) -> Counts:
+        """Pages that ``sequence`` holds of each shard."""
+        held: Counts = self._held[self._index[sequence]]
+        return held
 
-    def release(self, sequence: Hashable) -> None:
-        """Takes the promise to ``sequence`` back."""
-        pages = self._reserved.pop(sequence)
-        self._free = [free + need for free, need in zip(self._free, pages, strict=True)]
+    def fits(self, sequences: Sequence[Hashable], pages: Counts) -> bool:
+        """Whether ``sequences`` may hold ``pages`` instead of what they do."""
+        index = [self._index[sequence] for sequence in sequences]
+        return bool(((pages - self._held[index]).sum(axis=0) <= self.free).all())
+
+    def hold(self, sequences: Sequence[Hashable], pages: Counts) -> None:
+        """Makes ``sequences`` hold ``pages``. Raises IntegrityError if they are not free."""
+        if not self.fits(sequences, pages):
+            raise IntegrityError(f"{list(sequences)} cannot hold {pages.tolist()}: {self.free} are free")
+        index = [self._index[sequence] for sequence in sequences]
+        self.free -= (pages - self._held[index]).sum(axis=0)
+        self._held[index] = pages
 
     def check_integrity(self) -> None:
-        """Raises IntegrityError unless free and reserved pages make up the pools."""
-        for rank, total in enumerate(self.pages):
-            reserved = sum(pages[rank] for pages in self._reserved.values())
-            if reserved + self._free[rank] != total or self._free[rank] < 0:
-                raise IntegrityError(
-                    f"shard {rank}: {reserved} reserved + {self._free[rank]} free are not {total} pages"
-                )
+        """Raises IntegrityError unless free and held pages make up the pools."""
+        held = self._held.sum(axis=0)
+        if (held + self.free != self.pages).any() or (self.free < 0).any():
+            raise IntegrityError(f"{held} held + {self.free} free are not {self.pages} pages")
+        if self._held[self._unused].any():
+            raise IntegrityError("a sequence that is gone holds pages")

@@ -61,6 +61,14 @@ class GenerationScores:
         if count:
             self._pool.floats[self._on_device(places)] = 0
 
+    def read(self, sequence: int) -> torch.Tensor:
+        """A copy of the scores of ``sequence``, fp32 [layers, width]."""
+        return self._pool.floats[self._on_device(self._places[sequence])]
+
+    def write(self, sequence: int, scores: torch.Tensor) -> None:
+        """Overwrites the scores of ``sequence`` with what ``read`` returned."""
+        self._pool.floats[self._on_device(self._places[sequence])] = scores
+
     def close(self, sequence: int) -> None:
         """Gives the pages back."""
         self._pool.allocator.release(self._pages.pop(sequence), (sequence, "scores"))

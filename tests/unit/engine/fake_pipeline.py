@@ -7,22 +7,25 @@ from dataclasses import replace
 import torch
 
 from pyramidserve.types import Compression, LayerReceipt, Sampling, Stopping
+from workers.engine.memory import PipelineLayout
 from workers.engine.pipeline import Outcome
-from workers.engine.scheduler import PipelineLayout
 from workers.engine.sequence import SequenceRequest
 from workers.engine.step import PrefillTrace, ShardMemory, Step, StepKind, TopLogits
-from workers.kv.cache import ReleasedSequence
+from workers.kv.entry import ReleasedSequence
 from workers.kv.footprint import ShardLayout
 
 LAYERS_PER_SHARD = 2
 PAGES = 64
 
 
-def layout(shards: int = 1, max_sequences: int = 8, max_prefill_tokens: int = 10) -> PipelineLayout:
+def layout(
+    shards: int = 1, max_sequences: int = 8, max_prefill_tokens: int = 10, host_pages: int = PAGES
+) -> PipelineLayout:
     bounds = range(0, LAYERS_PER_SHARD * shards, LAYERS_PER_SHARD)
     return PipelineLayout(
         shards=tuple(ShardLayout(first, first + LAYERS_PER_SHARD, 4096) for first in bounds),
         pages=(PAGES,) * shards,
+        host_pages=(host_pages,) * shards,
         layers=LAYERS_PER_SHARD * shards,
         max_sequences=max_sequences,
         max_prefill_tokens=max_prefill_tokens,
@@ -90,6 +93,8 @@ class FakePipeline:
             return replace(step, released=tuple(reports)), ()
         if step.kind is StepKind.PREFILL:
             step = replace(step, traces=self.traces, top_logits=self.top_logits)
+        if step.kind in (StepKind.SUSPEND, StepKind.RESUME):
+            return step, ()
         rows = zip(step.sequences, step.output_indices, step.forced, strict=True)
         return step, tuple(
             self.script(sequence, index) if forced < 0 else forced for sequence, index, forced in rows

@@ -37,7 +37,7 @@ def run(loop: EngineLoop) -> list[LoopEvent]:
     events: list[LoopEvent] = []
     while not loop.idle:
         events += loop.advance()
-    assert len(loop.scheduler.ledger) == 0
+    assert len(loop.scheduler.memory) == 0
     return events
 
 

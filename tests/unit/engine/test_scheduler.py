@@ -1,6 +1,7 @@
 """Continuous batching: whatever comes and goes, every sequence ends once and gives its pages back."""
 
 from collections import Counter, deque
+from collections.abc import Callable
 
 import pytest
 from fake_pipeline import PAGES, layout, request
@@ -9,12 +10,14 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from pyramidserve.types import FinishReason
+from workers.compression.plan import KeepPlan
 from workers.compression.policies import plan
 from workers.engine import scheduler as scheduler_module
 from workers.engine.detokenizer import Detokenizer
 from workers.engine.scheduler import Scheduler
 from workers.engine.sequence import RunningSequence, SequenceRequest
 from workers.engine.step import Step, StepKind
+from workers.kv.footprint import pages_held
 
 MAX_PREFILL_TOKENS = 10
 lengths = st.integers(1, 8) | st.integers(9, 300)
@@ -26,13 +29,67 @@ def admit(scheduler: Scheduler, wanted: SequenceRequest) -> bool:
 
 
 def finish(scheduler: Scheduler, step: Step) -> None:
-    """Every sequence of the step gets a token, and the step has passed all shards."""
-    if step.kind is not StepKind.RELEASE:
-        for key in step.sequences:
+    """Every sequence of a prefill or decode gets a token, and the step has passed all shards."""
+    if step.kind in (StepKind.PREFILL, StepKind.DECODE):
+        for key, forced in zip(step.sequences, step.forced, strict=True):
             sequence = scheduler.sequences[key]
             if not sequence.cancelled:
-                sequence.accept(100 + len(sequence.output_ids), 0.0, ())
+                sequence.accept(100 + sequence.reached if forced < 0 else forced, 0.0, ())
     scheduler.finish_step(step)
+
+
+class Shards:
+    """What the shards of a pipeline hold, as steps that pass them tell; fails where there is no room."""
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self.layout = scheduler.layout
+        self.plans: dict[int, KeepPlan] = {}
+        self.fed: dict[int, int] = {}
+        self.suspended: dict[int, int] = {}
+        self.decoding: set[int] = set()
+
+    def sent(self, step: Step) -> None:
+        """The step is on its way, and may be in any shard."""
+        match step.kind:
+            case StepKind.PREFILL:
+                for spec in step.new:
+                    assert spec.sequence not in self.fed
+                    assert spec.sequence not in self.suspended
+                    self.plans[spec.sequence] = plan(
+                        spec.compression, spec.prompt_tokens, self.layout.layers
+                    )
+                    self.fed[spec.sequence] = 0
+            case StepKind.RESUME:
+                (key,) = step.sequences
+                self.fed[key] = self.suspended[key]
+            case StepKind.DECODE:
+                self.decoding.update(step.sequences)
+        for shard, pages in zip(self.layout.shards, self.layout.pages, strict=True):
+            held = sum(
+                pages_held(self.plans[key], shard, fed + (key in self.decoding))
+                for key, fed in self.fed.items()
+            )
+            assert held <= pages
+
+    def passed(self, step: Step) -> None:
+        """The step has passed the last shard."""
+        for key in step.sequences:
+            match step.kind:
+                case StepKind.DECODE:
+                    self.fed[key] += 1
+                    self.decoding.remove(key)
+                case StepKind.SUSPEND:
+                    self.suspended[key] = self.fed.pop(key)
+                case StepKind.RESUME:
+                    del self.suspended[key]
+                case StepKind.RELEASE:
+                    del self.plans[key]
+                    assert (key in self.fed) != (key in self.suspended)
+                    self.fed.pop(key, None)
+                    self.suspended.pop(key, None)
+        for shard, pages in zip(self.layout.shards, self.layout.host_pages, strict=True):
+            on_host = sum(pages_held(self.plans[key], shard, fed) for key, fed in self.suspended.items())
+            assert on_host <= pages
 
 
 class Serving(RuleBasedStateMachine):
@@ -40,21 +97,28 @@ class Serving(RuleBasedStateMachine):
 
     admitted = Bundle[int]("admitted")
 
-    @initialize(shards=st.integers(1, 3), max_sequences=st.integers(1, 6))
-    def build(self, shards: int, max_sequences: int) -> None:
+    @initialize(
+        shards=st.integers(1, 3),
+        max_sequences=st.integers(1, 6),
+        host_pages=st.sampled_from([0, 30, 1000]),
+    )
+    def build(self, shards: int, max_sequences: int, host_pages: int) -> None:
         self.shards = shards
-        self.scheduler = Scheduler(layout(shards, max_sequences, MAX_PREFILL_TOKENS))
+        self.scheduler = Scheduler(layout(shards, max_sequences, MAX_PREFILL_TOKENS, host_pages))
+        self.held = Shards(self.scheduler)
         self.under_way: deque[Step] = deque()
         self.requests: dict[int, SequenceRequest] = {}
         self.ends: Counter[int] = Counter()
-        self.tokens: dict[int, int] = {}
+        # Outputs of each sequence since its last prefill.
+        self.reached: Counter[int] = Counter()
 
-    @rule(target=admitted, prompt_tokens=lengths, max_tokens=st.integers(1, 6))
+    @rule(target=admitted, prompt_tokens=lengths, max_tokens=st.integers(1, 6) | st.integers(1, 90))
     def ask(self, prompt_tokens: int, max_tokens: int) -> int:
         key = len(self.requests)
         wanted = request(key, prompt_tokens, max_tokens)
         self.requests[key] = wanted
-        room = self.scheduler.ledger.fits(self.scheduler.pages(wanted))
+        alone = self.scheduler.memory.forecast.could_ever_hold(self.scheduler.memory.growth(wanted))
+        room = alone and len(self.scheduler.sequences) < self.scheduler.layout.max_sequences
         assert admit(self.scheduler, wanted) == room
         assert (key in self.scheduler.sequences) == room
         if not room:
@@ -71,31 +135,33 @@ class Serving(RuleBasedStateMachine):
     @rule()
     def send(self) -> None:
         busy = {key for step in self.under_way for key in step.sequences}
-        idle = {key: sequence for key, sequence in self.scheduler.sequences.items() if key not in busy}
-        fresh = [key for key in idle if key not in self.tokens]
         kinds = Counter(sent.kind for sent in self.under_way)
         work = self.scheduler.next_step()
         if work is None:
-            assert not fresh or kinds[StepKind.PREFILL] == self.shards
             assert self.under_way or not self.scheduler.sequences
             return
         step, ids = work
         assert step.sequences
         assert not busy & set(step.sequences)
         self.check_contents(step, ids.tolist())
+        self.held.sent(step)
         self.under_way.append(step)
         kinds[step.kind] += 1
         assert kinds[StepKind.PREFILL] <= self.shards
-        assert kinds[StepKind.RELEASE] <= 1
         assert kinds[StepKind.DECODE] <= self.shards
+        assert sum(kinds[kind] for kind in (StepKind.RELEASE, StepKind.SUSPEND, StepKind.RESUME)) <= 1
 
     def check_contents(self, step: Step, ids: list[int]) -> None:
-        if step.kind is StepKind.RELEASE:
+        if step.kind not in (StepKind.PREFILL, StepKind.DECODE):
             assert not ids
             return
         wanted = [self.requests[key] for key in step.sequences]
-        done = [self.tokens.get(key, 0) for key in step.sequences]
+        done = [self.reached[key] for key in step.sequences]
         assert list(step.output_indices) == done
+        known = [self.scheduler.sequences[key].output_ids for key in step.sequences]
+        assert list(step.forced) == [
+            own[count] if count < len(own) else -1 for own, count in zip(known, done, strict=True)
+        ]
         if step.kind is StepKind.PREFILL:
             assert sum(step.rows) <= MAX_PREFILL_TOKENS or len(step.rows) == 1
             assert list(step.rows) == [len(each.prompt_ids) for each in wanted]
@@ -114,16 +180,28 @@ class Serving(RuleBasedStateMachine):
         # A short step may overtake a prefill.
         step = self.under_way[at % len(self.under_way)]
         self.under_way.remove(step)
+        self.held.passed(step)
         finish(self.scheduler, step)
-        if step.kind is StepKind.RELEASE:
-            self.ends.update(step.sequences)
-        else:
-            self.tokens |= {key: len(self.scheduler.sequences[key].output_ids) for key in step.sequences}
+        match step.kind:
+            case StepKind.RELEASE:
+                self.ends.update(key for key in step.sequences if key not in self.scheduler.sequences)
+                for key in step.sequences:
+                    self.reached[key] = 0
+            case StepKind.PREFILL | StepKind.DECODE:
+                self.reached.update(step.sequences)
+
+    @rule(steps=st.integers(1, 200))
+    def run(self, steps: int) -> None:
+        """Sends what can go and takes it back, in order."""
+        for _ in range(steps):
+            self.send()
+            if len(self.under_way) > self.shards:
+                self.come_back()
 
     @invariant()
     def books_balance(self) -> None:
         self.scheduler.check_integrity()
-        assert len(self.scheduler.ledger) == len(self.scheduler.sequences)
+        assert len(self.scheduler.memory) == len(self.scheduler.sequences)
         assert set(self.ends.values()) <= {1}
         assert self.scheduler.steps_under_way == len(self.under_way)
 
@@ -133,7 +211,9 @@ class Serving(RuleBasedStateMachine):
             if self.under_way:
                 self.come_back()
         assert self.ends == Counter(self.requests.keys())
-        assert self.scheduler.ledger.free == (PAGES,) * self.shards
+        assert self.scheduler.memory.ledger.free.tolist() == [PAGES] * self.shards
+        assert not self.held.fed
+        assert not self.held.suspended
 
 
 TestServing = Serving.TestCase
@@ -257,7 +337,7 @@ def test_a_sequence_that_has_not_begun_is_gone_when_cancelled() -> None:
     assert admit(scheduler, request(1))
     assert scheduler.cancel(1)
     assert scheduler.next_step() is None
-    assert len(scheduler.ledger) == 0
+    assert len(scheduler.memory) == 0
     assert not scheduler.cancel(1)
 
 
@@ -270,9 +350,9 @@ def test_a_cancelled_sequence_is_released_behind_the_step_that_carries_it() -> N
     finish(scheduler, prefill)
     (release,) = sent(scheduler)
     assert (release.kind, release.sequences) == (StepKind.RELEASE, (1,))
-    assert len(scheduler.ledger) == 1
+    assert len(scheduler.memory) == 1
     finish(scheduler, release)
-    assert len(scheduler.ledger) == 0
+    assert len(scheduler.memory) == 0
 
 
 def test_a_sequence_without_room_leaves_no_trace() -> None:
@@ -290,3 +370,101 @@ def test_a_finished_sequence_is_not_decoded_again() -> None:
     finish(scheduler, prefill)
     assert scheduler.sequences[1].finish_reason is FinishReason.LENGTH
     assert [step.kind for step in sent(scheduler)] == [StepKind.RELEASE]
+
+
+def run(scheduler: Scheduler, until: Callable[[], bool]) -> list[Step]:
+    """Sends steps and takes them back until it is so; returns them."""
+    steps = []
+    while not until():
+        work = scheduler.next_step()
+        assert work is not None
+        steps.append(work[0])
+        finish(scheduler, work[0])
+    return steps
+
+
+def test_the_youngest_makes_room_and_comes_back_where_it_was() -> None:
+    scheduler = Scheduler(layout())
+    for key in range(3):  # of 64 pages, each takes 2 at first and 26 at its end
+        assert admit(scheduler, request(key, 10, 200))
+    steps = run(scheduler, lambda: not scheduler.sequences)
+    moves = [
+        (step.kind, step.sequences)
+        for step in steps
+        if step.kind not in (StepKind.PREFILL, StepKind.DECODE)
+    ]
+    assert moves == [
+        (StepKind.SUSPEND, (2,)),
+        (StepKind.RELEASE, (0,)),
+        (StepKind.RELEASE, (1,)),
+        (StepKind.RESUME, (2,)),
+        (StepKind.RELEASE, (2,)),
+    ]
+    counts = Counter(key for step in steps if step.kind is StepKind.DECODE for key in step.sequences)
+    assert counts == {0: 199, 1: 199, 2: 199}
+
+
+def test_what_the_host_has_no_room_for_is_computed_again() -> None:
+    scheduler = Scheduler(layout(host_pages=10))
+    for key in range(3):
+        assert admit(scheduler, request(key, 10, 200))
+    sequence = scheduler.sequences[2]
+    run(scheduler, lambda: sequence.preemptions > 0 and sequence.reached == 0)
+    before = list(sequence.output_ids)
+    assert len(before) > 100
+    steps = run(scheduler, lambda: not scheduler.sequences)
+    assert sequence.preemptions == 1
+    assert sequence.output_ids[: len(before)] == before
+    assert sequence.output_ids == list(range(100, 300))
+    forced = [
+        forced
+        for step in steps
+        for key, forced in zip(step.sequences, step.forced, strict=True)
+        if key == 2 and step.kind is not StepKind.RELEASE
+    ]
+    assert forced == before + [-1] * (200 - len(before))
+    assert StepKind.SUSPEND not in {step.kind for step in steps}
+
+
+def test_none_begins_while_one_waits_to_come_back() -> None:
+    scheduler = Scheduler(layout())
+    for key in range(3):
+        assert admit(scheduler, request(key, 10, 200))
+    run(scheduler, lambda: scheduler.sequences[2].preemptions > 0)
+    wanted = request(3, 1, 1)
+    assert not scheduler.memory.fits(wanted)
+    assert admit(scheduler, wanted)
+    steps = run(scheduler, lambda: 3 not in scheduler.sequences)
+    kinds = [step.kind for step in steps]
+    assert kinds.index(StepKind.RESUME) < kinds.index(StepKind.PREFILL)
+
+
+def test_those_that_rest_wake_when_there_is_no_room_for_whom_they_wait_for() -> None:
+    scheduler = Scheduler(layout(max_prefill_tokens=10))
+    for key in range(3):
+        assert admit(scheduler, request(key, 160, 40))  # 20 pages and more
+    assert admit(scheduler, request(3, 160, 2))
+    steps = run(scheduler, lambda: not scheduler.sequences)
+    assert sum(step.kind is StepKind.PREFILL for step in steps) == 4
+
+
+@pytest.mark.parametrize("when", ["suspending", "suspended", "resuming"])
+def test_a_preempted_sequence_can_be_cancelled(when: str) -> None:
+    scheduler = Scheduler(layout())
+    for key in range(3):
+        assert admit(scheduler, request(key, 10, 200))
+    kind = StepKind.RESUME if when == "resuming" else StepKind.SUSPEND
+    while (work := scheduler.next_step()) is not None and work[0].kind is not kind:
+        finish(scheduler, work[0])
+    assert work is not None
+    if when == "suspended":
+        finish(scheduler, work[0])
+    assert not scheduler.cancel(2)
+    scheduler.check_integrity()
+    if when != "suspended":
+        finish(scheduler, work[0])
+    (release, *_) = run(scheduler, lambda: 2 not in scheduler.sequences)
+    assert (release.kind, release.sequences) == (StepKind.RELEASE, (2,))
+    run(scheduler, lambda: not scheduler.sequences)
+    scheduler.check_integrity()
+    assert scheduler.memory.ledger.free.tolist() == [PAGES]

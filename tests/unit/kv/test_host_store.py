@@ -40,6 +40,7 @@ class Spilled:
 
     kv: list[torch.Tensor] = field(default_factory=_nothing)
     positions: list[list[int]] = field(default_factory=lambda: [[] for _ in range(LAYERS)])
+    fixed: bool = False
     complete: bool = True
     spilled: int = 0
     recalled: int = 0
@@ -78,11 +79,11 @@ class Spills(RuleBasedStateMachine):
         self.store = poison(self.store_type(limit, self.link, *sizes, like=self.like))
 
     @precondition(lambda self: len(self.held) < SEQUENCES)
-    @rule(target=opened)
-    def open(self) -> int:
+    @rule(target=opened, fixed=st.booleans())
+    def open(self, fixed: bool) -> int:
         self.begun += 1
-        self.store.open(self.begun)
-        self.held[self.begun] = Spilled()
+        self.store.open(self.begun, fixed)
+        self.held[self.begun] = Spilled(fixed=fixed)
         return self.begun
 
     @rule(sequence=opened, layer=LAYER, tokens=st.integers(0, 40))
@@ -95,14 +96,15 @@ class Spills(RuleBasedStateMachine):
         own.spilled += tokens
         self.held.move_to_end(sequence)
         needed = pages_for(len(own.positions[layer]) + tokens) - pages_for(len(own.positions[layer]))
-        if not own.complete or own.pages + needed > self.pages:
+        fixed = sum(other.pages for other in self.held.values() if other.fixed or other is own)
+        if not own.complete or fixed + needed > self.pages:
             own.dropped += tokens
             own.drop()
             return
         for other in self.held.values():
             if sum(each.pages for each in self.held.values()) + needed <= self.pages:
                 break
-            if other.pages and other is not own:
+            if other.pages and other is not own and not other.fixed:
                 other.drop()
         own.kv[layer] = torch.cat((own.kv[layer], kv.float()))
         own.positions[layer] += positions.tolist()
@@ -196,7 +198,7 @@ def _store(pages: int, link: DeferredLink | None = None) -> HostStore:
     """A store with sequences "a", "b" and "c"."""
     limit = pages * PAGE_BYTES
     like = torch.zeros(0, *TOKEN)
-    store = HostStore(limit, link or MemoryLink(), 3, LAYERS, MAX_TOKENS, like=like)
+    store = HostStore(limit, link or MemoryLink(), 4, LAYERS, MAX_TOKENS, like=like)
     for sequence in "abc":
         store.open(sequence)
     return store
@@ -245,6 +247,22 @@ def test_a_sequence_that_does_not_fit_alone_drops_itself_and_no_other() -> None:
     assert same_bits(back, kept)
     tokens = PAGE_BYTES // 16
     assert store.close("b") == SpillCounts(49 * tokens, 0, 49 * tokens)
+
+
+def test_what_is_fixed_is_not_dropped_for_others() -> None:
+    store = _store(pages=2)
+    store.open("fixed", fixed=True)
+    kept = _spill(store, "fixed", 16)
+    _spill(store, "a", 16)
+    _spill(store, "b", 16)
+    assert store.read("a", 0) is None
+    assert store.read("b", 0) is not None
+    _spill(store, "c", 32)
+    assert store.read("c", 0) is None
+    assert store.read("b", 0) is not None
+    back = store.read("fixed", 0)
+    assert back is not None
+    assert same_bits(back, kept)
 
 
 def test_what_follows_a_drop_is_dropped_too() -> None:

@@ -1,88 +1,88 @@
-"""Reservations of pages never exceed the pools, whatever is promised and taken back."""
+"""What a ledger says that sequences hold is what their shards will."""
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kv_plans import plans
 
+from pyramidserve.types import Compression
+from workers.compression.plan import KeepPlan
+from workers.compression.policies import plan
+from workers.kv.footprint import ShardLayout, pages_held, peak_pages
 from workers.kv.ledger import Ledger
 from workers.kv.pages import IntegrityError
 
-POOLS = (7, 12)
-NEEDS = st.tuples(*[st.integers(0, pages + 2) for pages in POOLS])
+LAYERS = 5
+SHARDS = (ShardLayout(0, 2, 512), ShardLayout(2, 5, 512))
+FULL = plan(Compression(), 20, LAYERS)
 
 
 @settings(deadline=None)
-@given(st.lists(st.tuples(st.booleans(), st.integers(0, 5), NEEDS), max_size=40))
-def test_free_pages_are_the_pools_less_what_is_promised(
-    actions: list[tuple[bool, int, tuple[int, ...]]],
-) -> None:
-    ledger = Ledger(POOLS, max_sequences=3)
-    promised: dict[int, tuple[int, ...]] = {}
-    for reserves, sequence, needs in actions:
-        free = tuple(
-            total - sum(each[rank] for each in promised.values()) for rank, total in enumerate(POOLS)
-        )
-        room = len(promised) < 3 and all(map(int.__le__, needs, free))
-        assert ledger.fits(needs) == room
-        if reserves and room and sequence not in promised:
-            ledger.reserve(sequence, needs)
-            promised[sequence] = needs
-        elif reserves:
-            with pytest.raises(IntegrityError, match="cannot reserve"):
-                ledger.reserve(sequence, needs)
-            assert ledger.free == free
-        elif sequence in promised:
-            ledger.release(sequence)
-            del promised[sequence]
-        ledger.check_integrity()
-        assert {key for key in range(6) if key in ledger} == promised.keys()
-        assert len(ledger) == len(promised)
-    for sequence in promised:
-        ledger.release(sequence)
-    assert ledger.free == ledger.pages == POOLS
+@given(st.lists(st.tuples(plans(LAYERS, 60), st.integers(0, 200)), min_size=1, max_size=4))
+def test_needs_are_what_the_footprint_says(wanted: list[tuple[KeepPlan, int]]) -> None:
+    ledger = Ledger(SHARDS, (10_000, 10_000), sequences=4)
+    for key, (keep, _) in enumerate(wanted):
+        ledger.add(key, keep)
+    keys, fed = list(range(len(wanted))), [count for _, count in wanted]
+    expected = [[pages_held(keep, shard, count) for shard in SHARDS] for keep, count in wanted]
+    assert ledger.needs(keys, fed).tolist() == expected
+    # The step before is at its largest between the new token and its compression.
+    before = ledger.needs(keys, [max(count - 1, 0) for count in fed], more=1)
+    assert (before >= ledger.needs(keys, fed)).all()
+    peaks = [[peak_pages(keep, shard, count + 1) for shard in SHARDS] for keep, count in wanted]
+    assert (before <= np.maximum(peaks, before * (np.array(fed) == 0)[:, None])).all()
 
 
 @settings(deadline=None)
-@given(NEEDS)
-def test_what_could_ever_be_held_is_what_fits_an_empty_ledger(needs: tuple[int, ...]) -> None:
-    ledger = Ledger(POOLS, max_sequences=1)
-    alone = ledger.fits(needs)
-    ledger.reserve("other", POOLS)
-    assert ledger.could_ever_hold(needs) == alone
-
-
-def test_no_more_sequences_are_promised_pages_than_may_run() -> None:
-    ledger = Ledger(POOLS, max_sequences=2)
-    ledger.reserve("a", (0, 0))
-    assert ledger.fits((0, 0))
-    ledger.reserve("b", (0, 0))
-    assert not ledger.fits((0, 0))
-
-
-def test_a_promise_is_taken_back_once() -> None:
-    ledger = Ledger(POOLS, max_sequences=1)
-    ledger.reserve("a", (1, 1))
-    ledger.release("a")
-    with pytest.raises(KeyError):
-        ledger.release("a")
-    assert ledger.free == POOLS
-
-
-def test_needs_must_name_every_shard() -> None:
-    with pytest.raises(ValueError, match="zip"):
-        Ledger(POOLS, max_sequences=1).fits((1,))
-
-
-@pytest.mark.parametrize("free", [[6, 12], [8, 12], [7, 11]])
-def test_tampered_books_are_found(free: list[int]) -> None:
-    ledger = Ledger(POOLS, max_sequences=1)
-    ledger._free = free
-    with pytest.raises(IntegrityError, match="shard"):
+@given(
+    st.lists(st.tuples(st.integers(0, 3), st.lists(st.integers(0, 9), min_size=2, max_size=2)), max_size=40)
+)
+def test_free_pages_are_the_pools_less_what_is_held(actions: list[tuple[int, list[int]]]) -> None:
+    pools = np.array([12, 20])
+    ledger = Ledger(SHARDS, (12, 20), sequences=4)
+    for key in range(4):
+        ledger.add(key, FULL)
+    held = np.zeros((4, 2), dtype=np.int64)
+    for key, pages in actions:
+        after = held.copy()
+        after[key] = pages
+        room = bool((after.sum(axis=0) <= pools).all())
+        assert ledger.fits([key], after[[key]]) == room
+        if room:
+            ledger.hold([key], after[[key]])
+            held = after
+        else:
+            with pytest.raises(IntegrityError, match="cannot hold"):
+                ledger.hold([key], after[[key]])
         ledger.check_integrity()
+        assert (ledger.free == pools - held.sum(axis=0)).all()
+        assert (ledger.held(key) == held[key]).all()
+    for key in range(4):
+        ledger.remove(key)
+    ledger.check_integrity()
+    assert len(ledger) == 0
+    assert (ledger.free == pools).all()
 
 
-def test_promises_beyond_the_pool_are_found() -> None:
-    ledger = Ledger(POOLS, max_sequences=1)
-    ledger._reserved["a"], ledger._free = (8, 0), [-1, 12]
-    with pytest.raises(IntegrityError, match="shard 0"):
+def test_a_place_can_be_taken_again() -> None:
+    ledger = Ledger(SHARDS, (12, 20), sequences=1)
+    for key in range(3):
+        ledger.add(key, FULL)
+        ledger.hold([key], ledger.needs([key], [0]))
+        assert ledger.free.tolist() == [12 - 2 * 2, 20 - 3 * 2]
+        ledger.remove(key)
+
+
+def test_books_that_do_not_balance_are_found() -> None:
+    ledger = Ledger(SHARDS, (12, 20), sequences=2)
+    ledger.add("a", FULL)
+    ledger.hold(["a"], np.array([[3, 4]]))
+    ledger.free[0] += 1
+    with pytest.raises(IntegrityError, match="held"):
+        ledger.check_integrity()
+    ledger.free[0] -= 1
+    ledger.check_integrity()
+    ledger._unused.append(ledger._index.pop("a"))
+    with pytest.raises(IntegrityError, match="gone"):
         ledger.check_integrity()

@@ -22,7 +22,8 @@ from kv_plans import plans
 from pyramidserve.types import Compression, PyramidParameters, StreamingParameters
 from workers.compression.plan import KeepPlan
 from workers.compression.policies import plan
-from workers.kv.cache import ReleasedSequence, ShardCache
+from workers.kv.cache import ShardCache
+from workers.kv.entry import ReleasedSequence
 from workers.kv.footprint import ShardLayout, pages_held, peak_pages, score_pages
 from workers.kv.host import HostStore
 from workers.kv.page_table import PageTables
@@ -68,7 +69,7 @@ class Books:
         self.host: list[list[int]] = [[] for _ in LAYERS]
         # Attention that a generated token pays to a position.
         self.attention = np.zeros((len(LAYERS), MAX_TOKENS, MAX_TOKENS))
-        self.stored = False
+        self.stored = self.suspended = False
         self.generated = 0
         self.peak = 0
 
@@ -109,7 +110,7 @@ class Shard:
         self.layout = ShardLayout(FIRST, END, pool.page_bytes)
         self.link = DeferredLink()
         self.tables = PageTables(pool.allocator, SEQUENCES, len(LAYERS), MAX_TOKENS)
-        sizes = (SEQUENCES, len(LAYERS), MAX_TOKENS)
+        sizes = (2 * SEQUENCES, len(LAYERS), MAX_TOKENS)
         host = poison(HostStore(host_pages * pool.page_bytes, self.link, *sizes, like=pool.rows))
         self.cache = ShardCache(pool, self.tables, host, self.layout)
         self.allocator, self.dtype = pool.allocator, dtype
@@ -185,13 +186,34 @@ class Shard:
             if not books.stored:
                 expected += score_pages(books.plan, self.layout)
                 continue
-            expected += pages_held(books.plan, self.layout, books.generated)
+            expected += 0 if books.suspended else pages_held(books.plan, self.layout, books.generated)
             for layer in LAYERS:
                 held = books.device[layer]
                 assert len(held) == books.plan.tokens(FIRST + layer, books.generated)
                 assert self.cache.positions(sequence, layer).tolist() == held
-                assert same_bits(self.cache.read(sequence, layer), books.kv[layer, held])
+                if not books.suspended:
+                    assert same_bits(self.cache.read(sequence, layer), books.kv[layer, held])
         assert self.allocator.pages_in_use == expected
+
+    def suspend(self, sequence: int) -> bool:
+        """Moves a sequence to the host; returns whether that had room beside others that are suspended."""
+        wanted = sum(self.device_pages(key) for key, own in self.books.items() if own.suspended)
+        if wanted + self.device_pages(sequence) > self.cache.host.limit_bytes // self.layout.page_bytes:
+            with pytest.raises(IntegrityError, match="no room for suspended sequence"):
+                self.cache.suspend(sequence)
+            return False
+        self.cache.suspend(sequence)
+        self.books[sequence].suspended = True
+        return True
+
+    def resume(self, sequence: int) -> None:
+        """Moves a sequence back to the device."""
+        self.cache.resume(sequence)
+        self.books[sequence].suspended = False
+
+    def device_pages(self, sequence: int) -> int:
+        """Pages of a sequence's KV on the device, or that it had there."""
+        return sum(map(pages_for, map(len, self.books[sequence].device)))
 
     def recall(self, sequence: int) -> bool:
         """Asserts that the host has what was evicted; returns whether it has not dropped it."""
@@ -228,7 +250,7 @@ class Shard:
         assert receipt.table_bytes == self.tables.bytes_per_sequence
         assert receipt.score_pages == score_pages(books.plan, self.layout)
         held = receipt.score_pages + sum(map(pages_for, map(len, books.device)))
-        assert before - self.allocator.pages_in_use == held
+        assert before - self.allocator.pages_in_use == (0 if books.suspended else held)
         return receipt
 
 
@@ -311,6 +333,49 @@ def test_a_step_without_a_complete_chunk_behind_it_needs_no_scores() -> None:
         shard.decode([0, 1, 2])
     assert wanted == [False] * 6 + [True]
     assert shard.cache.score_targets([1, 2]) is None
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_a_sequence_that_was_suspended_goes_on_as_if_it_had_not_been(name: str, shard: Shard) -> None:
+    books = shard.open(1, PLANS[name])
+    shard.store(1)
+    for step in range(1, 60):
+        shard.decode([1])
+        if step % 7 == 0:
+            assert shard.suspend(1)
+            assert shard.allocator.pages_in_use == 0
+            # Somebody else has the pages in the meantime.
+            shard.open(2, PLANS["evict"])
+            shard.store(2)
+            shard.check()
+            shard.release(2)
+            shard.resume(1)
+        shard.check()
+    assert shard.recall(1)
+    receipt = shard.release(1)
+    assert receipt.peak_pages == books.peak
+    assert shard.allocator.pages_in_use == shard.cache.host.bytes_in_use == 0
+
+
+def test_a_host_without_room_leaves_a_sequence_where_it_is() -> None:
+    shard = Shard(host_pages=2)
+    shard.open(1, PLANS["full"])
+    shard.store(1)
+    assert not shard.suspend(1)
+    shard.check()
+    shard.decode([1])
+
+
+def test_a_suspended_sequence_can_be_released() -> None:
+    shard = Shard()
+    for sequence in (1, 2):
+        shard.open(sequence, PLANS["evict"])
+        shard.store(sequence)
+    shard.decode([1, 2])
+    assert shard.suspend(1)
+    shard.release(1)
+    shard.check()
+    shard.decode([2])
 
 
 def test_evicted_tokens_outlive_the_pages_they_came_from(shard: Shard) -> None:
@@ -411,11 +476,13 @@ class Caches(RuleBasedStateMachine):
     def store(self) -> None:
         self.shard.store(next(key for key, own in self.shard.books.items() if not own.stored))
 
+    def _active(self) -> list[int]:
+        """Those that have a prompt on the device."""
+        return [key for key, own in self.shard.books.items() if own.stored and not own.suspended]
+
     def _growing(self) -> list[int]:
         books = self.shard.books
-        return [
-            key for key, most in self.most.items() if books[key].stored and books[key].generated < most - 1
-        ]
+        return [key for key in self._active() if books[key].generated < self.most[key] - 1]
 
     @precondition(lambda self: self._growing())
     @rule(steps=st.integers(1, 40), batch=st.integers(1, SEQUENCES), data=st.data())
@@ -425,6 +492,17 @@ class Caches(RuleBasedStateMachine):
         for _ in range(min(steps, *left)):
             self.shard.decode(sequences)
             self.shard.check()
+
+    @precondition(lambda self: self._active())
+    @rule(data=st.data())
+    def suspend(self, data: st.DataObject) -> None:
+        self.shard.suspend(data.draw(st.sampled_from(self._active())))
+
+    @precondition(lambda self: any(own.suspended for own in self.shard.books.values()))
+    @rule(data=st.data())
+    def resume(self, data: st.DataObject) -> None:
+        suspended = [key for key, own in self.shard.books.items() if own.suspended]
+        self.shard.resume(data.draw(st.sampled_from(suspended)))
 
     @rule(count=st.integers(1, 8))
     def complete_some_copies(self, count: int) -> None:

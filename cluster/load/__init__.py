@@ -1,0 +1,1 @@
+"""Chat traffic against a running cluster, and what its users would see."""

@@ -1,0 +1,122 @@
+"""The most that sequences will take together, against a simulation token by token."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pyramidserve.types import Compression
+from workers.compression.policies import plan
+from workers.kv.footprint import ShardLayout, pages_held, peak_pages
+from workers.kv.forecast import Forecast, Growth, growth
+from workers.kv.pages import IntegrityError
+
+SHARDS = (ShardLayout(0, 2, 4096), ShardLayout(2, 5, 4096))
+
+
+@st.composite
+def growths(draw: st.DrawFn) -> tuple[Growth, int]:
+    """A growth, and how far it has come."""
+    first = draw(st.tuples(st.integers(0, 20), st.integers(0, 20)))
+    expected_tokens = draw(st.integers(0, 30))
+    most_tokens = expected_tokens + draw(st.integers(0, 30))
+    slope = draw(st.tuples(st.integers(0, 3), st.integers(0, 3)))
+
+    def grown(tokens: int) -> tuple[int, ...]:
+        return tuple(f + s * tokens for f, s in zip(first, slope, strict=True))
+
+    done = draw(st.integers(0, most_tokens))
+    return Growth(first, grown(expected_tokens), expected_tokens, grown(most_tokens), most_tokens), done
+
+
+def _simulated(wanted: Sequence[tuple[Growth, int]]) -> list[float]:
+    """The peaks of a run in which every sequence gets a token a step until its end."""
+    peaks = [0.0, 0.0]
+    for step in range(100):
+        total = [0.0, 0.0]
+        for more, done in wanted:
+            late = done >= more.expected_tokens
+            end, last = (more.most_tokens, more.most) if late else (more.expected_tokens, more.expected)
+            if done + step > end:
+                continue
+            for rank in range(2):
+                slope = (last[rank] - more.first[rank]) / max(1, end)
+                total[rank] += more.first[rank] + slope * (done + step)
+        peaks = [max(pair) for pair in zip(peaks, total, strict=True)]
+    return peaks
+
+
+@settings(deadline=None)
+@given(st.lists(growths(), max_size=8))
+def test_the_peak_is_that_of_a_run(wanted: list[tuple[Growth, int]]) -> None:
+    forecast = Forecast((1, 1), 8)
+    for key, (more, _) in enumerate(wanted):
+        forecast.add(key, more)
+    for key, (_, done) in enumerate(wanted):
+        forecast.advance(key, done)
+    assert np.allclose(forecast._peak(), _simulated(wanted))
+
+
+@settings(deadline=None)
+@given(st.lists(growths(), max_size=6), growths())
+def test_what_fits_is_what_leaves_the_peak_within_the_pools(
+    wanted: list[tuple[Growth, int]], more: tuple[Growth, int]
+) -> None:
+    pages = (60, 60)
+    forecast = Forecast(pages, 7)
+    for key, (each, done) in enumerate(wanted):
+        forecast.add(key, each, done)
+    expected = all(p <= total + 1e-9 for p, total in zip(_simulated([*wanted, more]), pages, strict=True))
+    assert forecast.fits(*more) == expected
+
+
+def test_more_fit_when_they_end_at_different_times() -> None:
+    more = Growth((1,), (11,), 10, (11,), 10)
+    forecast = Forecast((16,), 8)
+    forecast.add("a", more)
+    assert not forecast.fits(more)
+    forecast.advance("a", 6)
+    assert forecast.fits(more)
+    assert forecast.peak() == (11,)
+
+
+def test_one_that_outlives_its_expected_end_is_counted_to_its_latest() -> None:
+    forecast = Forecast((99,), 1)
+    forecast.add("a", Growth((1,), (3,), 2, (11,), 10))
+    assert forecast.peak() == (3,)
+    forecast.advance("a", 2)
+    assert forecast.peak() == (11,)
+
+
+def test_sequences_are_bounded() -> None:
+    more = Growth((0,), (0,), 1, (0,), 1)
+    forecast = Forecast((9,), 1)
+    forecast.add("a", more)
+    assert forecast.full
+    assert not forecast.fits(more)
+    for key in ("a", "b"):
+        with pytest.raises(IntegrityError, match="cannot be added"):
+            forecast.add(key, more)
+    forecast.remove("a")
+    assert len(forecast) == 0
+    assert "a" not in forecast
+    assert forecast.fits(more)
+    assert forecast.peak() == (0,)
+
+
+def test_a_plan_grows_from_its_prompt_to_its_peaks() -> None:
+    keep = plan(Compression("pyramid", kv_keep=0.6), 200, 5)
+    assert growth(keep, SHARDS, 50, 120) == Growth(
+        first=tuple(pages_held(keep, shard, 0) for shard in SHARDS),
+        expected=tuple(peak_pages(keep, shard, 50) for shard in SHARDS),
+        expected_tokens=49,
+        most=tuple(peak_pages(keep, shard, 120) for shard in SHARDS),
+        most_tokens=119,
+    )
+
+
+@pytest.mark.parametrize(("pages", "holds"), [((9, 9), True), ((8, 9), False), ((9, 8), False)])
+def test_what_could_ever_be_held_fits_at_its_latest_end(pages: tuple[int, int], holds: bool) -> None:
+    assert Forecast(pages, 1).could_ever_hold(Growth((1, 1), (2, 2), 1, (9, 9), 9)) == holds

@@ -1,0 +1,51 @@
+"""What a shard's cache knows of one sequence, while it is there and when it goes."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from pyramidserve.types import LayerReceipt
+from workers.compression.plan import KeepPlan
+
+Positions = npt.NDArray[np.int32]
+
+
+@dataclass
+class CachedSequence:
+    """One sequence's books.
+
+    ``positions`` are the input positions of each layer's slots as of the last change of order; slots
+    behind them hold the newest tokens in order.
+    """
+
+    plan: KeepPlan
+    positions: list[Positions]
+    generated: int = 0
+    peak_pages: int = 0
+
+    @property
+    def uncompressed(self) -> int:
+        """Generated tokens that compression has not passed over."""
+        generation = self.plan.generation
+        if generation is None:
+            return self.generated
+        return self.generated - generation.chunks(self.generated) * generation.chunk
+
+
+@dataclass(frozen=True)
+class ReleasedSequence:
+    """What a sequence held on the shard; ``peak_pages`` include ``score_pages``.
+
+    ``workspace_bytes`` were the activations of its prefill.
+    """
+
+    layers: tuple[LayerReceipt, ...]
+    peak_pages: int
+    score_pages: int
+    page_bytes: int
+    table_bytes: int
+    spilled_bytes: int
+    recalled_bytes: int
+    dropped_bytes: int
+    workspace_bytes: int = 0
