@@ -95,7 +95,12 @@ class EngineLoop:
             return []
         step, drawn = self._pipeline.collect()
         self.memory = step.memory
-        events = self._ended(step) if step.kind is StepKind.RELEASE else self._accept(step, drawn)
+        events: list[LoopEvent] = []
+        match step.kind:
+            case StepKind.PREFILL | StepKind.DECODE:
+                events = self._accept(step, drawn)
+            case StepKind.RELEASE:
+                events = self._ended(step)
         self.scheduler.finish_step(step)
         return events
 
