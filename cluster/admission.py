@@ -20,7 +20,7 @@ UNKNOWN_RETRY_DELAY = 1.0
 RETRY_DELAY_RANGE = (0.1, 30.0)
 # One for which there is no room may be overtaken by smaller ones for so many seconds. After that nobody is
 # admitted before it, so that it waits for those that run at most. So many are looked at behind the first.
-PATIENCE, LOOKAHEAD = 10.0, 32
+PATIENCE, LOOKAHEAD = 4.0, 32
 
 
 class Dated(Waiting, Protocol):
