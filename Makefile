@@ -2,7 +2,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo serve test lint format stubs stubs-check
+.PHONY: demo serve test soak lint format stubs stubs-check
 
 $(READY): pyproject.toml
 	python3 -m venv $(VENV)
@@ -18,6 +18,9 @@ serve: $(READY)   ## keep a local cluster up for `pyramidserve chat`
 
 test: $(READY)    ## every test
 	$(BIN)/pytest
+
+soak: $(READY)    ## what takes long: random kills under load
+	$(BIN)/pytest -m soak tests/soak
 
 lint: $(READY)    ## linter, formatter and type checker
 	$(BIN)/ruff check .

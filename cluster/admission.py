@@ -126,6 +126,13 @@ class Admission(Generic[Item]):
                 if misses > LOOKAHEAD or self._clock() - missed > PATIENCE:
                     return
 
+    def expected_pages(self, ledger: PipelineLedger) -> list[tuple[int, ...]]:
+        """Pages per stage of ``ledger`` that each of those that wait will take at its expected end."""
+        lengths = self._lengths
+        return [
+            ledger.growth(each.request, lengths.expected(each.request)).expected for each in self._queue
+        ]
+
     def take_too_late(self) -> list[tuple[Item, RequestTimeoutError]]:
         """Takes from the queue what could not end before its deadline even if it ran now."""
         late = [(item, error) for item in self._queue if (error := self._too_late(item, 0.0))]

@@ -3,8 +3,14 @@
 from typing import Any
 
 from ray import serve
-from ray.serve.config import GangSchedulingConfig, RequestRouterConfig
+from ray.serve.config import (
+    AutoscalingConfig,
+    AutoscalingPolicy,
+    GangSchedulingConfig,
+    RequestRouterConfig,
+)
 
+from cluster.autoscale import MemoryPressurePolicy
 from cluster.config import ClusterConfig, parse_config
 from cluster.edge import Edge
 from cluster.partition import boundaries, layer_costs
@@ -18,6 +24,7 @@ ROUTER_KEY = "router"
 ROUTER_RESOURCE = "pyramidserve_router"
 ROUTER_SHARE = 0.001
 HEALTH_PERIOD_SECONDS = 1.0
+METRIC_SECONDS = 0.5
 
 
 def build(arguments: dict[str, Any]) -> serve.Application:
@@ -64,15 +71,19 @@ def shard_settings(config: ClusterConfig, model: ModelConfig) -> ShardConfig:
 def _shard_options(config: ClusterConfig) -> dict[str, Any]:
     options: dict[str, Any] = {
         "name": "Shard",
-        "num_replicas": config.pipelines * config.shards,
         "ray_actor_options": {
             "num_cpus": config.cpus_per_shard,
             "num_gpus": config.gpus_per_shard,
             # Set before torch is imported, or its pools take every core.
-            "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(config.threads)}},
+            "runtime_env": {
+                "env_vars": {
+                    "OMP_NUM_THREADS": str(config.threads),
+                    "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": str(METRIC_SECONDS),
+                }
+            },
         },
         "health_check_period_s": HEALTH_PERIOD_SECONDS,
-        "graceful_shutdown_timeout_s": config.drain_seconds + 5,
+        "graceful_shutdown_timeout_s": max(config.drain_seconds, config.leave_seconds) + 5,
         "graceful_shutdown_wait_loop_s": 0.2,
         # A lease is one ongoing request for as long as a shard lives.
         "max_ongoing_requests": 8,
@@ -80,6 +91,22 @@ def _shard_options(config: ClusterConfig) -> dict[str, Any]:
             request_router_class="workers.shard:GangRouter"  # type: ignore[arg-type]
         ),
     }
+    if config.max_pipelines:
+        options["autoscaling_config"] = AutoscalingConfig(
+            # Multiples of a gang: others would make Serve go up and down for ever.
+            min_replicas=config.pipelines * config.shards,
+            max_replicas=config.max_pipelines * config.shards,
+            upscale_delay_s=config.scale_up_seconds,
+            downscale_delay_s=config.scale_down_seconds,
+            look_back_period_s=2 * METRIC_SECONDS,
+            metrics_interval_s=METRIC_SECONDS,
+            policy=AutoscalingPolicy(  # type: ignore[no-untyped-call]
+                policy_function=MemoryPressurePolicy,
+                policy_kwargs={"shards": config.shards, "target": config.target_pressure},
+            ),
+        )
+    else:
+        options["num_replicas"] = config.pipelines * config.shards
     if config.shards > 1:
         options["gang_scheduling_config"] = GangSchedulingConfig(gang_size=config.shards)
     return options

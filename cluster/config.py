@@ -23,7 +23,11 @@ class ClusterConfig:
         model: checkpoint: "smollm2-135m-instruct", a folder, a .gguf file or a hub repository.
         dtype: "float32", "bfloat16" or "float16"; "auto" takes bfloat16 where that is fast.
         device: "cpu" or "cuda".
-        pipelines: gangs of shards, each a whole model.
+        pipelines: gangs of shards, each a whole model; with ``max_pipelines``, the fewest there are.
+        max_pipelines: the most that the autoscaler makes of them; 0 turns it off.
+        target_pressure: the share of the KV memory that the autoscaler wants to be used.
+        scale_up_seconds, scale_down_seconds: how long more, or fewer, must be wanted.
+        leave_seconds: how long requests may go on in a pipeline that is scaled away.
         shards: shards of a pipeline.
         kv_bytes: device memory for KV of each shard.
         host_bytes: host memory for spilled KV of each shard.
@@ -48,6 +52,11 @@ class ClusterConfig:
     dtype: str = "auto"
     device: str = "cpu"
     pipelines: int = 1
+    max_pipelines: int = 0
+    target_pressure: float = 0.8
+    scale_up_seconds: float = 2.0
+    scale_down_seconds: float = 60.0
+    leave_seconds: float = 600.0
     shards: int = 2
     kv_bytes: int = 256 << 20
     host_bytes: int = 256 << 20
@@ -84,7 +93,23 @@ class ClusterConfig:
         ):
             if getattr(self, name) < 1:
                 raise ConfigurationError(f"{name} is {getattr(self, name)}; it must be 1 or more")
-        for name in ("host_bytes", "cpus_per_shard", "gpus_per_shard", "drain_seconds", "bind_seconds"):
+        if self.max_pipelines and self.max_pipelines < self.pipelines:
+            raise ConfigurationError(
+                f"max_pipelines is {self.max_pipelines} and pipelines is {self.pipelines}; "
+                "give at least as many, or 0 for no autoscaling"
+            )
+        if not 0 < self.target_pressure <= 1:
+            raise ConfigurationError(f"target_pressure is {self.target_pressure}; it must be in (0, 1]")
+        for name in (
+            "host_bytes",
+            "cpus_per_shard",
+            "gpus_per_shard",
+            "drain_seconds",
+            "bind_seconds",
+            "scale_up_seconds",
+            "scale_down_seconds",
+            "leave_seconds",
+        ):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigurationError(
                     f"{name} is {getattr(self, name)}; it must be finite and 0 or more"

@@ -18,6 +18,8 @@ from workers.rendezvous import announce, node_address
 
 logger = logging.getLogger("ray.serve")
 
+DEMAND_SECONDS = 0.5
+
 
 class Edge:
     """Listens for clients and pipelines, and announces where."""
@@ -27,6 +29,7 @@ class Edge:
     ) -> None:
         """``shards`` is the handle of the shards' deployment; it makes them part of the application."""
         self._server: RouterServer | None = None
+        self._telling: asyncio.Task[None] | None = None
         checkpoint = await asyncio.to_thread(resolve_checkpoint, config.model)
         model = read_config(checkpoint)
         tokenizer = await asyncio.to_thread(Tokenizer, checkpoint)
@@ -55,10 +58,19 @@ class Edge:
             max_message_bytes=MAX_MESSAGE_BYTES,
             bind_timeout=config.bind_seconds,
         )
+        self._telling = asyncio.create_task(_tell_demand(router)) if config.max_pipelines else None
         await asyncio.to_thread(
             announce, router_key, {"host": registry_host, "port": self._server.registry_port}
         )
 
     async def __del__(self) -> None:
+        if self._telling is not None:
+            self._telling.cancel()
         if self._server is not None:
             await self._server.stop(self._grace)
+
+
+async def _tell_demand(router: Router) -> None:
+    while True:
+        router.tell_demand()
+        await asyncio.sleep(DEMAND_SECONDS)

@@ -20,6 +20,7 @@ class AttachedPipeline:
     Attributes:
         sequences: what it runs, cancelled ones included until it confirms.
         orders: what is to be sent to it, one sequence an order; None is the end.
+        leaving: it is to be taken away, and gets nothing new.
         refused: it had no room for what its ledger had room for; it gets nothing until that changes.
     """
 
@@ -30,7 +31,7 @@ class AttachedPipeline:
         self.ledger = PipelineLedger(hello.pipeline_id, stages, hello.max_sequences)
         self.sequences: dict[int, LiveRequest] = {}
         self.orders: asyncio.Queue[pb.RouterOrder | None] = asyncio.Queue()
-        self.refused = False
+        self.leaving = self.refused = False
 
     def start(self, admitted: Admitted[LiveRequest], queued: int) -> None:
         """Orders a request to be run from where it is, while ``queued`` go on waiting."""
@@ -47,6 +48,11 @@ class AttachedPipeline:
             compression=compression_to_message(request.compression),
         )
         self.orders.put_nowait(pb.RouterOrder(start=[start], queued=queued))
+
+    def tell_demand(self, demand: float) -> None:
+        """Passes on how many pipelines there should be, unless it has not taken what came before."""
+        if self.orders.empty():
+            self.orders.put_nowait(pb.RouterOrder(demand=demand))
 
     def cancel(self, sequence_id: int) -> None:
         """Orders a sequence to be cancelled."""

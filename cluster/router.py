@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 
 from cluster.admission import Admission
+from cluster.autoscale import pipelines_filled, share
 from cluster.ledger import PipelineLedger
 from cluster.live import Follower, LiveRequest
 from cluster.pipelines import AttachedPipeline
@@ -174,6 +175,29 @@ class Router:
             if pipeline.refused and not pipeline.sequences:
                 self._call_later(REFUSAL_PAUSE, lambda: self._try_again(pipeline))
             self._dispatch()
+            self._let_go(pipeline)
+
+    def leave(self, pipeline: AttachedPipeline) -> None:
+        """Lets a pipeline go as soon as what it runs has ended; it gets nothing new."""
+        log.info(
+            "pipeline_leaving pipeline_id=%r sequences=%d", pipeline.pipeline_id, len(pipeline.sequences)
+        )
+        pipeline.leaving = True
+        self._let_go(pipeline)
+
+    def demand(self) -> float:
+        """How many pipelines the requests would fill that run or wait here; 0 without pipelines."""
+        ledgers = [each.ledger for each in self._pipelines.values() if not each.leaving]
+        if not ledgers:
+            return 0.0
+        running = [share(ledger.peak(), ledger.pages) for ledger in ledgers]
+        waiting = [share(pages, ledgers[0].pages) for pages in self._admission.expected_pages(ledgers[0])]
+        return pipelines_filled(running, waiting)
+
+    def tell_demand(self) -> None:
+        """Tells all pipelines how much there is to do, for the autoscaler."""
+        for pipeline in self._pipelines.values():
+            pipeline.tell_demand(self.demand())
 
     def state(self) -> ClusterState:
         """A snapshot."""
@@ -190,6 +214,7 @@ class Router:
     async def drain(self, timeout: float) -> None:
         """Refuses new requests, waits ``timeout`` seconds for the live ones, then lets all go."""
         self._draining = True
+        self._dispatch()
         if self._live:
             try:
                 await asyncio.wait_for(self._idle.wait(), timeout)
@@ -248,7 +273,9 @@ class Router:
     def _dispatch(self) -> None:
         for live, error in self._admission.take_too_late():
             self._fail(live, error)
-        open_ledgers = [each.ledger for each in self._pipelines.values() if not each.refused]
+        # When all is shut down, pipelines that leave have to do what waits.
+        pipelines = [each for each in self._pipelines.values() if self._draining or not each.leaving]
+        open_ledgers = [each.ledger for each in pipelines if not each.refused]
         for admitted in self._admission.choose(open_ledgers, self._sessions):
             live, request = admitted.item, admitted.item.request
             if not live.losses:
@@ -262,6 +289,11 @@ class Router:
                 admitted.sequence_id,
                 admitted.pipeline_id,
             )
+
+    def _let_go(self, pipeline: AttachedPipeline) -> None:
+        waiting = self._draining and len(self._admission)
+        if pipeline.leaving and not pipeline.sequences and not waiting:
+            pipeline.orders.put_nowait(None)
 
     def _refuse_too_large(self) -> None:
         for live, error in self._admission.take_too_large(self._ledgers()):

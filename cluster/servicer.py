@@ -165,9 +165,13 @@ class PipelineRegistry(PipelineRegistryServicer):
         self, pipeline: AttachedPipeline, reports: AsyncIterator[pipeline_pb2.PipelineReport]
     ) -> None:
         async for report in reports:
-            if not report.HasField("step"):
-                raise InvalidRequestError("a report behind Hello is not a StepReport")
-            self._router.report(pipeline, report.step)
+            match report.WhichOneof("report"):
+                case "step":
+                    self._router.report(pipeline, report.step)
+                case "leaving":
+                    self._router.leave(pipeline)
+                case _:
+                    raise InvalidRequestError("a report behind Hello is not a StepReport")
 
     async def _write(self, pipeline: AttachedPipeline, context: Context) -> None:
         while order := await pipeline.orders.get():

@@ -1,8 +1,8 @@
 """The asyncio client."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Self, Unpack
 
@@ -19,11 +19,15 @@ from pyramidserve._requests import (
     generate_request,
     named_errors,
 )
+from pyramidserve._resume import RESUME_SECONDS, Resumption
 from pyramidserve.errors import PyramidServeError, RequestCancelledError
 from pyramidserve.types import ChatMessage, ClusterState, Event, Reply
 from pyramidserve.v1 import inference_pb2 as pb
 from pyramidserve.v1.inference_pb2_grpc import InferenceStub
 from pyramidserve.wire import cluster_state_from_message, event_from_message
+
+Call = grpc.aio.UnaryStreamCall[pb.GenerateRequest, pb.GenerateResponse]
+StartCall = Callable[[pb.GenerateRequest, float | None], Call]
 
 
 class AsyncReplyStream(AsyncIterator[Event]):
@@ -31,39 +35,48 @@ class AsyncReplyStream(AsyncIterator[Event]):
 
     Closing it, leaving its ``async with`` block or cancelling the task that iterates it cancels the
     request wherever it is. After closing, iteration ends. Iterating raises the errors of
-    ``pyramidserve.errors``.
+    ``pyramidserve.errors``. A lost server is waited for as by ``pyramidserve.client.ReplyStream``.
 
     Attributes:
         request_id: the request; sending it again joins the running reply.
     """
 
-    def __init__(
-        self,
-        call: grpc.aio.UnaryStreamCall[pb.GenerateRequest, pb.GenerateResponse],
-        target: str,
-        request_id: str,
-    ) -> None:
+    def __init__(self, start: StartCall, resumption: Resumption, target: str, request_id: str) -> None:
+        """``start`` begins a call for a request, with the seconds that it may take."""
         self.request_id = request_id
-        self._call = call
-        self._messages = aiter(call)
-        self._target = target
-        self._closed = False
+        self._start, self._resumption, self._target = start, resumption, target
+        self._call = start(*resumption.rest())
+        self._messages = aiter(self._call)
+        self._closed = asyncio.Event()
 
     async def __anext__(self) -> Event:
-        if self._closed:
-            raise StopAsyncIteration
-        try:
-            with _named_errors(self._target):
-                message = await anext(self._messages)
-        except PyramidServeError:
-            if self._closed:
-                raise StopAsyncIteration from None
-            raise
-        return event_from_message(message)
+        while not self._closed.is_set():
+            try:
+                with _named_errors(self._target):
+                    event = event_from_message(await anext(self._messages))
+            except PyramidServeError as error:
+                if self._closed.is_set():
+                    break
+                await self._resume(error)
+            else:
+                if self._resumption.take(event):
+                    return event
+        raise StopAsyncIteration
+
+    async def _resume(self, error: PyramidServeError) -> None:
+        """Asks for the rest, or raises ``error`` where that is of no use."""
+        delay = self._resumption.delay(error)
+        if delay is None:
+            raise error
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._closed.wait(), delay)
+            return
+        self._call = self._start(*self._resumption.rest())
+        self._messages = aiter(self._call)
 
     async def close(self) -> None:
         """Cancels the request unless the reply is complete."""
-        self._closed = True
+        self._closed.set()
         self._call.cancel()
 
     async def __aenter__(self) -> Self:
@@ -93,6 +106,7 @@ class AsyncClient:
         max_message_bytes: int = MAX_MESSAGE_BYTES,
         token: str | None = None,
         certificate: bytes | None = None,
+        resume_seconds: float = RESUME_SECONDS,
     ) -> None:
         """Connects on first use.
 
@@ -103,10 +117,12 @@ class AsyncClient:
             token: names the tenant, where the cluster wants one.
             certificate: PEM of the authority that TLS is to trust, or of the router itself; without it
                 there is no TLS.
+            resume_seconds: how long a reply that has begun waits for a lost server; 0: not at all.
         """
         self._target = target
         self._timeout = timeout
         self._max_message_bytes = max_message_bytes
+        self._resume_seconds = resume_seconds
         access, options = Access(token, certificate), channel_options(max_message_bytes)
         self._metadata = access.metadata
         self._channel = (
@@ -122,8 +138,12 @@ class AsyncClient:
         """Asks for a reply and returns at once; as ``Client.stream``."""
         request = generate_request(prompt, self._max_message_bytes, **options)
         seconds = self._timeout if timeout is None else timeout
-        call = self._stub.Generate(request, timeout=seconds, metadata=self._metadata)
-        return AsyncReplyStream(call, self._target, request.request_id)
+
+        def start(rest: pb.GenerateRequest, left: float | None) -> Call:
+            return self._stub.Generate(rest, timeout=left, metadata=self._metadata)
+
+        resumption = Resumption(request, seconds, self._resume_seconds)
+        return AsyncReplyStream(start, resumption, self._target, request.request_id)
 
     async def generate(
         self, prompt: Prompt, *, timeout: float | None = None, **options: Unpack[RequestOptions]

@@ -1,8 +1,9 @@
 """The blocking client."""
 
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
-from typing import Self, Unpack
+from typing import Self, TypeAlias, Unpack
 
 import grpc
 
@@ -17,43 +18,59 @@ from pyramidserve._requests import (
     generate_request,
     named_errors,
 )
+from pyramidserve._resume import RESUME_SECONDS, Resumption
+from pyramidserve.errors import PyramidServeError
 from pyramidserve.types import ChatMessage, ClusterState, Event, Reply
 from pyramidserve.v1 import inference_pb2 as pb
 from pyramidserve.v1.inference_pb2_grpc import InferenceStub
 from pyramidserve.wire import cluster_state_from_message, error_from_rpc, event_from_message
+
+Call: TypeAlias = "grpc._CallIterator[pb.GenerateResponse]"
+StartCall: TypeAlias = Callable[[pb.GenerateRequest, float | None], Call]
 
 
 class ReplyStream(Iterator[Event]):
     """The events of one reply as they come: Started, any number of Tokens, Receipt.
 
     Closing it, or leaving its ``with`` block, cancels the request wherever it is; iteration then
-    ends. Iterating raises the errors of ``pyramidserve.errors``.
+    ends. Iterating raises the errors of ``pyramidserve.errors``. When the server is lost after the
+    reply has begun, it goes on where it was as soon as there is one again.
 
     Attributes:
         request_id: the request; sending it again joins the running reply.
     """
 
-    def __init__(
-        self, call: "grpc._CallIterator[pb.GenerateResponse]", target: str, request_id: str
-    ) -> None:
+    def __init__(self, start: StartCall, resumption: Resumption, target: str, request_id: str) -> None:
+        """``start`` begins a call for a request, with the seconds that it may take."""
         self.request_id = request_id
-        self._call = call
-        self._target = target
-        self._closed = False
+        self._start, self._resumption, self._target = start, resumption, target
+        self._call = start(*resumption.rest())
+        self._closed = threading.Event()
 
     def __next__(self) -> Event:
-        if self._closed:
-            raise StopIteration
-        try:
-            return event_from_message(next(self._call))
-        except grpc.RpcError as error:
-            if self._closed:
-                raise StopIteration from None
-            raise error_from_rpc(error, self._target) from error
+        while not self._closed.is_set():
+            try:
+                event = event_from_message(next(self._call))
+            except grpc.RpcError as error:
+                if self._closed.is_set():
+                    break
+                self._resume(error_from_rpc(error, self._target), error)
+            else:
+                if self._resumption.take(event):
+                    return event
+        raise StopIteration
+
+    def _resume(self, error: PyramidServeError, cause: grpc.RpcError) -> None:
+        """Asks for the rest, or raises ``error`` where that is of no use."""
+        delay = self._resumption.delay(error)
+        if delay is None:
+            raise error from cause
+        if not self._closed.wait(delay):
+            self._call = self._start(*self._resumption.rest())
 
     def close(self) -> None:
         """Cancels the request unless the reply is complete; may be called from any thread."""
-        self._closed = True
+        self._closed.set()
         self._call.cancel()
 
     def __enter__(self) -> Self:
@@ -82,6 +99,7 @@ class Client:
         max_message_bytes: int = MAX_MESSAGE_BYTES,
         token: str | None = None,
         certificate: bytes | None = None,
+        resume_seconds: float = RESUME_SECONDS,
     ) -> None:
         """Connects on first use.
 
@@ -92,10 +110,12 @@ class Client:
             token: names the tenant, where the cluster wants one.
             certificate: PEM of the authority that TLS is to trust, or of the router itself; without it
                 there is no TLS.
+            resume_seconds: how long a reply that has begun waits for a lost server; 0: not at all.
         """
         self._target = target
         self._timeout = timeout
         self._max_message_bytes = max_message_bytes
+        self._resume_seconds = resume_seconds
         access, options = Access(token, certificate), channel_options(max_message_bytes)
         self._metadata = access.metadata
         self._channel = (
@@ -122,8 +142,14 @@ class Client:
         """
         request = generate_request(prompt, self._max_message_bytes, **options)
         seconds = self._timeout if timeout is None else timeout
-        call = self._stub.Generate(request, timeout=seconds, metadata=self._metadata)
-        return ReplyStream(call, self._target, request.request_id)
+
+        def start(
+            rest: pb.GenerateRequest, left: float | None
+        ) -> "grpc._CallIterator[pb.GenerateResponse]":
+            return self._stub.Generate(rest, timeout=left, metadata=self._metadata)
+
+        resumption = Resumption(request, seconds, self._resume_seconds)
+        return ReplyStream(start, resumption, self._target, request.request_id)
 
     def generate(
         self, prompt: Prompt, *, timeout: float | None = None, **options: Unpack[RequestOptions]

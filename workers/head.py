@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import grpc
@@ -20,26 +20,36 @@ from workers.rendezvous import look_up
 if TYPE_CHECKING:  # the stubs' types alone have this name
     from pyramidserve.v1.pipeline_pb2_grpc import PipelineRegistryAsyncStub
 
+    Call = grpc.aio.StreamStreamCall[messages.PipelineReport, messages.RouterOrder]
+
 logger = logging.getLogger(__name__)
 
 RETRY_SECONDS = 0.5
 
 
 class Head:
-    """Keeps a pipeline attached to the router, and ends what a lost router had asked for."""
+    """Keeps a pipeline attached to the router, and ends what a lost router had asked for.
+
+    Attributes:
+        demand: how many pipelines there should be, as the router said last.
+    """
 
     def __init__(self, hello: messages.Hello, router_key: str) -> None:
         self._hello = hello
         self._router_key = router_key
-        self._reports: asyncio.Queue[Report] = asyncio.Queue()
+        # None says that the pipeline is to be taken away.
+        self._reports: asyncio.Queue[Report | None] = asyncio.Queue()
+        self._leaving = self._is_attached = False
+        self._gone = asyncio.Event()
+        self.demand = 0.0
 
     def take(self, report: Report) -> None:
         """Queues what the engine reports; call it in the event loop's thread."""
         self._reports.put_nowait(report)
 
     async def run(self, runner: EngineRunner) -> None:
-        """Attaches, and attaches again whenever the stream breaks; ends by cancellation."""
-        while True:
+        """Attaches, and attaches again whenever the stream breaks; ends when it has left."""
+        while not self._leaving:
             address = await look_up(self._router_key)
             target = f"{address['host']}:{address['port']}"
             try:
@@ -51,9 +61,21 @@ class Head:
                 )
             await self._drain(runner)
             await asyncio.sleep(RETRY_SECONDS)
+        self._gone.set()
+
+    async def leave(self) -> None:
+        """Takes nothing new any more; returns when all that runs has ended, or the router is lost."""
+        self._leaving = True
+        if self._is_attached:
+            self._reports.put_nowait(None)
+            await self._gone.wait()
 
     async def _attached(self, stub: "PipelineRegistryAsyncStub", runner: EngineRunner) -> None:
-        call = stub.Attach(self._outgoing())
+        self._is_attached = True
+        call = stub.Attach()
+        # Ours to cancel: gRPC would leave a request iterator of a broken call waiting for the next report.
+        writing = asyncio.create_task(self._write(call))
+        writing.add_done_callback(lambda _: call.cancel())
         logger.info("attaching pipeline=%s", self._hello.pipeline_id)
         try:
             async for order in call:
@@ -61,20 +83,31 @@ class Head:
                     runner.order(Start(tuple(map(_request, order.start)), order.queued))
                 if order.cancel:
                     runner.order(Cancel(tuple(order.cancel)))
+                if order.HasField("demand"):
+                    self.demand = order.demand
         finally:
+            self._is_attached = False
+            writing.cancel()
+            (failure,) = await asyncio.gather(writing, return_exceptions=True)
             call.cancel()
+            if isinstance(failure, Exception) and not isinstance(failure, grpc.RpcError):
+                raise failure
 
-    async def _outgoing(self) -> AsyncIterator[messages.PipelineReport]:
-        yield messages.PipelineReport(hello=self._hello)
+    async def _write(self, call: "Call") -> None:
+        await call.write(messages.PipelineReport(hello=self._hello))
         while True:
-            yield messages.PipelineReport(step=_step_report(await self._reports.get()))
+            report = await self._reports.get()
+            if report is None:
+                await call.write(messages.PipelineReport(leaving=messages.Leaving()))
+            else:
+                await call.write(messages.PipelineReport(step=_step_report(report)))
 
     async def _drain(self, runner: EngineRunner) -> None:
         """Cancels all sequences and waits until their memory is free, as a new router counts on."""
         orders = runner.order(Cancel(None))
         while True:
             report = await self._reports.get()
-            if report.idle and report.orders == orders:
+            if report is not None and report.idle and report.orders == orders:
                 return
 
 

@@ -103,6 +103,7 @@ class Shard:
         self._config = config
         self._place = _membership()
         self._runner: EngineRunner | None = None
+        self._head: Head | None = None
         self._leases: list[Any] = []
         self._let_go = False
         self._tasks: list[asyncio.Task[None]] = []
@@ -173,7 +174,7 @@ class Shard:
             max_sequences=config.max_sequences,
             max_prefill_tokens=config.max_prefill_tokens,
         )
-        head = Head(_hello(self._place.gang, config, facts), config.router_key)
+        self._head = head = Head(_hello(self._place.gang, config, facts), config.router_key)
         events = asyncio.get_running_loop()
 
         def on_report(report: Report) -> None:
@@ -230,12 +231,18 @@ class Shard:
         place = _membership()
         return {"member": f"{place.gang}/{place.rank}"}
 
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """What the heads know of the router's need; see ``cluster.autoscale``."""
+        return {"demand": self._head.demand} if self._head is not None else {}
+
     def check_health(self) -> None:
         """Raises when a step does not come back."""
         if self._runner is not None and self._runner.stalled_for() > self._config.stall_seconds:
             raise RuntimeError(f"a step has taken more than {self._config.stall_seconds} s")
 
     async def __del__(self) -> None:
+        if self._head is not None:
+            await self._head.leave()
         for lease in self._leases:
             lease.cancel()
         for task in self._tasks:

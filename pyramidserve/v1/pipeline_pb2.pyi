@@ -28,6 +28,7 @@ class PipelineReport(_message.Message):
 
     HELLO_FIELD_NUMBER: _builtins.int
     STEP_FIELD_NUMBER: _builtins.int
+    LEAVING_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def hello(self) -> Global___Hello:
         """Who attaches."""
@@ -36,21 +37,43 @@ class PipelineReport(_message.Message):
     def step(self) -> Global___StepReport:
         """What a step brought."""
 
+    @_builtins.property
+    def leaving(self) -> Global___Leaving:
+        """The pipeline is to be taken away: it wants to end what it runs and gets nothing new. The router ends the stream."""
+
     def __init__(
         self,
         *,
         hello: Global___Hello | None = ...,
         step: Global___StepReport | None = ...,
+        leaving: Global___Leaving | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["hello", b"hello", "report", b"report", "step", b"step"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["hello", b"hello", "leaving", b"leaving", "report", b"report", "step", b"step"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["hello", b"hello", "report", b"report", "step", b"step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hello", b"hello", "leaving", b"leaving", "report", b"report", "step", b"step"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_report: _TypeAlias = _typing.Literal["hello", "step"]  # noqa: Y015
+    _WhichOneofReturnType_report: _TypeAlias = _typing.Literal["hello", "step", "leaving"]  # noqa: Y015
     _WhichOneofArgType_report: _TypeAlias = _typing.Literal["report", b"report"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_report) -> _WhichOneofReturnType_report | None: ...
 
 Global___PipelineReport: _TypeAlias = PipelineReport  # noqa: Y015
+
+@_typing.final
+class Leaving(_message.Message):
+    """A pipeline that is to be taken away."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Leaving: _TypeAlias = Leaving  # noqa: Y015
 
 @_typing.final
 class Hello(_message.Message):
@@ -284,8 +307,11 @@ class RouterOrder(_message.Message):
     START_FIELD_NUMBER: _builtins.int
     CANCEL_FIELD_NUMBER: _builtins.int
     QUEUED_FIELD_NUMBER: _builtins.int
+    DEMAND_FIELD_NUMBER: _builtins.int
     queued: _builtins.int
     """With sequences to start: requests that still wait for memory. While some do, a pipeline prefills sooner."""
+    demand: _builtins.float
+    """How many pipelines all requests here would fill; for the autoscaler."""
     @_builtins.property
     def start(self) -> _containers.RepeatedCompositeFieldContainer[Global___StartSequence]:
         """Sequences to start."""
@@ -300,12 +326,15 @@ class RouterOrder(_message.Message):
         start: _abc.Iterable[Global___StartSequence] | None = ...,
         cancel: _abc.Iterable[_builtins.int] | None = ...,
         queued: _builtins.int = ...,
+        demand: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_demand", b"_demand", "demand", b"demand"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "queued", b"queued", "start", b"start"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_demand", b"_demand", "cancel", b"cancel", "demand", b"demand", "queued", b"queued", "start", b"start"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__demand: _TypeAlias = _typing.Literal["demand"]  # noqa: Y015
+    _WhichOneofArgType__demand: _TypeAlias = _typing.Literal["_demand", b"_demand"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__demand) -> _WhichOneofReturnType__demand | None: ...
 
 Global___RouterOrder: _TypeAlias = RouterOrder  # noqa: Y015
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
+import grpc
 import pytest
 from scripted_inference import STATE, ScriptedInference, hold, receipt, refuse, serving
 
@@ -15,6 +16,7 @@ from pyramidserve import (
     InvalidRequestError,
     OverloadedError,
     PyramidServeError,
+    Receipt,
     Reply,
     RequestCancelledError,
     RequestConflictError,
@@ -153,7 +155,7 @@ def test_a_server_that_goes_during_a_reply_is_unavailable(scripted: ScriptedInfe
     scripted.script = hold
     with ExitStack() as server:
         target = server.enter_context(serving(scripted))
-        with Client(target) as client:
+        with Client(target, resume_seconds=0) as client:
             stream = client.stream("word")
             assert [next(stream), next(stream)] == [Started(1, 7), Tokens(0, (100,), "held")]
             server.close()
@@ -185,3 +187,41 @@ def test_one_client_serves_many_threads(client: Client, scripted: ScriptedInfere
     with ThreadPoolExecutor(3) as threads:
         replies = threads.map(client.generate, ("a", "b", "c"))
         assert [reply.text for reply in replies] == ["a", "b", "c"]
+
+
+def test_a_reply_goes_on_where_it_was_when_the_server_is_lost(
+    client: Client, scripted: ScriptedInference
+) -> None:
+    lost = UnavailableError("the router has shut down", retry_delay=0.0)
+
+    def cut(request: pb.GenerateRequest, context: grpc.ServicerContext) -> Iterator[Event]:
+        done = len(request.resume_output_ids)
+        yield Started(1, 7)
+        if done < 4:
+            yield Tokens(done, (done, done + 1), f" {done} {done + 1}")
+            yield from refuse(lost)(request, context)
+        yield receipt(request.request_id, done)
+
+    scripted.script = cut
+    events = list(client.stream("word", session_id="s"))
+    assert events[:-1] == [Started(1, 7), Tokens(0, (0, 1), " 0 1"), Tokens(2, (2, 3), " 2 3")]
+    assert isinstance(events[-1], Receipt)
+    asked = scripted.requests
+    assert [list(each.resume_output_ids) for each in asked] == [[], [0, 1], [0, 1, 2, 3]]
+    assert {each.request_id for each in asked} == {asked[0].request_id}
+    assert [each.sampling.seed for each in asked[1:]] == [7, 7]
+
+
+def test_a_lost_server_is_waited_for_no_longer_than_asked(scripted: ScriptedInference) -> None:
+    def cut(request: pb.GenerateRequest, context: grpc.ServicerContext) -> Iterator[Event]:
+        yield Started(1, 7)
+        yield from refuse(UnavailableError("gone", retry_delay=0.02))(request, context)
+
+    scripted.script = cut
+    with (
+        serving(scripted) as target,
+        Client(target, resume_seconds=0.01) as client,
+        pytest.raises(UnavailableError, match="gone"),
+    ):
+        client.generate("word")
+    assert len(scripted.requests) == 1

@@ -470,6 +470,73 @@ def test_draining_gives_up_in_the_end() -> None:
     bench.assert_empty()
 
 
+def test_a_pipeline_that_leaves_ends_what_it_runs_and_gets_nothing_new() -> None:
+    bench = Bench()
+    leaving, staying = bench.router.attach(hello("leaving")), bench.router.attach(hello("staying"))
+    follower = bench.submit("a")
+    home, other = (leaving, staying) if not leaving.orders.empty() else (staying, leaving)
+    orders(home)
+    bench.router.leave(home)
+    bench.submit("b")
+    assert orders(home) == ([], [], False)
+    assert [name for _, name in orders(other)[0]] == ["b"]
+    bench.report(home, tokens=[tokens(1, 0, 5)], finished=[finished(1)])
+    assert isinstance(events(follower)[-1], Receipt)
+    assert orders(home) == ([], [], True)
+    assert bench.router.state().decisions.get("replayed", 0) == 0
+
+
+def test_an_idle_pipeline_leaves_at_once() -> None:
+    bench = Bench()
+    pipeline = bench.router.attach(hello())
+    bench.router.leave(pipeline)
+    assert orders(pipeline) == ([], [], True)
+
+
+def test_pipelines_that_leave_do_what_waits_when_all_is_shut_down() -> None:
+    bench = Bench()
+
+    async def scenario() -> None:
+        pipeline = bench.router.attach(hello())
+        first, second = bench.submit("a", 8), bench.submit("b", 8)
+        bench.router.leave(pipeline)
+        draining = asyncio.create_task(bench.router.drain(PATIENCE))
+        await asyncio.sleep(0)
+        bench.report(pipeline, finished=[finished(1)])
+        assert [name for _, name in orders(pipeline)[0]] == ["a", "b"]
+        bench.report(pipeline, finished=[finished(2)])
+        await draining
+        for follower in (first, second):
+            assert isinstance([event async for event in follower][-1], Receipt)
+
+    asyncio.run(asyncio.wait_for(scenario(), PATIENCE))
+    bench.assert_empty()
+
+
+def test_the_demand_is_what_runs_and_waits_over_a_pipeline() -> None:
+    bench = Bench(queue_limit=99)
+    assert bench.router.demand() == 0.0
+    bench.submit("early", 4)
+    assert bench.router.demand() == 0.0  # nothing is known of pipelines yet
+    first = bench.router.attach(hello("first"))
+    assert bench.router.demand() == 0.5
+    for name in "abc":
+        bench.submit(name, 8)
+    assert bench.router.demand() == 3.5
+    second = bench.router.attach(hello("second"))
+    assert bench.router.demand() == 3.5  # one of those that waited runs there
+    orders(first)
+    orders(second)
+    bench.router.tell_demand()
+    bench.router.tell_demand()  # not again while the last is on its way
+    order = first.orders.get_nowait()
+    assert order is not None
+    assert order.demand == 3.5
+    assert first.orders.empty()
+    bench.router.leave(second)
+    assert bench.router.demand() == 2.5  # what runs there needs no other
+
+
 class RouterMachine(RuleBasedStateMachine):
     """Clients and heads that do what they may, in any order."""
 

@@ -94,3 +94,17 @@ def test_what_may_be_absent_is_not_negative(name: str) -> None:
 def test_a_time_that_must_pass_is_finite_and_positive(name: str, value: float) -> None:
     with pytest.raises(ConfigurationError, match=f"{name} is {value}; it must be finite and above 0"):
         parse_config({name: value})
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"pipelines": 3, "max_pipelines": 2}, "max_pipelines is 2 and pipelines is 3"),
+        ({"target_pressure": 0.0}, "target_pressure is 0.0"),
+        ({"target_pressure": 1.5}, "target_pressure is 1.5"),
+        ({"scale_down_seconds": -1.0}, "scale_down_seconds is -1.0"),
+    ],
+)
+def test_bounds_of_the_autoscaler_make_sense(settings: dict[str, Any], named: str) -> None:
+    with pytest.raises(ConfigurationError, match=named):
+        parse_config(settings)
