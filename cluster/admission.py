@@ -147,11 +147,12 @@ class Admission(Generic[Item]):
             self.remove(item)
         return taken
 
-    def count_finished(self, request: ValidatedRequest, output_tokens: int, seconds: float) -> None:
-        """Notes that ``request`` has finished, now, ``seconds`` after it was sent to a pipeline."""
+    def count_finished(self, request: ValidatedRequest, output_tokens: int, token_seconds: float) -> None:
+        """Notes that ``request`` has finished, now, after ``token_seconds`` a token; 0 if there was one."""
         self.decisions["finished"] += 1
         self._lengths.count(request, output_tokens)
-        self._paces.append(seconds / max(1, output_tokens))
+        if token_seconds > 0:
+            self._paces.append(token_seconds)
         self._completions.append(self._clock())
 
     def retry_delay(self) -> float:
@@ -177,7 +178,10 @@ class Admission(Generic[Item]):
         return len(self._queue) * seconds_each
 
     def _too_late(self, item: Item, queue_seconds: float) -> RequestTimeoutError | None:
-        """Why an item that waits for so many more seconds would miss its deadline; None if not."""
+        """Why an item that waits for so many more seconds would miss its deadline; None if not.
+
+        Prefill is taken to cost nothing, so that none is refused that might be in time.
+        """
         if math.isinf(item.deadline):
             return None
         tokens = self._lengths.expected(item.request)

@@ -97,10 +97,10 @@ class LiveRequest:
         self._times += [now] * len(tokens.token_ids)
         self._wake()
 
-    def finish(self, receipt: Receipt, pipeline_id: str) -> None:
-        """Ends the reply with ``receipt``, completed with the times seen here."""
+    def finish(self, receipt: Receipt, pipeline_id: str) -> Receipt:
+        """Ends the reply with ``receipt``, which it returns completed with the times seen here."""
         gaps = sorted(after - before for before, after in pairwise(self._times))
-        self._end = replace(
+        self._end = completed = replace(
             receipt,
             queue_time=self.sent - self.arrived,
             time_to_first_token=self._times[0] - self.arrived if self._times else 0.0,
@@ -110,6 +110,7 @@ class LiveRequest:
             replays=self.losses,
         )
         self._wake()
+        return completed
 
     def fail(self, error: PyramidServeError) -> None:
         """Ends the reply with ``error``, which every follower raises."""

@@ -11,27 +11,21 @@ from cluster.autoscale import pipelines_filled, share
 from cluster.ledger import PipelineLedger
 from cluster.live import Follower, LiveRequest
 from cluster.pipelines import AttachedPipeline
+from cluster.registry import LOST_RETRY_DELAY, Registry
 from cluster.requests import ValidatedRequest
 from cluster.sessions import Sessions
 from pyramidserve.errors import (
     ConfigurationError,
-    EngineError,
-    PyramidServeError,
     RequestCancelledError,
     RequestConflictError,
     UnavailableError,
 )
 from pyramidserve.types import ClusterState
 from pyramidserve.v1 import pipeline_pb2 as pb
-from pyramidserve.wire import receipt_from_message, tokens_from_message
 from workers.kv.pages import IntegrityError
 
 log = logging.getLogger(__name__)
 
-# Seconds until a client should try again after a pipeline was lost.
-LOST_RETRY_DELAY = 1.0
-# How often a request is run anew: one that brings pipelines down must not bring down all.
-REPLAYS = 5
 # Seconds until a pipeline is tried again that had no room although nothing of ours ran there.
 REFUSAL_PAUSE = 0.1
 
@@ -73,11 +67,9 @@ class Router:
         self._call_later = call_later
         self._admission: Admission[LiveRequest] = Admission(queue_limit, weights or {}, clock)
         self._sessions = Sessions(session_limit, session_max_age, clock)
-        self._live: dict[tuple[str, str], LiveRequest] = {}
+        self._live = Registry(self._admission, self._sessions, clock)
         self._pipelines: dict[str, AttachedPipeline] = {}
         self._draining = False
-        self._idle = asyncio.Event()
-        self._idle.set()
 
     @property
     def serving(self) -> bool:
@@ -100,7 +92,7 @@ class Router:
             RequestTimeoutError: it could not end in time.
             UnavailableError: the router is draining.
         """
-        live = self._live.get((tenant, request.request_id))
+        live = self._live.get(tenant, request.request_id)
         if live is not None:
             return self._join(live, request)
         self._refuse_when_draining()
@@ -108,8 +100,7 @@ class Router:
         live = LiveRequest(request, tenant, now, now + seconds_left, self._cancel)
         self._admission.enqueue(live, self._ledgers())
         follower = live.follow(request.resume_output_ids)
-        self._live[tenant, request.request_id] = live
-        self._idle.clear()
+        self._live.add(live)
         log.info("request_queued request_id=%r", request.request_id)
         self._dispatch()
         return follower
@@ -152,7 +143,7 @@ class Router:
             len(pipeline.sequences),
         )
         for live in pipeline.sequences.values():
-            self._replay(live, pipeline)
+            self._live.replay(live, pipeline)
         self._refuse_too_large()
         self._dispatch()
 
@@ -163,11 +154,11 @@ class Router:
         if step.memory:
             pipeline.ledger.memory = step.memory
         for new in step.tokens:
-            self._append(pipeline, new)
+            self._live.append(pipeline, new)
         for finished in step.finished:
-            self._finish(pipeline, finished)
+            self._live.finish(pipeline, finished)
         for failed in step.failed:
-            self._end_failed(pipeline, failed)
+            self._live.end_failed(pipeline, failed)
         if step.finished or step.failed:
             refused = any(each.cause == each.CAUSE_NO_ROOM for each in step.failed)
             freed = step.finished or any(each.cause != each.CAUSE_NO_ROOM for each in step.failed)
@@ -217,14 +208,14 @@ class Router:
         self._dispatch()
         if self._live:
             try:
-                await asyncio.wait_for(self._idle.wait(), timeout)
+                await asyncio.wait_for(self._live.idle.wait(), timeout)
             except TimeoutError:
                 log.warning("drain_timed_out live=%d", len(self._live))
         for pipeline in list(self._pipelines.values()):
             self.detach(pipeline)
-        for live in list(self._live.values()):
+        for live in self._live:
             error = UnavailableError("the router has shut down", retry_delay=LOST_RETRY_DELAY)
-            self._fail(live, error)
+            self._live.fail(live, error)
 
     def check_integrity(self) -> None:
         """Raises IntegrityError unless every live request is in one place and the books balance."""
@@ -233,19 +224,7 @@ class Router:
             if len(pipeline.ledger) != len(pipeline.sequences):
                 raise IntegrityError(f"{pipeline.pipeline_id} runs what its ledger does not hold")
             running += [live for live in pipeline.sequences.values() if not live.ended]
-        for (_, request_id), live in self._live.items():
-            places = (live in self._admission) + sum(live is each for each in running)
-            if live.ended or not live.followers or places != 1:
-                raise IntegrityError(
-                    f"{request_id!r} has {places} places, {live.followers} followers, ended: {live.ended}"
-                )
-        if len(self._admission) + len(running) != len(self._live):
-            raise IntegrityError(
-                f"{len(self._admission)} waiting + {len(running)} running requests are not "
-                f"{len(self._live)} live ones"
-            )
-        if self._idle.is_set() == bool(self._live):
-            raise IntegrityError(f"idle with {len(self._live)} live requests")
+        self._live.check_integrity(running)
 
     def _ledgers(self) -> list[PipelineLedger]:
         return [pipeline.ledger for pipeline in self._pipelines.values()]
@@ -272,7 +251,7 @@ class Router:
 
     def _dispatch(self) -> None:
         for live, error in self._admission.take_too_late():
-            self._fail(live, error)
+            self._live.fail(live, error)
         # When all is shut down, pipelines that leave have to do what waits.
         pipelines = [each for each in self._pipelines.values() if self._draining or not each.leaving]
         open_ledgers = [each.ledger for each in pipelines if not each.refused]
@@ -297,94 +276,11 @@ class Router:
 
     def _refuse_too_large(self) -> None:
         for live, error in self._admission.take_too_large(self._ledgers()):
-            self._fail(live, error)
+            self._live.fail(live, error)
 
     def _try_again(self, pipeline: AttachedPipeline) -> None:
         pipeline.refused = False
         self._dispatch()
-
-    def _append(self, pipeline: AttachedPipeline, new: pb.SequenceTokens) -> None:
-        live = pipeline.sequences.get(new.sequence_id)
-        if live is None or live.ended:
-            return
-        try:
-            live.append(tokens_from_message(new.tokens), self._clock())
-            pipeline.ledger.advance(new.sequence_id, live.output_tokens - 1)
-        except EngineError as error:
-            self._fail(live, error)
-            pipeline.cancel(new.sequence_id)
-
-    def _finish(self, pipeline: AttachedPipeline, finished: pb.SequenceFinished) -> None:
-        live = self._release(pipeline, finished.sequence_id)
-        if live is None or live.ended:
-            return
-        try:
-            receipt = receipt_from_message(finished.receipt)
-        except EngineError as error:
-            self._fail(live, error)
-            return
-        live.finish(receipt, pipeline.pipeline_id)
-        self._forget(live)
-        self._admission.count_finished(live.request, receipt.output_tokens, self._clock() - live.sent)
-        self._sessions.count_turn(live.request.session_id)
-        log.info(
-            "request_finished request_id=%r pipeline_id=%r output_tokens=%d",
-            live.request.request_id,
-            pipeline.pipeline_id,
-            receipt.output_tokens,
-        )
-
-    def _end_failed(self, pipeline: AttachedPipeline, failed: pb.SequenceFailed) -> None:
-        live = self._release(pipeline, failed.sequence_id)
-        if live is None or live.ended:
-            return
-        match failed.cause:
-            case pb.SequenceFailed.CAUSE_NO_ROOM:
-                self._admission.decisions["no_room"] += 1
-                self._admission.requeue(live)
-                log.info("request_requeued request_id=%r", live.request.request_id)
-            case pb.SequenceFailed.CAUSE_CANCELLED:
-                self._replay(live, pipeline)
-            case _:
-                self._fail(
-                    live,
-                    EngineError(
-                        f"request {live.request.request_id!r} failed on pipeline "
-                        f"{pipeline.pipeline_id}: {failed.message}"
-                    ),
-                )
-
-    def _replay(self, live: LiveRequest, pipeline: AttachedPipeline) -> None:
-        """Queues what a lost pipeline ran; it goes on behind the output that there is."""
-        if live.ended:
-            return
-        live.losses += 1
-        request_id = live.request.request_id
-        if live.losses > REPLAYS:
-            error = UnavailableError(
-                f"request {request_id!r} lost {live.losses} pipelines, {pipeline.pipeline_id} the last; "
-                "send it again with the ids received as resume_output_ids",
-                retry_delay=LOST_RETRY_DELAY,
-            )
-            self._fail(live, error)
-            return
-        self._admission.decisions["replayed"] += 1
-        self._admission.requeue(live)
-        log.info(
-            "request_replayed request_id=%r pipeline_id=%r output_tokens=%d",
-            request_id,
-            pipeline.pipeline_id,
-            live.output_tokens,
-        )
-
-    def _release(self, pipeline: AttachedPipeline, sequence_id: int) -> LiveRequest | None:
-        live = pipeline.sequences.pop(sequence_id, None)
-        if live is None:
-            # A sequence may end by itself while its cancellation is on the way.
-            log.info("unknown_sequence pipeline_id=%r sequence_id=%d", pipeline.pipeline_id, sequence_id)
-        else:
-            pipeline.ledger.remove(sequence_id)
-        return live
 
     def _cancel(self, live: LiveRequest) -> None:
         """Ends a request that nobody follows; its pages stay promised until the head confirms."""
@@ -392,19 +288,5 @@ class Router:
             for sequence_id, running in pipeline.sequences.items():
                 if running is live:
                     pipeline.cancel(sequence_id)
-        self._fail(live, RequestCancelledError("nobody follows the request"))
+        self._live.fail(live, RequestCancelledError("nobody follows the request"))
         self._dispatch()
-
-    def _fail(self, live: LiveRequest, error: PyramidServeError) -> None:
-        if live.ended:
-            return
-        live.fail(error)
-        self._forget(live)
-        self._admission.decisions[error.reason] += 1
-        log.info("request_failed request_id=%r reason=%s", live.request.request_id, error.reason)
-
-    def _forget(self, live: LiveRequest) -> None:
-        self._admission.remove(live)
-        del self._live[live.tenant, live.request.request_id]
-        if not self._live:
-            self._idle.set()

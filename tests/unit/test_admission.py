@@ -103,9 +103,9 @@ def test_a_deadline_that_cannot_be_met_is_refused_early() -> None:
     desk.enqueue("unknown pace", 1, deadline=0.1)
     desk.admission.remove(desk.enqueue("nothing in the queue", 1, deadline=0.1))
     desk.now = 10.0
-    desk.admission.count_finished(request(), 16, seconds=8.0)  # half a second a token
+    desk.admission.count_finished(request(), 16, token_seconds=0.5)
     desk.now = 12.0
-    desk.admission.count_finished(request(), 16, seconds=8.0)
+    desk.admission.count_finished(request(), 16, token_seconds=0.5)
     desk.enqueue("in time", 1, deadline=12.0 + 2.0 + 8.1)
     with pytest.raises(RequestTimeoutError, match=r"9\.0 s, and 16 output tokens") as late:
         desk.enqueue("too late", 1, deadline=12.0 + 9.0)
@@ -117,7 +117,7 @@ def test_what_has_waited_too_long_for_its_deadline_is_taken_out() -> None:
     desk = Desk()
     for seconds in (0.0, 1.0):
         desk.now = seconds
-        desk.admission.count_finished(request(), 16, seconds=8.0)
+        desk.admission.count_finished(request(), 16, token_seconds=0.5)
     late = desk.enqueue("late", 1, deadline=20.0)
     desk.enqueue("early", 1, deadline=1e6)
     assert desk.admission.take_too_late() == []

@@ -13,8 +13,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from cluster import admission
 from cluster.live import Follower
 from cluster.pipelines import AttachedPipeline
+from cluster.registry import REPLAYS
 from cluster.requests import ValidatedRequest
-from cluster.router import REFUSAL_PAUSE, REPLAYS, Router
+from cluster.router import REFUSAL_PAUSE, Router
 from pyramidserve.errors import (
     ConfigurationError,
     EngineError,
