@@ -36,10 +36,10 @@ def shards(cluster: RunningCluster) -> list[int]:
 def kill_one(cluster: RunningCluster, chance: random.Random) -> bool:
     """Kills a shard, or now and then the router, if all are there."""
     there = shards(cluster)
-    victim = chance.choice(there if chance.random() < 0.8 else routers(cluster) or there or [0])
+    if len(there) < SHARDS:
+        return False
+    victim = chance.choice(there if chance.random() < 0.8 else routers(cluster) or there)
     try:
-        if len(there) < SHARDS or not psutil.pid_exists(victim):
-            return False
         os.kill(victim, signal.SIGKILL)
     except ProcessLookupError:  # it went with its gang
         return False

@@ -1,5 +1,6 @@
 """The command line: its commands, its errors and its exit codes."""
 
+import argparse
 import sys
 from collections.abc import Callable
 from importlib.metadata import EntryPoint
@@ -8,7 +9,9 @@ from pathlib import Path
 import pytest
 from scripted_inference import ScriptedInference, refuse
 
+from pyramidserve._requests import Access
 from pyramidserve.cli import main
+from pyramidserve.commands.connection import TOKEN_VARIABLE, add_connection_arguments, connection
 from pyramidserve.errors import OverloadedError
 
 pytest_plugins = ["scripted_fixtures"]
@@ -126,3 +129,18 @@ def test_a_missing_module_of_our_own_is_not_explained_away(
     command_module(monkeypatch, tmp_path, "import pyramidserve.no_such_module")
     with pytest.raises(ModuleNotFoundError, match="no_such_module"):
         main(["fake"])
+
+
+def test_a_certificate_that_is_not_there_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["state", "--certificate", "/nowhere.pem"]) == 1
+    assert "--certificate '/nowhere.pem' cannot be read" in capsys.readouterr().err
+
+
+def test_the_token_comes_from_the_option_or_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(TOKEN_VARIABLE, "from the environment")
+    parser = argparse.ArgumentParser()
+    add_connection_arguments(parser)
+    assert connection(parser.parse_args([]))["token"] == "from the environment"
+    assert connection(parser.parse_args(["--token", "given"]))["token"] == "given"
+    assert Access("given").metadata == (("authorization", "Bearer given"),)
+    assert Access().metadata == ()

@@ -16,7 +16,6 @@ from workers.engine.step import SequenceSpec, Step, StepKind
 Work = tuple[Step, npt.NDArray[np.int64]]
 NO_TOKENS = np.zeros(0, dtype=np.int64)
 
-
 # Prompts that begin together, in units of ``max_prefill_tokens``, at most.
 COHORT_PREFILLS = 32
 # Decode steps for which a prefill may hold up streams that run: less than 2, as it goes on by whole blocks,
