@@ -187,8 +187,9 @@ class Router:
 
     def tell_demand(self) -> None:
         """Tells all pipelines how much there is to do, for the autoscaler."""
+        demand = self.demand()
         for pipeline in self._pipelines.values():
-            pipeline.tell_demand(self.demand())
+            pipeline.tell_demand(demand)
 
     def state(self) -> ClusterState:
         """A snapshot."""

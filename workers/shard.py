@@ -20,8 +20,7 @@ from pyramidserve.types import StageState
 from pyramidserve.v1 import pipeline_pb2 as messages
 from pyramidserve.wire import stage_state_to_message
 from workers.engine.loop import EngineLoop
-from workers.engine.memory import PipelineLayout
-from workers.engine.pipeline import LocalPipeline, Pipeline
+from workers.engine.pipeline import LocalPipeline, Pipeline, pipeline_layout
 from workers.engine.runner import EngineRunner, Report
 from workers.engine.stage import Stage, StageConfig, StageFacts
 from workers.engine.transport import Ring, RingPipeline, follow
@@ -166,14 +165,7 @@ class Shard:
         tokenizer: Tokenizer,
     ) -> None:
         config = self._config
-        layout = PipelineLayout(
-            shards=tuple(fact.layout for fact in facts),
-            pages=tuple(fact.pages for fact in facts),
-            host_pages=tuple(fact.host_bytes_limit // fact.layout.page_bytes for fact in facts),
-            layers=model.layers,
-            max_sequences=config.max_sequences,
-            max_prefill_tokens=config.max_prefill_tokens,
-        )
+        layout = pipeline_layout(facts, model.layers, config.max_sequences, config.max_prefill_tokens)
         self._head = head = Head(_hello(self._place.gang, config, facts), config.router_key)
         events = asyncio.get_running_loop()
 

@@ -10,11 +10,12 @@ from typing import Any
 
 from cluster.commands.serve import say
 from cluster.load.player import Player, Run
-from cluster.load.report import Objective, draw, percentile, series, summarise
+from cluster.load.report import Objective, draw, series, summarise
 from cluster.load.trace import SOURCE, Session, arrivals, read_trace
 from pyramidserve import AsyncClient, Compression
 from pyramidserve.commands.connection import add_connection_arguments, connection
 from pyramidserve.errors import InvalidRequestError
+from workers.engine.sequence import percentile
 from workers.model.checkpoint import EMBEDDED, resolve_checkpoint
 from workers.model.tokenizer import Tokenizer
 

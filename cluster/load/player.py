@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from cluster.load.trace import Session
 from pyramidserve import (
@@ -45,7 +46,7 @@ class Played:
     @property
     def gaps(self) -> list[float]:
         """Seconds between output tokens."""
-        return [after - before for before, after in zip(self.times, self.times[1:], strict=False)]
+        return [after - before for before, after in pairwise(self.times)]
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, quantiles
+from statistics import mean
 from typing import Any
 
 from cluster.load.player import Played, Run
+from workers.engine.sequence import percentile
 
 
 @dataclass(frozen=True)
@@ -106,10 +107,3 @@ def draw(told: dict[str, list[float]], title: str, file: Path) -> None:
     panels[3].legend(loc="upper left")
     panels[3].set(xlabel="seconds")
     figure.savefig(file, dpi=110)
-
-
-def percentile(values: list[float], share: int) -> float:
-    """The ``share``-th percentile; 0 of nothing."""
-    if len(values) < 2:
-        return max(values, default=0.0)
-    return quantiles(values, n=100, method="inclusive")[share - 1]

@@ -8,7 +8,7 @@ from statistics import mean, median
 
 from workers.engine.engine import Engine, EngineRequest
 from workers.engine.loop import SequenceFinished, SequenceTokens
-from workers.engine.sequence import percentile99
+from workers.engine.sequence import percentile
 from workers.engine.stage import Stage
 from workers.engine.step import StepKind
 
@@ -109,9 +109,9 @@ def measure(engine: Engine, log: TurnLog, requests: Sequence[EngineRequest]) -> 
         shares=shares | {"python": 1 - sum(shares.values())},
         decode_step_p50=median(decoding or [0.0]),
         ttft_p50=median(first),
-        ttft_p99=percentile99(first),
+        ttft_p99=percentile(first, 99),
         inter_token_p50=median(gaps or [0.0]),
-        inter_token_p99=percentile99(gaps),
+        inter_token_p99=percentile(gaps, 99),
         kv_bytes_peak=kv_peak,
         kv_bytes_mean=round(kv_seconds / wall),
         kv_bytes_decoding=round(mean(kv_decoding[1:] or kv_decoding)),

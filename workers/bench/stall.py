@@ -8,7 +8,7 @@ from statistics import median
 
 from workers.engine.engine import Engine, EngineRequest
 from workers.engine.loop import SequenceTokens
-from workers.engine.sequence import percentile99
+from workers.engine.sequence import percentile
 
 # Tokens of each stream from which it is known how fast they come undisturbed.
 QUIET_TOKENS = 64
@@ -50,4 +50,4 @@ def measure_stall(engine: Engine, streams: Sequence[EngineRequest], late: Engine
     for each in times:
         engine.cancel(each)
     run(lambda: engine.idle)
-    return Stall(median(quiet), median(busy), percentile99(busy), times[number][0] - began)
+    return Stall(median(quiet), median(busy), percentile(busy, 99), times[number][0] - began)

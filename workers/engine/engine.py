@@ -18,8 +18,7 @@ from pyramidserve.types import (
     Tokens,
 )
 from workers.engine.loop import EngineLoop, LoopEvent, SequenceFinished, SequenceTokens, SequenceTraced
-from workers.engine.memory import PipelineLayout
-from workers.engine.pipeline import Connect, connect_local
+from workers.engine.pipeline import Connect, connect_local, pipeline_layout
 from workers.engine.sequence import SequenceRequest
 from workers.engine.stage import StageConfig
 from workers.engine.validation import settle
@@ -86,13 +85,8 @@ class Engine:
         self.tokenizer = Tokenizer(checkpoint)
         connected = connect(_stage_configs(config, checkpoint, self.model.layers))
         self.facts, self.stages = connected.facts, connected.stages
-        layout = PipelineLayout(
-            shards=tuple(fact.layout for fact in self.facts),
-            pages=tuple(fact.pages for fact in self.facts),
-            host_pages=tuple(fact.host_bytes_limit // fact.layout.page_bytes for fact in self.facts),
-            layers=self.model.layers,
-            max_sequences=config.max_sequences,
-            max_prefill_tokens=config.max_prefill_tokens,
+        layout = pipeline_layout(
+            self.facts, self.model.layers, config.max_sequences, config.max_prefill_tokens
         )
         self.loop = EngineLoop(layout, connected.pipeline, self.tokenizer.decode, self.model.eos_ids)
         self._waiting: deque[SequenceRequest] = deque()

@@ -7,6 +7,7 @@ from typing import Protocol
 
 import torch
 
+from workers.engine.memory import PipelineLayout
 from workers.engine.stage import Stage, StageConfig, StageFacts
 from workers.engine.step import Step
 from workers.engine.turns import OnTurn, Turns, untold
@@ -44,6 +45,20 @@ class LocalPipeline:
                     step, tokens = done
                     return step, tuple(tokens.tolist())
                 following.add(*done)
+
+
+def pipeline_layout(
+    facts: Sequence[StageFacts], layers: int, max_sequences: int, max_prefill_tokens: int
+) -> PipelineLayout:
+    """The layout of a pipeline whose shards say ``facts`` of themselves, in order of rank."""
+    return PipelineLayout(
+        shards=tuple(fact.layout for fact in facts),
+        pages=tuple(fact.pages for fact in facts),
+        host_pages=tuple(fact.host_bytes_limit // fact.layout.page_bytes for fact in facts),
+        layers=layers,
+        max_sequences=max_sequences,
+        max_prefill_tokens=max_prefill_tokens,
+    )
 
 
 @dataclass(frozen=True)

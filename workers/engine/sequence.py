@@ -129,7 +129,7 @@ class RunningSequence:
             queue_time=0.0,
             time_to_first_token=own_times[0] - self.started if own_times else 0.0,
             inter_token_p50=median(gaps) if gaps else 0.0,
-            inter_token_p99=percentile99(gaps),
+            inter_token_p99=percentile(gaps, 99),
             layers=tuple(layer for shard in shards for layer in shard.layers),
             pipeline_id="",
             preemptions=self.preemptions,
@@ -137,11 +137,11 @@ class RunningSequence:
         )
 
 
-def percentile99(values: Sequence[float]) -> float:
-    """The 99th percentile; 0 of nothing."""
+def percentile(values: Sequence[float], share: int) -> float:
+    """The ``share``-th percentile; 0 of nothing."""
     if len(values) < 2:
         return max(values, default=0.0)
-    return quantiles(values, n=100, method="inclusive")[98]
+    return quantiles(values, n=100, method="inclusive")[share - 1]
 
 
 Decode = Callable[[Sequence[int]], str]

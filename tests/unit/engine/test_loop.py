@@ -18,7 +18,7 @@ from workers.engine.loop import (
     SequenceTokens,
     SequenceTraced,
 )
-from workers.engine.sequence import SequenceRequest, percentile99
+from workers.engine.sequence import SequenceRequest, percentile
 from workers.engine.step import PrefillTrace, TopLogits
 
 EOS = 0
@@ -175,7 +175,7 @@ def test_a_receipt_sums_up_what_all_shards_report(monkeypatch: pytest.MonkeyPatc
 
 
 def test_percentiles_of_few_values_are_their_greatest() -> None:
-    assert [percentile99(values) for values in ((), (3.0,), (1.0, 1.0))] == [0.0, 3.0, 1.0]
+    assert [percentile(values, 99) for values in ((), (3.0,), (1.0, 1.0))] == [0.0, 3.0, 1.0]
 
 
 def test_a_trace_brings_what_each_shard_kept_of_its_sequence() -> None:
