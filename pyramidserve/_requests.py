@@ -43,7 +43,7 @@ class RequestOptions(TypedDict, total=False):
         sampling: how the next token is drawn; greedy unless given.
         stopping: when generation ends.
         compression: how the KV cache is compressed; the deployment's default unless given, and an
-            empty ``policy`` or ``prefill`` in it is the deployment's too.
+            empty ``policy``, ``prefill`` or ``recall`` in it is the deployment's too.
         session_id: names a conversation whose turns should meet the same pipeline.
         request_id: unique among the live requests; random unless given. One that is already running
             is joined, not run twice.

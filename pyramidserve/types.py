@@ -6,6 +6,7 @@ from typing import Literal
 
 Role = Literal["system", "user", "assistant"]
 Priority = Literal["high", "normal", "low"]
+Recall = Literal["off", "turn", "step", "exact"]
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,8 @@ class Compression:
             in (0, 1]; excludes ``pyramid`` and ``streaming``.
         pyramid: knobs that are obeyed exactly, with "pyramid".
         streaming: knobs that are obeyed exactly, with "streaming".
+        recall: when evicted KV comes back from host memory: "off"; "turn", when a session goes on;
+            "step", also while tokens are generated; "exact", so that the reply is the full cache's.
     """
 
     policy: str = "full"
@@ -106,6 +109,7 @@ class Compression:
     kv_keep: float | None = None
     pyramid: PyramidParameters | None = None
     streaming: StreamingParameters | None = None
+    recall: str = "off"
 
 
 class FinishReason(Enum):
@@ -148,13 +152,17 @@ class DeviceBytes:
 
 @dataclass(frozen=True)
 class LayerReceipt:
-    """Where the tokens of one layer are at the end of a reply, counted in tokens."""
+    """Where the tokens of one layer are at the end of a reply, counted in tokens.
+
+    ``recalled`` came back from the host during the reply, to stay on the device.
+    """
 
     layer: int
     prompt_kept: int
     generated_kept: int
     spilled: int
     dropped: int
+    recalled: int
 
 
 @dataclass(frozen=True)
@@ -170,6 +178,10 @@ class Receipt:
         pipeline_id: the pipeline that served it, at the end.
         preemptions: how often it made room for others and went on later.
         replays: how often it went on on another pipeline because one was lost.
+        recall: when evicted KV came back.
+        reused_tokens: prompt tokens that were not computed, as an earlier turn had left their KV.
+        drafted_tokens, accepted_tokens: with recall "exact", tokens that the compressed cache drafted, and
+            those of them that the full cache confirmed.
     """
 
     request_id: str
@@ -194,6 +206,10 @@ class Receipt:
     pipeline_id: str
     preemptions: int
     replays: int
+    recall: str
+    reused_tokens: int
+    drafted_tokens: int
+    accepted_tokens: int
 
 
 Event = Started | Tokens | Receipt

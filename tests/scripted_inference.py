@@ -83,10 +83,14 @@ def receipt(request_id: str, output_tokens: int) -> Receipt:
         time_to_first_token=0.12,
         inter_token_p50=0.025,
         inter_token_p99=0.04,
-        layers=(LayerReceipt(0, 2, 3, 4, 5), LayerReceipt(1, 1, 2, 3, 4)),
+        layers=(LayerReceipt(0, 2, 3, 4, 5, 6), LayerReceipt(1, 1, 2, 3, 4, 5)),
         pipeline_id="gang-0",
         preemptions=6,
         replays=7,
+        recall="exact",
+        reused_tokens=8,
+        drafted_tokens=10,
+        accepted_tokens=9,
     )
 
 

@@ -3,13 +3,22 @@
 import argparse
 import sys
 from contextlib import suppress
+from typing import get_args
 from uuid import uuid4
 
 from pyramidserve._requests import RequestOptions
 from pyramidserve.client import Client
 from pyramidserve.commands.connection import add_connection_arguments, connection
 from pyramidserve.errors import UnknownSessionError
-from pyramidserve.types import ChatMessage, Compression, Receipt, Sampling, Stopping, Tokens
+from pyramidserve.types import (
+    ChatMessage,
+    Compression,
+    Recall,
+    Receipt,
+    Sampling,
+    Stopping,
+    Tokens,
+)
 
 SUMMARY = "talk to the model"
 
@@ -30,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     compression.add_argument(
         "--kv-keep", type=float, metavar="SHARE", help="of the prompt's KV to leave on the device"
     )
+    compression.add_argument("--recall", default="", choices=get_args(Recall))
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -37,7 +47,9 @@ def run(arguments: argparse.Namespace) -> int:
     options = RequestOptions(
         sampling=Sampling(arguments.temperature, arguments.top_p, arguments.top_k, arguments.seed),
         stopping=Stopping(arguments.max_tokens),
-        compression=Compression(arguments.policy, arguments.prefill, arguments.kv_keep),
+        compression=Compression(
+            arguments.policy, arguments.prefill, arguments.kv_keep, recall=arguments.recall
+        ),
         session_id=uuid4().hex,
     )
     history = [ChatMessage("system", arguments.system)] if arguments.system else []

@@ -92,7 +92,9 @@ class GenerateRequest(_message.Message):
     text: _builtins.str
     """Plain text, tokenised as it stands."""
     session_id: _builtins.str
-    """Names a conversation whose turns should meet the same pipeline; empty: none. At most 128 characters."""
+    """Names a conversation. Its next turn goes on with the KV that this one leaves, where the pipeline still has it;
+    empty: none. At most 128 characters.
+    """
     priority: Global___Priority.ValueType
     """Which of a tenant's own requests go first; one that is overtaken is never overtaken by those that arrive more than
     a minute after it.
@@ -313,6 +315,7 @@ class Compression(_message.Message):
     KV_KEEP_FIELD_NUMBER: _builtins.int
     PYRAMID_FIELD_NUMBER: _builtins.int
     STREAMING_FIELD_NUMBER: _builtins.int
+    RECALL_FIELD_NUMBER: _builtins.int
     policy: _builtins.str
     """"full", "streaming" or "pyramid". Empty: the deployment's default."""
     prefill: _builtins.str
@@ -322,6 +325,11 @@ class Compression(_message.Message):
     kv_keep: _builtins.float
     """The fraction of the prompt's KV, summed over layers, to leave on the device after prefill, in (0, 1].
     Excludes the schedule's own knobs below.
+    """
+    recall: _builtins.str
+    """When evicted KV comes back from host memory: "off"; "turn", when a session goes on; "step", also while tokens are
+    generated; "exact", so that the reply is the full cache's. "step" and "exact" need prefill "evict". Empty: the
+    deployment's default.
     """
     @_builtins.property
     def pyramid(self) -> Global___PyramidParameters:
@@ -339,10 +347,11 @@ class Compression(_message.Message):
         kv_keep: _builtins.float | None = ...,
         pyramid: Global___PyramidParameters | None = ...,
         streaming: Global___StreamingParameters | None = ...,
+        recall: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_kv_keep", b"_kv_keep", "kv_keep", b"kv_keep", "pyramid", b"pyramid", "streaming", b"streaming"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_kv_keep", b"_kv_keep", "kv_keep", b"kv_keep", "policy", b"policy", "prefill", b"prefill", "pyramid", b"pyramid", "streaming", b"streaming"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_kv_keep", b"_kv_keep", "kv_keep", b"kv_keep", "policy", b"policy", "prefill", b"prefill", "pyramid", b"pyramid", "recall", b"recall", "streaming", b"streaming"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__kv_keep: _TypeAlias = _typing.Literal["kv_keep"]  # noqa: Y015
     _WhichOneofArgType__kv_keep: _TypeAlias = _typing.Literal["_kv_keep", b"_kv_keep"]  # noqa: Y015
@@ -604,6 +613,10 @@ class Receipt(_message.Message):
     PIPELINE_ID_FIELD_NUMBER: _builtins.int
     PREEMPTIONS_FIELD_NUMBER: _builtins.int
     REPLAYS_FIELD_NUMBER: _builtins.int
+    RECALL_FIELD_NUMBER: _builtins.int
+    REUSED_TOKENS_FIELD_NUMBER: _builtins.int
+    DRAFTED_TOKENS_FIELD_NUMBER: _builtins.int
+    ACCEPTED_TOKENS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """The request."""
     finish_reason: Global___FinishReason.ValueType
@@ -644,6 +657,14 @@ class Receipt(_message.Message):
     """How often it made room for others and went on later."""
     replays: _builtins.int
     """How often it went on on another pipeline because one was lost."""
+    recall: _builtins.str
+    """When evicted KV came back, as in Compression."""
+    reused_tokens: _builtins.int
+    """Prompt tokens that were not computed, as an earlier turn of the session had left their KV."""
+    drafted_tokens: _builtins.int
+    """With recall "exact": tokens that the compressed cache drafted, and those of them that the full cache confirmed."""
+    accepted_tokens: _builtins.int
+    """See drafted_tokens."""
     @_builtins.property
     def peak_device_bytes(self) -> Global___DeviceBytes:
         """Bytes of device memory at the sequence's peak, all shards together."""
@@ -677,10 +698,14 @@ class Receipt(_message.Message):
         pipeline_id: _builtins.str = ...,
         preemptions: _builtins.int = ...,
         replays: _builtins.int = ...,
+        recall: _builtins.str = ...,
+        reused_tokens: _builtins.int = ...,
+        drafted_tokens: _builtins.int = ...,
+        accepted_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_kv_keep_target", b"_kv_keep_target", "kv_keep_target", b"kv_keep_target", "peak_device_bytes", b"peak_device_bytes"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_kv_keep_target", b"_kv_keep_target", "dropped_bytes", b"dropped_bytes", "finish_reason", b"finish_reason", "inter_token_p50_seconds", b"inter_token_p50_seconds", "inter_token_p99_seconds", b"inter_token_p99_seconds", "kv_keep_bound_by", b"kv_keep_bound_by", "kv_keep_reached", b"kv_keep_reached", "kv_keep_target", b"kv_keep_target", "layers", b"layers", "output_tokens", b"output_tokens", "peak_device_bytes", b"peak_device_bytes", "pipeline_id", b"pipeline_id", "policy", b"policy", "preemptions", b"preemptions", "prompt_tokens", b"prompt_tokens", "queue_seconds", b"queue_seconds", "recalled_bytes", b"recalled_bytes", "replays", b"replays", "request_id", b"request_id", "seed", b"seed", "spilled_bytes", b"spilled_bytes", "stop_string", b"stop_string", "time_to_first_token_seconds", b"time_to_first_token_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_kv_keep_target", b"_kv_keep_target", "accepted_tokens", b"accepted_tokens", "drafted_tokens", b"drafted_tokens", "dropped_bytes", b"dropped_bytes", "finish_reason", b"finish_reason", "inter_token_p50_seconds", b"inter_token_p50_seconds", "inter_token_p99_seconds", b"inter_token_p99_seconds", "kv_keep_bound_by", b"kv_keep_bound_by", "kv_keep_reached", b"kv_keep_reached", "kv_keep_target", b"kv_keep_target", "layers", b"layers", "output_tokens", b"output_tokens", "peak_device_bytes", b"peak_device_bytes", "pipeline_id", b"pipeline_id", "policy", b"policy", "preemptions", b"preemptions", "prompt_tokens", b"prompt_tokens", "queue_seconds", b"queue_seconds", "recall", b"recall", "recalled_bytes", b"recalled_bytes", "replays", b"replays", "request_id", b"request_id", "reused_tokens", b"reused_tokens", "seed", b"seed", "spilled_bytes", b"spilled_bytes", "stop_string", b"stop_string", "time_to_first_token_seconds", b"time_to_first_token_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__kv_keep_target: _TypeAlias = _typing.Literal["kv_keep_target"]  # noqa: Y015
     _WhichOneofArgType__kv_keep_target: _TypeAlias = _typing.Literal["_kv_keep_target", b"_kv_keep_target"]  # noqa: Y015
@@ -733,6 +758,7 @@ class LayerReceipt(_message.Message):
     GENERATED_KEPT_FIELD_NUMBER: _builtins.int
     SPILLED_FIELD_NUMBER: _builtins.int
     DROPPED_FIELD_NUMBER: _builtins.int
+    RECALLED_FIELD_NUMBER: _builtins.int
     layer: _builtins.int
     """Index of the layer in the model."""
     prompt_kept: _builtins.int
@@ -743,6 +769,8 @@ class LayerReceipt(_message.Message):
     """Tokens whose KV is in host memory."""
     dropped: _builtins.int
     """Tokens whose KV is nowhere."""
+    recalled: _builtins.int
+    """Tokens whose KV came back from host memory to stay on the device."""
     def __init__(
         self,
         *,
@@ -751,10 +779,11 @@ class LayerReceipt(_message.Message):
         generated_kept: _builtins.int = ...,
         spilled: _builtins.int = ...,
         dropped: _builtins.int = ...,
+        recalled: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dropped", b"dropped", "generated_kept", b"generated_kept", "layer", b"layer", "prompt_kept", b"prompt_kept", "spilled", b"spilled"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dropped", b"dropped", "generated_kept", b"generated_kept", "layer", b"layer", "prompt_kept", b"prompt_kept", "recalled", b"recalled", "spilled", b"spilled"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -65,6 +65,10 @@ def receipt_to_message(receipt: Receipt) -> pb.Receipt:
         pipeline_id=receipt.pipeline_id,
         preemptions=receipt.preemptions,
         replays=receipt.replays,
+        recall=receipt.recall,
+        reused_tokens=receipt.reused_tokens,
+        drafted_tokens=receipt.drafted_tokens,
+        accepted_tokens=receipt.accepted_tokens,
     )
 
 
@@ -103,12 +107,17 @@ def receipt_from_message(message: pb.Receipt) -> Receipt:
                 generated_kept=layer.generated_kept,
                 spilled=layer.spilled,
                 dropped=layer.dropped,
+                recalled=layer.recalled,
             )
             for layer in message.layers
         ),
         pipeline_id=message.pipeline_id,
         preemptions=message.preemptions,
         replays=message.replays,
+        recall=message.recall,
+        reused_tokens=message.reused_tokens,
+        drafted_tokens=message.drafted_tokens,
+        accepted_tokens=message.accepted_tokens,
     )
 
 

@@ -118,26 +118,28 @@ def compression_to_message(compression: Compression) -> pb.Compression:
         kv_keep=compression.kv_keep,
         pyramid=_message(pb.PyramidParameters, pyramid) if pyramid else None,
         streaming=_message(pb.StreamingParameters, streaming) if streaming else None,
+        recall=compression.recall,
     )
 
 
 def compression_from_message(message: pb.Compression, default: Compression) -> Compression:
     """What ``message`` asks for.
 
-    An absent message is ``default``. An empty policy or prefill is that of ``default``; the
+    An absent message is ``default``. An empty policy, prefill or recall is that of ``default``; the
     fraction and the knobs of ``default`` hold only where the message names no policy, fraction or
     knobs of its own.
     """
-    prefill = message.prefill or default.prefill
+    prefill, recall = message.prefill or default.prefill, message.recall or default.recall
     knobs = {name: message.HasField(name) for name in ("kv_keep", "pyramid", "streaming")}
     if not message.policy and not any(knobs.values()):
-        return replace(default, prefill=prefill)
+        return replace(default, prefill=prefill, recall=recall)
     return Compression(
         policy=message.policy or default.policy,
         prefill=prefill,
         kv_keep=message.kv_keep if knobs["kv_keep"] else None,
         pyramid=PyramidParameters(**_present(message.pyramid)) if knobs["pyramid"] else None,
         streaming=StreamingParameters(**_present(message.streaming)) if knobs["streaming"] else None,
+        recall=recall,
     )
 
 

@@ -70,13 +70,15 @@ def test_chat_without_a_word_is_no_error(
 def test_chat_sends_its_options(
     scripted_target: str, scripted: ScriptedInference, type_in: Callable[[str], None]
 ) -> None:
-    options = "--policy pyramid --prefill evict --kv-keep 0.4 --temperature 0.7 --top-p 0.9 "
+    options = "--policy pyramid --prefill evict --kv-keep 0.4 --recall turn --temperature 0.7 --top-p 0.9 "
     options += "--top-k 40 --seed -3 --max-tokens 12"
     for given in (options.split(), []):
         type_in("hello\n")
         assert main(["chat", "--target", scripted_target, *given]) == 0
     chosen, default = scripted.requests
-    assert chosen.compression == pb.Compression(policy="pyramid", prefill="evict", kv_keep=0.4)
+    assert chosen.compression == pb.Compression(
+        policy="pyramid", prefill="evict", kv_keep=0.4, recall="turn"
+    )
     assert chosen.sampling == pb.Sampling(temperature=0.7, top_p=0.9, top_k=40, seed=-3)
     assert chosen.stopping == pb.Stopping(max_tokens=12)
     assert default.compression == pb.Compression()

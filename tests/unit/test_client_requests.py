@@ -50,6 +50,7 @@ def test_all_options_reach_the_server(client: Client, scripted: ScriptedInferenc
                 policy="streaming",
                 prefill="prune",
                 streaming=pb.StreamingParameters(sinks=4, window=8),
+                recall="off",
             ),
             session_id="s",
             resume_output_ids=[100, 101],

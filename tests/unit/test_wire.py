@@ -56,7 +56,7 @@ def anything(kind: Any) -> st.SearchStrategy[Any]:
 
 
 def compression_and_nothing_else(message: pb.Compression) -> Compression:
-    return wire.compression_from_message(message, Compression(policy="", prefill=""))
+    return wire.compression_from_message(message, Compression(policy="", prefill="", recall=""))
 
 
 def sent(message: Message) -> Any:
@@ -119,24 +119,25 @@ def test_not_a_number_reaches_the_validation_of_the_server() -> None:
 @pytest.mark.parametrize(
     ("message", "expected"),
     [
-        (pb.Compression(policy="full"), Compression("full", "evict")),
-        (pb.Compression(policy="pyramid", prefill="prune"), Compression("pyramid", "prune")),
-        (pb.Compression(prefill="prune"), Compression("pyramid", "prune", kv_keep=0.5)),
-        (pb.Compression(kv_keep=0.1), Compression("pyramid", "evict", kv_keep=0.1)),
+        (pb.Compression(recall="off"), Compression("pyramid", "evict", kv_keep=0.5)),
+        (pb.Compression(policy="full"), Compression("full", "evict", recall="turn")),
+        (pb.Compression(policy="pyramid", prefill="prune"), Compression("pyramid", "prune", recall="turn")),
+        (pb.Compression(prefill="prune"), Compression("pyramid", "prune", kv_keep=0.5, recall="turn")),
+        (pb.Compression(kv_keep=0.1), Compression("pyramid", "evict", kv_keep=0.1, recall="turn")),
         (
             pb.Compression(pyramid=pb.PyramidParameters(min_context_length=0)),
-            Compression("pyramid", "evict", pyramid=PyramidParameters(min_context_length=0)),
+            Compression("pyramid", "evict", pyramid=PyramidParameters(min_context_length=0), recall="turn"),
         ),
         (
             pb.Compression(policy="streaming", streaming=pb.StreamingParameters(window=9)),
-            Compression("streaming", "evict", streaming=StreamingParameters(window=9)),
+            Compression("streaming", "evict", streaming=StreamingParameters(window=9), recall="turn"),
         ),
     ],
 )
 def test_compression_takes_from_the_default_what_it_leaves_open(
     message: pb.Compression, expected: Compression
 ) -> None:
-    default = Compression("pyramid", "evict", kv_keep=0.5)
+    default = Compression("pyramid", "evict", kv_keep=0.5, recall="turn")
     assert wire.compression_from_message(message, default) == expected
 
 

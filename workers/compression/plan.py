@@ -40,6 +40,8 @@ class KeepPlan:
         drops_hidden_states: layer l+1 computes only the ``kept[l+1]`` tokens chosen in layer l.
         generation: compression of generated tokens, if any.
         bound_by: what kept the kept fraction above its target, or "".
+        drafts: tokens that are generated ahead of their verification, at most.
+        spills_all: whatever is not on the device must be on the host.
     """
 
     prompt_tokens: int
@@ -50,11 +52,18 @@ class KeepPlan:
     drops_hidden_states: bool = False
     generation: GenerationPlan | None = None
     bound_by: str = ""
+    drafts: int = 0
+    spills_all: bool = False
 
     @property
     def fraction(self) -> float:
         """Fraction of the prompt's KV, summed over layers, that stays on the device."""
         return sum(self.kept) / (len(self.kept) * self.prompt_tokens)
+
+    @property
+    def lag(self) -> int:
+        """Tokens that a step may verify at once, so that compression is late by as many."""
+        return self.drafts + 1 if self.drafts else 0
 
     def tokens(self, layer: int, generated: int) -> int:
         """Tokens in ``layer``'s cache with ``generated`` tokens fed, compression done."""
@@ -63,3 +72,11 @@ class KeepPlan:
         plan = self.generation
         chunks = plan.chunks(generated)
         return self.kept[layer] + generated - chunks * (plan.chunk - plan.keeps[layer])
+
+    def most_tokens(self, layer: int, generated: int) -> int:
+        """The most in ``layer``'s cache behind a step, ``generated`` of whose tokens are verified.
+
+        A shard learns with the next step what has been verified, and compresses only then.
+        """
+        verified_before = max(0, generated - self.lag)
+        return self.tokens(layer, verified_before) + generated - verified_before + self.drafts

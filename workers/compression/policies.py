@@ -1,11 +1,12 @@
 """The policies by the names that requests use: one file each, behind one interface."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import cast, get_args
 
 from pyramidserve.errors import InvalidRequestError
-from pyramidserve.types import Compression
+from pyramidserve.types import Compression, Recall
 from workers.compression.full import plan_full, validate_full
 from workers.compression.plan import KeepPlan
 from workers.compression.pyramid import plan_pyramid, validate_pyramid
@@ -19,6 +20,9 @@ class Policy:
     plan: Callable[[Compression, int, int], KeepPlan]
     validate: Callable[[Compression], None]
 
+
+# Tokens that "exact" generates ahead of their verification, at most: fewer than are compressed at once.
+DRAFTS = 8
 
 POLICIES = {
     "full": Policy(plan_full, validate_full),
@@ -48,12 +52,31 @@ def validate(compression: Compression) -> None:
                 f"kv_keep {kv_keep} was given beside {name} parameters; give one of the two"
             )
     policy.validate(compression)
+    recall = compression.recall
+    if recall not in get_args(Recall):
+        raise InvalidRequestError(f"recall is {recall!r}; it must be one of {', '.join(get_args(Recall))}")
+    if recall in ("step", "exact") and policy_name(compression) == "pyramid/prune":
+        raise InvalidRequestError(
+            f"recall {recall!r} needs all KV, which prefill 'prune' never computes; ask for prefill 'evict'"
+        )
 
 
 @lru_cache(maxsize=4096)
 def plan(compression: Compression, prompt_tokens: int, layers: int) -> KeepPlan:
     """What a valid ``compression`` keeps of a prompt of ``prompt_tokens`` >= 1, per layer."""
-    return POLICIES[compression.policy].plan(compression, prompt_tokens, layers)
+    keep = POLICIES[compression.policy].plan(compression, prompt_tokens, layers)
+    match recall(compression):
+        case "exact":
+            return replace(keep, drafts=DRAFTS, spills_all=True)
+        case "step":
+            return replace(keep, spills_all=True)
+        case _:
+            return keep
+
+
+def recall(compression: Compression) -> Recall:
+    """When evicted KV comes back; never where all stays."""
+    return "off" if compression.policy == "full" else cast(Recall, compression.recall)
 
 
 def policy_name(compression: Compression) -> str:

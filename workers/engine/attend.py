@@ -1,8 +1,12 @@
-"""Where the model meets the cache in a decode step, layer by layer."""
+"""Where the model meets the cache in a step on a few rows, layer by layer."""
+
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
 
 import torch
 
 from workers.kernels.interface import Kernels
+from workers.kv.cache import FetchedLayer, ShardCache
 from workers.kv.pool import PagedStep
 
 
@@ -21,3 +25,35 @@ class DecodeAttend:
         attended, shares = self._kernels.decode_attention(query, self._step.batch(layer), self._tail)
         self.shares.append(shares)
         return attended
+
+
+class WholeAttend:
+    """Attention of new rows of sequences to all their KV, on the device and the host.
+
+    What a layer needs of the host is on its way while the layer before is computed.
+    """
+
+    def __init__(
+        self, cache: ShardCache, sequences: Sequence[int], rows: Sequence[int], kernels: Kernels
+    ) -> None:
+        """``rows``: of each sequence, begun in ``cache``."""
+        self._cache, self._sequences, self._kernels = cache, sequences, kernels
+        self._spans = list(pairwise(accumulate(rows, initial=0)))
+        self._fetched = self._fetch(0)
+
+    def __call__(self, layer: int, query: torch.Tensor, kv: torch.Tensor) -> torch.Tensor:
+        fetched = self._fetched
+        if layer + 1 < self._cache.layers:
+            self._fetched = self._fetch(layer + 1)
+        no_weights = torch.zeros(0, device=query.device)
+        return torch.cat(
+            [
+                self._kernels.prefill_attention(
+                    query[start:end], self._cache.write_rows(each, kv[start:end]), no_weights, 0
+                )[0]
+                for each, (start, end) in zip(fetched, self._spans, strict=True)
+            ]
+        )
+
+    def _fetch(self, layer: int) -> list[FetchedLayer]:
+        return [self._cache.fetch(sequence, layer) for sequence in self._sequences]

@@ -118,11 +118,12 @@ class Engine:
             trace=request.trace,
         )
         memory = self.loop.scheduler.memory
-        growth = memory.growth(sequence)
-        if not memory.forecast.could_ever_hold(growth):
+        if not memory.could_ever_hold(sequence):
             raise RequestTooLargeError(
-                f"the request needs {list(growth.most)} pages of pools of {list(memory.forecast.pages)}; "
-                "lower max_tokens or kv_keep, or give the engine more kv_bytes"
+                f"the request needs {list(memory.growth(sequence).most)} pages of pools of "
+                f"{list(memory.forecast.pages)}, and {memory.host_pages(sequence).tolist()} of the host's "
+                f"{list(self.loop.scheduler.layout.host_pages)}; lower max_tokens or kv_keep, give the "
+                "engine more kv_bytes or host_bytes, or ask for recall 'off'"
             )
         self._waiting.append(sequence)
         return self._submitted, Started(len(prompt_ids), terms.sampling.seed or 0)

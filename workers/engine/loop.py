@@ -1,5 +1,6 @@
 """The engine's loop: what the scheduler decides goes through the pipeline, what comes back is accepted."""
 
+import itertools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ import torch
 from pyramidserve.types import Receipt, Tokens
 from workers.compression.policies import plan
 from workers.engine.detokenizer import Detokenizer
+from workers.engine.drafts import Drafting
 from workers.engine.memory import PipelineLayout
 from workers.engine.pipeline import Pipeline
 from workers.engine.scheduler import Scheduler
@@ -70,12 +72,14 @@ class EngineLoop:
 
     def admit(self, request: SequenceRequest) -> bool:
         """Starts a validated request; False if there are too many, or the pool could never hold it."""
+        keep = plan(request.compression, len(request.prompt_ids), self.scheduler.layout.layers)
         return self.scheduler.admit(
             RunningSequence(
                 request=request,
-                plan=plan(request.compression, len(request.prompt_ids), self.scheduler.layout.layers),
+                plan=keep,
                 detokenizer=Detokenizer(self._decode, request.stopping.stop),
                 started=time.monotonic(),
+                drafting=Drafting(keep.drafts) if keep.drafts else None,
             )
         )
 
@@ -97,7 +101,7 @@ class EngineLoop:
         self.memory = step.memory
         events: list[LoopEvent] = []
         match step.kind:
-            case StepKind.PREFILL | StepKind.DECODE:
+            case StepKind.PREFILL | StepKind.DECODE | StepKind.VERIFY:
                 events = self._accept(step, drawn)
             case StepKind.RELEASE:
                 events = self._ended(step)
@@ -110,15 +114,36 @@ class EngineLoop:
         for top in step.top_logits:
             shards = tuple(trace for trace in step.traces if trace.sequence == top.sequence)
             events.append(SequenceTraced(top.sequence, shards, top))
-        for key, token, forced in zip(step.sequences, drawn, step.forced, strict=True):
-            sequence = self.scheduler.sequences[key]
+        counts = step.rows if step.kind is StepKind.VERIFY else (1,) * len(step.sequences)
+        ids = iter(drawn)
+        for key, count in zip(step.sequences, counts, strict=True):
+            sequence, own = self.scheduler.sequences[key], list(itertools.islice(ids, count))
             if sequence.cancelled:
                 continue
-            text = sequence.accept(token, now, self._eos_ids)
-            if forced < 0:
-                index = len(sequence.output_ids) - 1
-                events.append(SequenceTokens(key, Tokens(index, (token,), text)))
+            if step.kind is StepKind.VERIFY:
+                own = sequence.verify(own)
+            elif step.kind is StepKind.DECODE and sequence.drafting is not None:
+                sequence.drafts += own
+                continue
+            events += self._output(key, sequence, own, now)
         return events
+
+    def _output(
+        self, key: int, sequence: RunningSequence, ids: Sequence[int], now: float
+    ) -> list[LoopEvent]:
+        """Takes in the next outputs of a sequence; tells those that were not known."""
+        new: list[int] = []
+        text = ""
+        for token in ids:
+            known = sequence.reached < len(sequence.known_ids)
+            text += sequence.accept(token, now, self._eos_ids)
+            if not known:
+                new.append(token)
+            if sequence.ended:
+                break
+        if not new:
+            return []
+        return [SequenceTokens(key, Tokens(len(sequence.output_ids) - len(new), tuple(new), text))]
 
     def _ended(self, step: Step) -> list[LoopEvent]:
         events: list[LoopEvent] = []

@@ -7,7 +7,7 @@ import numpy as np
 
 from workers.compression.policies import plan
 from workers.engine.sequence import RunningSequence, SequenceRequest
-from workers.kv.footprint import ShardLayout
+from workers.kv.footprint import ShardLayout, host_pages
 from workers.kv.forecast import Forecast, Growth, growth
 from workers.kv.ledger import Counts, Ledger
 from workers.kv.pages import IntegrityError
@@ -40,6 +40,7 @@ class PipelineMemory:
 
     Attributes:
         suspended: pages that suspended sequences had, and take of the host.
+        spilled: pages of the host that are kept free for what sequences must not lose.
     """
 
     def __init__(self, layout: PipelineLayout) -> None:
@@ -47,6 +48,7 @@ class PipelineMemory:
         self.ledger = Ledger(layout.shards, layout.pages, layout.max_sequences)
         self.forecast = Forecast(layout.pages, layout.max_sequences)
         self.suspended: dict[int, Counts] = {}
+        self.spilled: dict[int, Counts] = {}
 
     def __len__(self) -> int:
         """How many sequences there are."""
@@ -65,20 +67,43 @@ class PipelineMemory:
 
     def fits(self, request: SequenceRequest) -> bool:
         """Whether ``request`` will probably find room until its end."""
-        return not self.suspended and self.forecast.fits(self.growth(request))
+        return (
+            not self.suspended
+            and self._host_has_room(self.host_pages(request))
+            and self.forecast.fits(self.growth(request))
+        )
+
+    def host_pages(self, request: SequenceRequest) -> Counts:
+        """Pages of each shard's host memory that must be kept free for ``request``."""
+        keep = plan(request.compression, len(request.prompt_ids), self._layout.layers)
+        return np.array([host_pages(keep, shard, request.max_tokens) for shard in self._layout.shards])
+
+    def could_ever_hold(self, request: SequenceRequest) -> bool:
+        """Whether ``request`` fits when nothing else is there."""
+        on_host = self.host_pages(request) <= self._layout.host_pages
+        return bool(on_host.all()) and self.forecast.could_ever_hold(self.growth(request))
+
+    def _host_has_room(self, pages: Counts) -> bool:
+        taken = sum((*self.suspended.values(), *self.spilled.values()), pages)
+        return bool((taken <= self._layout.host_pages).all())
 
     def add(self, sequence: RunningSequence) -> bool:
         """Takes in a sequence, which holds nothing yet; False if one too many, or too large."""
-        more = self.growth(sequence.request)
-        if len(self) == self._layout.max_sequences or not self.forecast.could_ever_hold(more):
+        key, request = sequence.request.sequence, sequence.request
+        on_host = self.host_pages(request)
+        full = len(self) == self._layout.max_sequences or not self._host_has_room(on_host)
+        if full or not self.could_ever_hold(request):
             return False
-        self.ledger.add(sequence.request.sequence, sequence.plan)
-        self.forecast.add(sequence.request.sequence, more)
+        self.ledger.add(key, sequence.plan)
+        self.forecast.add(key, self.growth(request))
+        if on_host.any():
+            self.spilled[key] = on_host
         return True
 
     def remove(self, key: int) -> None:
         """Forgets a sequence; what it held is free."""
         self.ledger.remove(key)
+        self.spilled.pop(key, None)
         if self.suspended.pop(key, None) is None:
             self.forecast.remove(key)
 
@@ -104,7 +129,7 @@ class PipelineMemory:
     def suspend(self, key: int) -> bool:
         """Notes that a sequence is on its way to the host; False if that has no room for it."""
         held = self.ledger.held(key).copy()
-        if (sum(self.suspended.values(), held) > self._layout.host_pages).any():
+        if not self._host_has_room(held):
             return False
         self.suspended[key] = held
         self.forecast.remove(key)

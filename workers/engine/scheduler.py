@@ -10,7 +10,7 @@ import numpy.typing as npt
 from workers.engine.cohorts import Cohorts
 from workers.engine.memory import PipelineLayout, PipelineMemory
 from workers.engine.sequence import RunningSequence, SequenceRequest
-from workers.engine.step import SequenceSpec, Step, StepKind
+from workers.engine.step import VERIFIED_ROWS, SequenceSpec, Step, StepKind
 
 # A step, and the token ids of its rows.
 Work = tuple[Step, npt.NDArray[np.int64]]
@@ -84,6 +84,7 @@ class Scheduler:
     def next_step(self) -> Work | None:
         """The next step to send down the pipeline and its token ids [rows]; None: wait for results."""
         kinds = Counter(self._under_way.values())
+        kinds[StepKind.DECODE] += kinds.pop(StepKind.VERIFY, 0)
         moving = kinds[StepKind.RELEASE] > 0 or self._moving is not None
         if self._ended and not moving:
             return self._release()
@@ -170,6 +171,7 @@ class Scheduler:
         key = idle[-1]
         self._set_aside(key)
         self.sequences[key].preemptions += 1
+        self.sequences[key].drafts = []
         if not self.memory.suspend(key):
             self._restarting.add(key)
             self._ended.append(key)
@@ -241,20 +243,31 @@ class Scheduler:
         return self.next_step() if self._ready and not self._under_way else None
 
     def _decode_group(self) -> list[int]:
-        """Those that decode next: of all that do, an equal part for each shard."""
+        """Those that decode, or verify, next: of all that do, an equal part for each shard."""
         decoding = sum(sequence.reached > 0 for sequence in self.sequences.values()) - len(
             self.memory.suspended
         )
-        group = min(len(self._ready), -(-decoding // len(self.layout.shards)))
-        return list(itertools.islice(self._ready, group))
+        group = -(-decoding // len(self.layout.shards))
+        verifies = self.sequences[self._ready[0]].verifies
+        alike = [key for key in self._ready if self.sequences[key].verifies == verifies][:group]
+        if not verifies:
+            return alike
+        rows = itertools.accumulate(1 + len(self.sequences[key].ahead_ids) for key in alike)
+        return [key for key, total in zip(alike, rows, strict=True) if total <= VERIFIED_ROWS]
 
     def _decode(self, keys: list[int]) -> Work:
-        for _ in keys:
-            self._ready.popleft()
         sequences = [self.sequences[key] for key in keys]
-        ends = [len(sequence.request.prompt_ids) + sequence.fed for sequence in sequences]
-        step = self._step(StepKind.DECODE, tuple(keys), rows=(1,) * len(keys), positions=[np.array(ends)])
-        return step, np.array([sequence.output_ids[sequence.fed] for sequence in sequences])
+        kind = StepKind.VERIFY if sequences[0].verifies else StepKind.DECODE
+        for key in keys:
+            self._ready.remove(key)
+        fed = [[each.output_ids[each.fed], *each.ahead_ids] for each in sequences]
+        first = [len(each.request.prompt_ids) + each.fed for each in sequences]
+        if kind is StepKind.DECODE:
+            first = [start + len(ids) - 1 for start, ids in zip(first, fed, strict=True)]
+            fed = [ids[-1:] for ids in fed]
+        rows = tuple(map(len, fed))
+        positions = [start + np.arange(count) for start, count in zip(first, rows, strict=True)]
+        return self._step(kind, tuple(keys), rows, positions), np.array(list(itertools.chain(*fed)))
 
     def _step(
         self,
@@ -268,14 +281,25 @@ class Scheduler:
         self._steps += 1
         self._under_way[self._steps] = kind
         sequences = [self.sequences[key] for key in keys]
+        drawn = [
+            range(each.reached, each.reached + rows[row])
+            if kind is StepKind.VERIFY
+            else range(each.reached + len(each.drafts), each.reached + len(each.drafts) + 1)
+            for row, each in enumerate(sequences)
+        ]
         return Step(
             number=self._steps,
             kind=kind,
             sequences=keys,
             rows=rows,
             positions=np.concatenate([np.zeros(0), *positions]).astype(np.int32),
-            output_indices=tuple(sequence.reached for sequence in sequences),
-            forced=tuple(sequence.forced for sequence in sequences),
+            output_indices=tuple(itertools.chain(*drawn)),
+            forced=tuple(
+                sequence.forced(index)
+                for sequence, indices in zip(sequences, drawn, strict=True)
+                for index in indices
+            ),
+            generated=tuple(max(0, sequence.fed) for sequence in sequences),
             new=new,
             slice_steps=slice_steps,
         )

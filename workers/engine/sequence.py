@@ -14,8 +14,9 @@ from pyramidserve.types import (
     Stopping,
 )
 from workers.compression.plan import KeepPlan
-from workers.compression.policies import policy_name
+from workers.compression.policies import policy_name, recall
 from workers.engine.detokenizer import Detokenizer
+from workers.engine.drafts import Drafting
 from workers.kv.entry import ReleasedSequence
 
 
@@ -51,6 +52,9 @@ class RunningSequence:
         reached: outputs that its KV is of or that are next to be fed; fewer than ``output_ids`` while it is
             replayed after it has lost its KV.
         preemptions: how often it had to make room for others.
+        reused: prompt tokens whose KV an earlier turn of the session left.
+        drafts: outputs that are to be verified next.
+        drafting: how many there are to be; None where outputs are not drafted.
     """
 
     request: SequenceRequest
@@ -61,6 +65,9 @@ class RunningSequence:
     token_times: list[float] = field(default_factory=list)
     reached: int = 0
     preemptions: int = 0
+    reused: int = 0
+    drafts: list[int] = field(default_factory=list)
+    drafting: Drafting | None = None
     finish_reason: FinishReason | None = None
     cancelled: bool = False
 
@@ -70,15 +77,49 @@ class RunningSequence:
         return self.cancelled or self.finish_reason is not None
 
     @property
-    def forced(self) -> int:
-        """The id that the next output is to be, or -1."""
-        given = (self.output_ids, self.request.forced_output_ids)
-        return next((ids[self.reached] for ids in given if self.reached < len(ids)), -1)
+    def known_ids(self) -> Sequence[int]:
+        """Outputs that are known before they are reached, from index 0 on."""
+        return max(self.output_ids, self.request.forced_output_ids, key=len)
+
+    def forced(self, index: int) -> int:
+        """The id that output ``index`` is to be, or -1."""
+        return self.known_ids[index] if index < len(self.known_ids) else -1
+
+    @property
+    def verifies(self) -> bool:
+        """Whether its next step verifies; where outputs are known, drafts are not needed."""
+        if self.drafting is None:
+            return False
+        ahead = min(self.drafting.ahead, self._most_ahead)
+        return self.reached < len(self.known_ids) or len(self.drafts) >= ahead
+
+    @property
+    def ahead_ids(self) -> list[int]:
+        """The outputs that its next verification is about: those that are known, or drafts."""
+        if self.drafting is None or self.reached >= len(self.known_ids):
+            return self.drafts
+        most = min(self.drafting.most, self._most_ahead)
+        return list(self.known_ids[self.reached : self.reached + most])
+
+    @property
+    def _most_ahead(self) -> int:
+        """The last output is nobody's draft."""
+        return self.request.max_tokens - self.reached - 1
 
     @property
     def fed(self) -> int:
         """Output tokens that are in its KV, once it has been prefilled."""
         return self.reached - 1
+
+    def verify(self, drawn: Sequence[int]) -> list[int]:
+        """Ends a verification, which has ``drawn`` an id behind each id fed; returns those that hold."""
+        assert self.drafting is not None
+        ahead = self.ahead_ids
+        right = next((i for i, (a, b) in enumerate(zip(ahead, drawn, strict=False)) if a != b), len(ahead))
+        if ahead is self.drafts:
+            self.drafting.verified(len(ahead), right)
+        self.drafts = []
+        return list(drawn[: right + 1])
 
     def accept(self, token: int, now: float, eos_ids: Sequence[int]) -> str:
         """Takes one output id; sets ``finish_reason`` if it is the last. Returns the new text."""
@@ -134,6 +175,10 @@ class RunningSequence:
             pipeline_id="",
             preemptions=self.preemptions,
             replays=0,
+            recall=recall(request.compression),
+            reused_tokens=self.reused,
+            drafted_tokens=self.drafting.drafted if self.drafting else 0,
+            accepted_tokens=self.drafting.accepted if self.drafting else 0,
         )
 
 

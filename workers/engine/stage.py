@@ -11,10 +11,17 @@ from pyramidserve.errors import ConfigurationError
 from pyramidserve.types import Sampling
 from workers.compression.plan import KeepPlan
 from workers.compression.policies import plan
-from workers.engine.attend import DecodeAttend
+from workers.engine.attend import DecodeAttend, WholeAttend
 from workers.engine.prefill import Prefill
 from workers.engine.sampling import sample
-from workers.engine.step import PrefillTrace, ShardMemory, Step, StepKind, TopLogits
+from workers.engine.step import (
+    VERIFIED_ROWS,
+    PrefillTrace,
+    ShardMemory,
+    Step,
+    StepKind,
+    TopLogits,
+)
 from workers.kernels.choose import choose_dtype, choose_kernels
 from workers.kv.cache import ShardCache
 from workers.kv.entry import ReleasedSequence
@@ -124,7 +131,8 @@ class Stage:
         model, itemsize = self._model_config, self._dtype.itemsize
         longest = max(self._config.max_prefill_tokens, model.context)
         prefill = prefill_workspace_bytes(model, self._kernels, longest, longest, longest, itemsize)
-        return prefill + decode_workspace_bytes(model, self._kernels, self._config.max_sequences)
+        rows = max(self._config.max_sequences, VERIFIED_ROWS)
+        return prefill + decode_workspace_bytes(model, self._kernels, rows)
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -141,6 +149,8 @@ class Stage:
         Returns:
             The header and tensor for the next shard; from the last, token ids int64 [sequences].
         """
+        for sequence, generated in zip(step.sequences, step.generated, strict=True):
+            self.cache.settle(sequence, generated)
         match step.kind:
             case StepKind.RELEASE:
                 released = tuple(self._release(sequence) for sequence in step.sequences)
@@ -150,6 +160,8 @@ class Stage:
                 for sequence in step.sequences:
                     move(sequence)
                 return self._report(step), inputs
+            case StepKind.VERIFY:
+                return self._pass_on(step, self._verify(step, inputs))
         lengths = [(1, int(position) + 1) for position in step.positions]
         return self._pass_on(step, self._decode(step, inputs, self._rotation(step, lengths)))
 
@@ -192,8 +204,19 @@ class Stage:
             hidden = self._model(inputs, rotation, attend)
             shares = torch.stack(attend.shares)
         if targets:
-            self.cache.add_scores(targets, shares)
+            self.cache.add_scores(step.sequences, targets, shares)
         self.cache.end_step(step.sequences)
+        return hidden
+
+    def _verify(self, step: Step, inputs: torch.Tensor) -> torch.Tensor:
+        ends = np.cumsum(step.rows)
+        lengths = [
+            (rows, int(step.positions[end - 1]) + 1) for rows, end in zip(step.rows, ends, strict=True)
+        ]
+        for sequence, rows in zip(step.sequences, step.rows, strict=True):
+            self.cache.begin_rows(sequence, rows)
+        attend = WholeAttend(self.cache, step.sequences, step.rows, self._kernels)
+        hidden: torch.Tensor = self._model(inputs, self._rotation(step, lengths), attend)
         return hidden
 
     def _workspace(self, keep: KeepPlan, rows: int) -> int:
@@ -212,9 +235,12 @@ class Stage:
 
     def _sample(self, step: Step, hidden: torch.Tensor) -> tuple[Step, torch.Tensor]:
         """Turns each sequence's last row into its next token."""
-        last = torch.tensor(step.rows, device=self._device).cumsum(0) - 1
-        logits = self._model.logits(hidden[last])
         samplings = [self._sequences[sequence][0] for sequence in step.sequences]
+        if step.kind is StepKind.VERIFY:
+            samplings = [each for each, rows in zip(samplings, step.rows, strict=True) for _ in range(rows)]
+        else:
+            hidden = hidden[torch.tensor(step.rows, device=self._device).cumsum(0) - 1]
+        logits = self._model.logits(hidden)
         drawn = sample(logits, samplings, step.output_indices)
         tokens = [token if forced < 0 else forced for token, forced in zip(drawn, step.forced, strict=True)]
         top = []

@@ -9,6 +9,8 @@ import numpy.typing as npt
 from pyramidserve.types import Compression, Sampling
 from workers.kv.entry import ReleasedSequence
 
+# Rows of a verification, at most.
+VERIFIED_ROWS = 64
 NO_POSITIONS: npt.NDArray[np.int32] = np.zeros(0, dtype=np.int32)
 
 
@@ -17,6 +19,7 @@ class StepKind(Enum):
 
     PREFILL = "prefill"
     DECODE = "decode"
+    VERIFY = "verify"
     SUSPEND = "suspend"
     RESUME = "resume"
     RELEASE = "release"
@@ -67,13 +70,18 @@ class TopLogits:
 class Step:
     """One micro-batch on its way through the shards, or sequences to be suspended, resumed or released.
 
+    A decode adds one token to each sequence, which may be a draft; a verification adds several at once, in
+    place of all drafts, attending to what is on the host too.
+
     Attributes:
         number: counts the steps of a pipeline.
         sequences: in order of rows.
         rows: rows of each sequence, as they are now; ``prune`` makes them fewer from shard to shard.
         positions: input position of every row, int32.
-        output_indices: output index of the token that each sequence gets.
-        forced: per sequence, the token to take instead of drawing one; -1 draws.
+        output_indices: output index of each token that is drawn: one of each sequence, or in a verification
+            one of each row.
+        forced: for each of them, the token to take instead of drawing one; -1 draws.
+        generated: how many generated tokens of each sequence are verified.
         new: sequences that begin, in a prefill; in order of ``sequences``.
         slice_steps: how long a prefill may hold up decode steps, in such steps.
         memory, released, traces: what the shards so far report.
@@ -87,6 +95,7 @@ class Step:
     positions: npt.NDArray[np.int32] = field(default_factory=lambda: NO_POSITIONS)
     output_indices: tuple[int, ...] = ()
     forced: tuple[int, ...] = ()
+    generated: tuple[int, ...] = ()
     new: tuple[SequenceSpec, ...] = ()
     slice_steps: float = 0.0
     memory: tuple[ShardMemory, ...] = ()

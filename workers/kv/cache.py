@@ -1,6 +1,7 @@
 """The KV cache of one shard: what every layer of every sequence holds, on the device and the host."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -12,10 +13,26 @@ from workers.compression.select import best_of_chunk, complement
 from workers.kv.entry import CachedSequence, Positions, ReleasedSequence
 from workers.kv.footprint import ShardLayout, score_pages
 from workers.kv.host import HostStore
+from workers.kv.link import Copy
 from workers.kv.page_table import PageTables
 from workers.kv.pages import IntegrityError
 from workers.kv.pool import KVPool, PagedStep
 from workers.kv.scores import GenerationScores, ScoreTargets
+
+
+@dataclass(frozen=True)
+class FetchedLayer:
+    """All KV of a layer of one sequence, on its way.
+
+    Attributes:
+        kv: [tokens, 2, KV heads, head size]: those on the device, on the host, and the rows begun.
+        slots: rows of the pool for the rows begun, int64.
+        copies: what must arrive first.
+    """
+
+    kv: torch.Tensor
+    slots: torch.Tensor
+    copies: tuple[Copy, ...]
 
 
 class ShardCache:
@@ -27,7 +44,7 @@ class ShardCache:
     def __init__(self, pool: KVPool, tables: PageTables, host: HostStore, layout: ShardLayout) -> None:
         self.pool, self.host = pool, host
         self._tables, self._layout = tables, layout
-        self._layers = layout.end - layout.first
+        self.layers = layout.end - layout.first
         self._scores = GenerationScores(pool, layout)
         self._sequences: dict[int, CachedSequence] = {}
         # Their scores, in host memory; their KV is in the host store.
@@ -49,7 +66,7 @@ class ShardCache:
         known = entry.positions[layer]
         if sequence in self._suspended:
             return known
-        end = entry.plan.prompt_tokens + entry.generated
+        end = entry.plan.prompt_tokens + entry.generated + entry.unverified
         newest = self._tables.length(sequence, layer) - len(known)
         return np.concatenate((known, np.arange(end - newest, end, dtype=np.int32)))
 
@@ -57,9 +74,9 @@ class ShardCache:
         """Begins a sequence. Raises OutOfPagesError, changing nothing, when scores find no room."""
         self._scores.open(sequence, plan)
         self._tables.open(sequence)
-        self.host.open(sequence)
-        empty = [np.zeros(0, dtype=np.int32) for _ in range(self._layers)]
-        self._sequences[sequence] = CachedSequence(plan, empty)
+        self.host.open(sequence, fixed=plan.spills_all)
+        empty = [np.zeros(0, dtype=np.int32) for _ in range(self.layers)]
+        self._sequences[sequence] = CachedSequence(plan, empty, recalled=[0] * self.layers)
 
     def store_prompt(
         self,
@@ -103,24 +120,78 @@ class ShardCache:
         return self._scores.targets(
             sequences,
             [entry.plan for entry in entries],
-            [entry.uncompressed + 1 for entry in entries],
+            [entry.uncompressed + entry.unverified + 1 for entry in entries],
         )
 
-    def add_scores(self, targets: ScoreTargets, shares: torch.Tensor) -> None:
-        """Accumulates attention to the newest tokens, fp32 [layers, sequences, targets.tail]."""
-        self._scores.add(targets, shares)
+    def add_scores(self, sequences: Sequence[int], targets: ScoreTargets, shares: torch.Tensor) -> None:
+        """Accumulates attention to the newest tokens, fp32 [layers, sequences, targets.tail].
+
+        That of a draft counts once it is verified.
+        """
+        attention = shares[:, targets.rows, targets.columns] * targets.weights
+        drafting = [row for row, key in enumerate(sequences) if self._sequences[key].plan.drafts]
+        for row in drafting:
+            own = targets.rows == row
+            seen = (targets.scores[:, own], attention[:, own])
+            self._sequences[sequences[row]].attention.append(seen)
+        if drafting:
+            others = ~torch.isin(targets.rows, torch.tensor(drafting, device=targets.rows.device))
+            self._scores.add(targets.scores[:, others], attention[:, others])
+        else:
+            self._scores.add(targets.scores, attention)
 
     def end_step(self, sequences: Sequence[int]) -> None:
         """Counts the token appended to every layer, and compresses chunks that are due."""
         for sequence in sequences:
             entry = self._sequences[sequence]
-            entry.generated += 1
-            generation = entry.plan.generation
-            if generation is None:
-                continue
-            if generation.chunks(entry.generated) > generation.chunks(entry.generated - 1):
-                self._note_peak(sequence)
-                self._compress_chunk(sequence, generation)
+            entry.unverified += 1
+            if not entry.plan.drafts:
+                self._count(sequence, 1)
+
+    def settle(self, sequence: int, generated: int) -> None:
+        """Keeps of what is unverified the first tokens, as far as there are ``generated`` in all then."""
+        entry = self._sequences[sequence]
+        if not entry.unverified:
+            return
+        self._note_peak(sequence)
+        verified, rejected = generated - entry.generated, entry.unverified - (generated - entry.generated)
+        if rejected:
+            lengths = self._tables.lengths(sequence) - rejected
+            self._tables.resize_layers(sequence, 0, lengths)
+            entry.unverified = verified
+        for places, attention in entry.attention[:verified]:
+            self._scores.add(places, attention)
+        entry.attention.clear()
+        if verified:
+            self._count(sequence, verified)
+
+    def begin_rows(self, sequence: int, rows: int) -> None:
+        """Makes room for ``rows`` new tokens in every layer, in place of what is not verified."""
+        entry = self._sequences[sequence]
+        lengths = self._tables.lengths(sequence) - entry.unverified + rows
+        self._tables.resize_layers(sequence, 0, lengths)
+        entry.unverified = rows
+
+    def fetch(self, sequence: int, layer: int) -> "FetchedLayer":
+        """Starts to gather all KV of ``layer``, also from the host, with room for the rows begun."""
+        entry = self._sequences[sequence]
+        total = self._tables.length(sequence, layer)
+        rows = self._rows(sequence, layer, 0, total)
+        held = total - entry.unverified
+        spilled = self.host.count(sequence, layer)
+        shape = (held + spilled + entry.unverified, *self.pool.rows.shape[1:])
+        kv = self.pool.rows.new_empty(shape)
+        torch.index_select(self.pool.rows, 0, rows[:held], out=kv[:held])
+        copies = self.host.start_read(sequence, layer, kv[held : held + spilled])
+        return FetchedLayer(kv, rows[held:], copies)
+
+    def write_rows(self, fetched: "FetchedLayer", new: torch.Tensor) -> torch.Tensor:
+        """Stores the KV of the rows begun, [rows, 2, KV heads, head size]; returns it behind all others."""
+        self.pool.write(fetched.slots, new)
+        fetched.kv[len(fetched.kv) - len(new) :] = new
+        for copy in fetched.copies:
+            copy.wait()
+        return fetched.kv
 
     def suspend(self, sequence: int) -> None:
         """Moves all that ``sequence`` holds on the device to the host, which must have room for it.
@@ -129,7 +200,7 @@ class ShardCache:
         """
         self._note_peak(sequence)
         entry = self._sequences[sequence]
-        entry.positions = [self.positions(sequence, layer) for layer in range(self._layers)]
+        entry.positions = [self.positions(sequence, layer) for layer in range(self.layers)]
         key = _suspended(sequence)
         self.host.open(key, fixed=True)
         for layer, positions in enumerate(entry.positions):
@@ -161,7 +232,7 @@ class ShardCache:
 
     def release(self, sequence: int) -> ReleasedSequence:
         """Frees all that ``sequence`` holds on the device and the host."""
-        layers = tuple(self._layer_receipt(sequence, layer) for layer in range(self._layers))
+        layers = tuple(self._layer_receipt(sequence, layer) for layer in range(self.layers))
         if self._suspended.pop(sequence, None) is not None:
             self.host.close(_suspended(sequence))
         else:
@@ -192,7 +263,7 @@ class ShardCache:
                 f"{self.pool.allocator.pages_in_use} pages are in use, sequences own {owned}"
             )
         for sequence in active:
-            for layer in range(self._layers):
+            for layer in range(self.layers):
                 positions = self.positions(sequence, layer)
                 length = self._tables.length(sequence, layer)
                 if len(positions) != length or (np.diff(positions) <= 0).any():
@@ -200,6 +271,20 @@ class ShardCache:
                         f"layer {layer} of sequence {sequence} holds {length} tokens, which are not at "
                         f"positions {positions.tolist()}"
                     )
+
+    def _count(self, sequence: int, verified: int) -> None:
+        """Counts unverified tokens as generated, and compresses chunks that are due by that."""
+        entry = self._sequences[sequence]
+        before = entry.generated
+        entry.generated += verified
+        entry.unverified -= verified
+        generation = entry.plan.generation
+        if generation is None:
+            return
+        # No two chunks, as there are fewer drafts than that.
+        if generation.chunks(entry.generated) > generation.chunks(before):
+            self._note_peak(sequence)
+            self._compress_chunk(sequence, generation)
 
     def _compress_chunk(self, sequence: int, generation: GenerationPlan) -> None:
         """Cuts a chunk of generated tokens down to what the plan keeps in each layer, and spills the rest.
@@ -212,8 +297,8 @@ class ShardCache:
         keeps = np.array(generation.keeps[own])
         starts = np.array(generation.start[own]) + done * keeps
         ends = self._tables.lengths(sequence)
-        positions = [self.positions(sequence, layer) for layer in range(self._layers)]
-        rows = self._tables.rows_of_layers(sequence, 0, starts, ends).reshape(self._layers, -1)
+        positions = [self.positions(sequence, layer) for layer in range(self.layers)]
+        rows = self._tables.rows_of_layers(sequence, 0, starts, ends).reshape(self.layers, -1)
         tokens = self.pool.read(self._on_device(rows))
         stays = np.ones(rows.shape, dtype=bool)
         stays[:, : generation.chunk] = False
@@ -242,6 +327,7 @@ class ShardCache:
             generated_kept=len(positions) - prompt,
             spilled=spilled,
             dropped=entry.plan.prompt_tokens + entry.generated - len(positions) - spilled,
+            recalled=entry.recalled[layer],
         )
 
     def _note_peak(self, sequence: int) -> None:

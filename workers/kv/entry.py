@@ -1,9 +1,10 @@
 """What a shard's cache knows of one sequence, while it is there and when it goes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from pyramidserve.types import LayerReceipt
 from workers.compression.plan import KeepPlan
@@ -16,13 +17,18 @@ class CachedSequence:
     """One sequence's books.
 
     ``positions`` are the input positions of each layer's slots as of the last change of order; slots
-    behind them hold the newest tokens in order.
+    behind them hold the newest tokens in order. The newest ``unverified`` are drafts, or are being
+    verified; ``attention`` is what each of them pays to scored tokens: places and values. ``recalled``
+    counts the tokens of each layer that came back from the host.
     """
 
     plan: KeepPlan
     positions: list[Positions]
     generated: int = 0
     peak_pages: int = 0
+    unverified: int = 0
+    attention: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
+    recalled: list[int] = field(default_factory=list)
 
     @property
     def uncompressed(self) -> int:

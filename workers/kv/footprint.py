@@ -32,7 +32,18 @@ def score_pages(plan: KeepPlan, layout: ShardLayout) -> int:
 def pages_held(plan: KeepPlan, layout: ShardLayout, generated: int) -> int:
     """Pages that a sequence holds on the shard with ``generated`` tokens fed."""
     return score_pages(plan, layout) + sum(
-        pages_for(plan.tokens(layer, generated)) for layer in range(layout.first, layout.end)
+        pages_for(plan.most_tokens(layer, generated)) for layer in range(layout.first, layout.end)
+    )
+
+
+def host_pages(plan: KeepPlan, layout: ShardLayout, max_tokens: int) -> int:
+    """Pages of host memory that must be there for what a sequence spills until it has ``max_tokens``."""
+    if not plan.spills_all:
+        return 0
+    fed = max_tokens - 1
+    return sum(
+        pages_for(plan.prompt_tokens + fed - plan.tokens(layer, fed))
+        for layer in range(layout.first, layout.end)
     )
 
 
@@ -45,8 +56,9 @@ def peak_pages(plan: KeepPlan, layout: ShardLayout, max_tokens: int) -> int:
     fed = max_tokens - 1
     peak = pages_held(plan, layout, fed)
     generation = plan.generation
-    if generation is not None and (chunks := generation.chunks(fed)):
-        before = generation.window + chunks * generation.chunk - 1
-        due = sum(pages_for(plan.tokens(layer, before) + 1) for layer in range(layout.first, layout.end))
+    if generation is not None and (chunks := generation.chunks(fed - plan.lag)):
+        before = generation.window + chunks * generation.chunk - 1 + plan.lag
+        layers = range(layout.first, layout.end)
+        due = sum(pages_for(plan.most_tokens(layer, before) + 1) for layer in layers)
         peak = max(peak, score_pages(plan, layout) + due)
     return peak

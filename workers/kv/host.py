@@ -126,26 +126,34 @@ class HostStore:
         for layer, new in enumerate(positions, first):
             entry.positions[layer] = np.concatenate([entry.positions[layer], new])
 
-    def read(self, sequence: Hashable, layer: int) -> torch.Tensor | None:
-        """Brings the KV of ``layer`` back: [n, 2, KV heads, head size] on the device.
+    def count(self, sequence: Hashable, layer: int) -> int:
+        """Tokens held of ``layer``."""
+        return self._tables.length(sequence, layer)
 
-        Bit for bit what was spilled, in the order of ``positions``; None if it was dropped.
+    def start_read(self, sequence: Hashable, layer: int, kv: torch.Tensor) -> tuple[Copy, ...]:
+        """Starts to bring the KV of ``layer`` back into ``kv`` [count, 2, KV heads, head size].
+
+        Bit for bit what was spilled, in the order of ``positions``. Nothing must be spilled or dropped
+        of the sequence before the copies returned are done.
         """
         entry = self._sequences[sequence]
-        if not entry.complete:
-            return None
         self._sequences.move_to_end(sequence)
         self._await_writes(entry)
-        length = self._tables.length(sequence, layer)
-        rows = self._tables.rows(sequence, layer, 0, length)
-        kv = torch.empty((length, *self._rows.shape[1:]), dtype=self._rows.dtype, device=self._device)
-        copies = [
+        rows = self._tables.rows(sequence, layer, 0, len(kv))
+        entry.recalled_bytes += len(kv) * self._row_bytes
+        return tuple(
             self._link.start(kv[first:last], self._rows[row : row + last - first])
             for first, last, row in _runs(rows)
-        ]
-        for copy in copies:
+        )
+
+    def read(self, sequence: Hashable, layer: int) -> torch.Tensor | None:
+        """Brings the KV of ``layer`` back, as ``start_read`` does; None if it was dropped."""
+        if not self._sequences[sequence].complete:
+            return None
+        shape = (self.count(sequence, layer), *self._rows.shape[1:])
+        kv = torch.empty(shape, dtype=self._rows.dtype, device=self._device)
+        for copy in self.start_read(sequence, layer, kv):
             copy.wait()
-        entry.recalled_bytes += length * self._row_bytes
         return kv
 
     def check_integrity(self) -> None:

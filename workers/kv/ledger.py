@@ -36,6 +36,8 @@ class Ledger:
         self._dropped = np.zeros((sequences, layers), dtype=np.int64)
         self._window = np.zeros(sequences, dtype=np.int64)
         self._chunk = np.ones(sequences, dtype=np.int64)
+        self._drafts = np.zeros(sequences, dtype=np.int64)
+        self._lag = np.zeros(sequences, dtype=np.int64)
 
     def __len__(self) -> int:
         return len(self._index)
@@ -49,6 +51,7 @@ class Ledger:
         self._dropped[index] = 0 if generation is None else generation.chunk - np.array(generation.keeps)
         self._window[index] = 0 if generation is None else generation.window
         self._chunk[index] = 1 if generation is None else generation.chunk
+        self._drafts[index], self._lag[index] = plan.drafts, plan.lag
 
     def remove(self, sequence: Hashable) -> None:
         """Forgets ``sequence``; what it held is free."""
@@ -62,8 +65,10 @@ class Ledger:
         """
         index = [self._index[sequence] for sequence in sequences]
         generated = np.array(fed)
-        chunks = np.maximum(generated - self._window[index], 0) // self._chunk[index]
-        tokens = self._kept[index] + (generated + more)[:, None] - chunks[:, None] * self._dropped[index]
+        compressed = generated - self._lag[index] - self._window[index]
+        chunks = np.maximum(compressed, 0) // self._chunk[index]
+        fed_or_drafted = generated + more + self._drafts[index]
+        tokens = self._kept[index] + fed_or_drafted[:, None] - chunks[:, None] * self._dropped[index]
         pages: Counts = np.add.reduceat(pages_for(tokens), self._firsts, axis=1) + self._scores[index]
         return pages
 

@@ -91,7 +91,8 @@ class GenerationScores:
             generation = plan.generation
             if generation is None or not generation.scores:
                 continue
-            behind = (tokens - 1) // generation.chunk * generation.chunk
+            # Drafts may go beyond what is scored.
+            behind = min((tokens - 1) // generation.chunk * generation.chunk, score_width(plan))
             if behind:
                 rows.append(np.full(behind, row))
                 back.append(tokens - np.arange(behind))
@@ -108,10 +109,9 @@ class GenerationScores:
             scores=self._on_device(np.concatenate(places, axis=1)),
         )
 
-    def add(self, targets: ScoreTargets, shares: torch.Tensor) -> None:
-        """Accumulates attention to the newest tokens, fp32 [layers, sequences, tail]."""
-        seen = shares[:, targets.rows, targets.columns] * targets.weights
-        self._pool.floats.index_add_(0, targets.scores.view(-1), seen.view(-1))
+    def add(self, places: torch.Tensor, attention: torch.Tensor) -> None:
+        """Accumulates weighted ``attention`` at ``places``, both [layers, n]; see ``ScoreTargets``."""
+        self._pool.floats.index_add_(0, places.reshape(-1), attention.reshape(-1))
 
     def take_chunk(self, sequence: int, chunk: int) -> torch.Tensor:
         """Removes and returns the scores of the oldest ``chunk`` tokens, fp32 [layers, chunk]."""

@@ -164,7 +164,7 @@ class Shard:
                 books.attention[layer, books.generated, newest] = attention[row, tail - len(newest) :]
             assert not gathered.isnan().any()
         if targets is not None:
-            cache.add_scores(targets, shares)
+            cache.add_scores(sequences, targets, shares)
         for books in all_books:
             books.note_peak(self.layout)
         cache.end_step(sequences)
