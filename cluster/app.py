@@ -60,6 +60,8 @@ def shard_settings(config: ClusterConfig, model: ModelConfig) -> ShardConfig:
         kv_bytes=config.kv_bytes,
         host_bytes=config.host_bytes,
         max_sequences=config.max_sequences,
+        max_sessions=config.max_sessions,
+        session_seconds=config.session_max_age,
         max_prefill_tokens=config.max_prefill_tokens,
         host=config.shard_host,
         router_key=ROUTER_KEY,

@@ -32,6 +32,7 @@ class ClusterConfig:
         kv_bytes: device memory for KV of each shard.
         host_bytes: host memory for spilled KV of each shard.
         max_sequences: sequences of a pipeline at once, at most.
+        max_sessions: sessions of a pipeline whose KV waits for their next turn, at most.
         max_prefill_tokens: rows of a prefill micro-batch, unless one prompt alone is longer.
         threads: of torch, in each shard.
         cpus_per_shard, gpus_per_shard: what Ray reserves for a shard.
@@ -41,8 +42,8 @@ class ClusterConfig:
         tls_certificate, tls_key: PEM files; with them, the router's port wants TLS.
         tenants_file: YAML list of name, token and weight; with it, callers need a bearer token.
         queue_limit: requests that may wait.
-        session_limit: sessions that are remembered.
-        session_max_age: seconds that a session is remembered after its last use.
+        session_limit: sessions that the router remembers.
+        session_max_age: seconds that a session, and its KV, is remembered after its last use.
         bind_seconds: how long the router waits for its port.
         drain_seconds: how long requests may go on when the cluster shuts down.
         compression: of requests that do not ask for any.
@@ -61,6 +62,7 @@ class ClusterConfig:
     kv_bytes: int = 256 << 20
     host_bytes: int = 256 << 20
     max_sequences: int = 64
+    max_sessions: int = 64
     max_prefill_tokens: int = 2048
     threads: int = 1
     cpus_per_shard: float = 1.0
@@ -102,6 +104,7 @@ class ClusterConfig:
             raise ConfigurationError(f"target_pressure is {self.target_pressure}; it must be in (0, 1]")
         for name in (
             "host_bytes",
+            "max_sessions",
             "cpus_per_shard",
             "gpus_per_shard",
             "drain_seconds",

@@ -12,7 +12,7 @@ from pyramidserve.types import Compression
 from pyramidserve.v1 import pipeline_pb2 as messages
 from pyramidserve.v1.pipeline_pb2_grpc import PipelineRegistryStub
 from workers.engine.loop import SequenceCancelled, SequenceFinished, SequenceTokens
-from workers.engine.runner import Cancel, EngineRunner, Report, SequenceRefused, Start
+from workers.engine.runner import Cancel, EndSession, EngineRunner, Report, SequenceRefused, Start
 from workers.engine.sequence import SequenceRequest
 from workers.engine.step import ShardMemory
 from workers.rendezvous import look_up
@@ -83,6 +83,8 @@ class Head:
                     runner.order(Start(tuple(map(_request, order.start)), order.queued))
                 if order.cancel:
                     runner.order(Cancel(tuple(order.cancel)))
+                if order.end_sessions:
+                    runner.order(EndSession(tuple(order.end_sessions)))
                 if order.HasField("demand"):
                     self.demand = order.demand
         finally:
@@ -121,6 +123,7 @@ def _request(start: messages.StartSequence) -> SequenceRequest:
         compression=wire.compression_from_message(start.compression, Compression()),
         forced_output_ids=tuple(start.forced_output_ids),
         expected_tokens=start.expected_tokens,
+        session_id=start.session_id,
     )
 
 

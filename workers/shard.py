@@ -55,6 +55,8 @@ class ShardConfig:
     kv_bytes: int
     host_bytes: int
     max_sequences: int
+    max_sessions: int
+    session_seconds: float
     max_prefill_tokens: int
     host: str
     router_key: str
@@ -142,6 +144,7 @@ class Shard:
                 kv_bytes=self._config.kv_bytes,
                 host_bytes=self._config.host_bytes,
                 max_sequences=self._config.max_sequences,
+                max_sessions=self._config.max_sessions,
                 max_prefill_tokens=self._config.max_prefill_tokens,
             )
         )
@@ -165,14 +168,20 @@ class Shard:
         tokenizer: Tokenizer,
     ) -> None:
         config = self._config
-        layout = pipeline_layout(facts, model.layers, config.max_sequences, config.max_prefill_tokens)
+        layout = pipeline_layout(
+            facts,
+            model.layers,
+            config.max_sequences,
+            config.max_sessions,
+            config.max_prefill_tokens,
+        )
         self._head = head = Head(_hello(self._place.gang, config, facts), config.router_key)
         events = asyncio.get_running_loop()
 
         def on_report(report: Report) -> None:
             events.call_soon_threadsafe(head.take, report)
 
-        loop = EngineLoop(layout, pipeline, tokenizer.decode, model.eos_ids)
+        loop = EngineLoop(layout, pipeline, tokenizer.decode, model.eos_ids, config.session_seconds)
         self._runner = EngineRunner(loop, on_report, lambda error: os._exit(1))
         self._runner.start()
         self._spawn(self._serve(head))

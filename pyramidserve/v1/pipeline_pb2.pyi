@@ -308,6 +308,7 @@ class RouterOrder(_message.Message):
     CANCEL_FIELD_NUMBER: _builtins.int
     QUEUED_FIELD_NUMBER: _builtins.int
     DEMAND_FIELD_NUMBER: _builtins.int
+    END_SESSIONS_FIELD_NUMBER: _builtins.int
     queued: _builtins.int
     """With sequences to start: requests that still wait for memory. While some do, a pipeline prefills sooner."""
     demand: _builtins.float
@@ -320,6 +321,10 @@ class RouterOrder(_message.Message):
     def cancel(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Sequences to cancel, by sequence_id."""
 
+    @_builtins.property
+    def end_sessions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Sessions whose KV need not wait for another turn."""
+
     def __init__(
         self,
         *,
@@ -327,10 +332,11 @@ class RouterOrder(_message.Message):
         cancel: _abc.Iterable[_builtins.int] | None = ...,
         queued: _builtins.int = ...,
         demand: _builtins.float | None = ...,
+        end_sessions: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_demand", b"_demand", "demand", b"demand"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_demand", b"_demand", "cancel", b"cancel", "demand", b"demand", "queued", b"queued", "start", b"start"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_demand", b"_demand", "cancel", b"cancel", "demand", b"demand", "end_sessions", b"end_sessions", "queued", b"queued", "start", b"start"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__demand: _TypeAlias = _typing.Literal["demand"]  # noqa: Y015
     _WhichOneofArgType__demand: _TypeAlias = _typing.Literal["_demand", b"_demand"]  # noqa: Y015
@@ -352,12 +358,15 @@ class StartSequence(_message.Message):
     STOPPING_FIELD_NUMBER: _builtins.int
     COMPRESSION_FIELD_NUMBER: _builtins.int
     EXPECTED_TOKENS_FIELD_NUMBER: _builtins.int
+    SESSION_ID_FIELD_NUMBER: _builtins.int
     sequence_id: _builtins.int
     """The router's name for the sequence; never used twice."""
     request_id: _builtins.str
     """The client's name for the request, for logs and the receipt."""
     expected_tokens: _builtins.int
     """Output tokens that it will probably have, at most max_tokens; the pipeline plans its memory with them."""
+    session_id: _builtins.str
+    """Whose turn it is; empty: nobody's. What a turn leaves waits for the session's next."""
     @_builtins.property
     def prompt_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The prompt."""
@@ -389,10 +398,11 @@ class StartSequence(_message.Message):
         stopping: _inference_pb2.Stopping | None = ...,
         compression: _inference_pb2.Compression | None = ...,
         expected_tokens: _builtins.int = ...,
+        session_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["compression", b"compression", "sampling", b"sampling", "stopping", b"stopping"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["compression", b"compression", "expected_tokens", b"expected_tokens", "forced_output_ids", b"forced_output_ids", "prompt_ids", b"prompt_ids", "request_id", b"request_id", "sampling", b"sampling", "sequence_id", b"sequence_id", "stopping", b"stopping"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["compression", b"compression", "expected_tokens", b"expected_tokens", "forced_output_ids", b"forced_output_ids", "prompt_ids", b"prompt_ids", "request_id", b"request_id", "sampling", b"sampling", "sequence_id", b"sequence_id", "session_id", b"session_id", "stopping", b"stopping"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

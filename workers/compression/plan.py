@@ -1,6 +1,6 @@
 """What a policy keeps, as counts. Counts depend on lengths alone, so memory is known in advance."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,18 @@ class KeepPlan:
     def lag(self) -> int:
         """Tokens that a step may verify at once, so that compression is late by as many."""
         return self.drafts + 1 if self.drafts else 0
+
+    def keeping(self, layer: int, kept: int) -> "KeepPlan":
+        """The plan where ``layer`` turns out to keep ``kept`` tokens of the prompt."""
+
+        def changed(counts: tuple[int, ...], count: int) -> tuple[int, ...]:
+            return (*counts[:layer], count, *counts[layer + 1 :])
+
+        generation = self.generation
+        # Chunks follow the prompt, or what of it always stays.
+        if generation is not None and generation.start[layer] == self.kept[layer]:
+            generation = replace(generation, start=changed(generation.start, kept))
+        return replace(self, kept=changed(self.kept, kept), generation=generation)
 
     def tokens(self, layer: int, generated: int) -> int:
         """Tokens in ``layer``'s cache with ``generated`` tokens fed, compression done."""

@@ -43,6 +43,7 @@ class EngineConfig:
         host_bytes: host memory for spilled KV, divided likewise.
         boundaries: first layers of the shards behind the first; none: one shard.
         max_sequences: sequences at once, at most.
+        max_sessions: sessions at once that wait for their next turn, at most.
         max_prefill_tokens: rows of a prefill micro-batch, unless one prompt alone is longer.
     """
 
@@ -53,18 +54,24 @@ class EngineConfig:
     host_bytes: int = 512 << 20
     boundaries: tuple[int, ...] = ()
     max_sequences: int = 64
+    max_sessions: int = 16
     max_prefill_tokens: int = 2048
 
 
 @dataclass(frozen=True)
 class EngineRequest:
-    """A request to the engine, as to the client SDK."""
+    """A request to the engine, as to the client SDK.
+
+    Attributes:
+        session_id: names a conversation; its next turn goes on with the KV that this one leaves.
+    """
 
     prompt: Prompt
     sampling: Sampling = GREEDY
     stopping: Stopping = UNTIL_EOS
     compression: Compression = FULL
     resume_output_ids: tuple[int, ...] = ()
+    session_id: str = ""
     trace: bool = False
 
 
@@ -86,7 +93,11 @@ class Engine:
         connected = connect(_stage_configs(config, checkpoint, self.model.layers))
         self.facts, self.stages = connected.facts, connected.stages
         layout = pipeline_layout(
-            self.facts, self.model.layers, config.max_sequences, config.max_prefill_tokens
+            self.facts,
+            self.model.layers,
+            config.max_sequences,
+            config.max_sessions,
+            config.max_prefill_tokens,
         )
         self.loop = EngineLoop(layout, connected.pipeline, self.tokenizer.decode, self.model.eos_ids)
         self._waiting: deque[SequenceRequest] = deque()
@@ -115,6 +126,7 @@ class Engine:
             stopping=terms.stopping,
             compression=request.compression,
             forced_output_ids=request.resume_output_ids,
+            session_id=request.session_id,
             trace=request.trace,
         )
         memory = self.loop.scheduler.memory
@@ -139,6 +151,12 @@ class Engine:
         """Ends a request; what it held is free when ``idle`` says so."""
         self._waiting = deque(r for r in self._waiting if r.sequence != sequence)
         self.loop.cancel(sequence)
+
+    def end_session(self, session_id: str) -> None:
+        """Frees what a session has left for its next turn."""
+        self.loop.end_session(session_id)
+        while not self.idle:
+            self.step()
 
     @property
     def idle(self) -> bool:
@@ -226,6 +244,7 @@ def _stage_configs(config: EngineConfig, checkpoint: Path, layers: int) -> list[
             kv_bytes=config.kv_bytes * (end - first) // layers,
             host_bytes=config.host_bytes * (end - first) // layers,
             max_sequences=config.max_sequences,
+            max_sessions=config.max_sessions,
             max_prefill_tokens=config.max_prefill_tokens,
         )
         for first, end in pairwise(bounds)

@@ -1,6 +1,7 @@
 """The engine's loop: what the scheduler decides goes through the pipeline, what comes back is accepted."""
 
 import itertools
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -57,18 +58,25 @@ class EngineLoop:
     """Runs admitted sequences to their end. Not thread-safe."""
 
     def __init__(
-        self, layout: PipelineLayout, pipeline: Pipeline, decode: Decode, eos_ids: Sequence[int]
+        self,
+        layout: PipelineLayout,
+        pipeline: Pipeline,
+        decode: Decode,
+        eos_ids: Sequence[int],
+        session_seconds: float = math.inf,
     ) -> None:
+        """``session_seconds``: how long a session is parked at most."""
         self.scheduler = Scheduler(layout)
         self.memory: tuple[ShardMemory, ...] = ()
         self._pipeline = pipeline
         self._decode = decode
         self._eos_ids = eos_ids
+        self._session_seconds = session_seconds
 
     @property
     def idle(self) -> bool:
-        """Whether no sequence is here."""
-        return not self.scheduler.sequences
+        """Whether there is nothing to do."""
+        return self.scheduler.idle
 
     def admit(self, request: SequenceRequest) -> bool:
         """Starts a validated request; False if there are too many, or the pool could never hold it."""
@@ -87,11 +95,17 @@ class EngineLoop:
         """Ends a sequence; a later event confirms it unless this one does."""
         return [SequenceCancelled(sequence)] if self.scheduler.cancel(sequence) else []
 
+    def end_session(self, session_id: str) -> None:
+        """Gives up what is parked of a session."""
+        self.scheduler.end_session(session_id)
+
     def advance(self) -> list[LoopEvent]:
         """Sends all steps that can go, then waits for one to come back.
 
-        Returns what it brought; nothing if no sequence is here.
+        Returns what it brought; nothing if no sequence is here. Sessions expire here.
         """
+        if self.scheduler.parked:
+            self.scheduler.expire(time.monotonic() - self._session_seconds)
         while (work := self.scheduler.next_step()) is not None:
             step, tokens = work
             self._pipeline.submit(step, torch.from_numpy(tokens))
@@ -103,7 +117,7 @@ class EngineLoop:
         match step.kind:
             case StepKind.PREFILL | StepKind.DECODE | StepKind.VERIFY:
                 events = self._accept(step, drawn)
-            case StepKind.RELEASE:
+            case StepKind.RELEASE | StepKind.PARK:
                 events = self._ended(step)
         self.scheduler.finish_step(step)
         return events
@@ -148,7 +162,9 @@ class EngineLoop:
     def _ended(self, step: Step) -> list[LoopEvent]:
         events: list[LoopEvent] = []
         for row, key in enumerate(step.sequences):
-            sequence = self.scheduler.sequences[key]
+            sequence = self.scheduler.sequences.get(key)
+            if sequence is None:  # a session was given up
+                continue
             if sequence.cancelled:
                 events.append(SequenceCancelled(key))
             elif sequence.finish_reason is not None:  # else its KV makes room for others

@@ -23,6 +23,7 @@ class PipelineLayout:
         host_pages: how many pages each shard's host memory can hold.
         layers: layers of the whole model.
         max_sequences: sequences at once, at most.
+        max_sessions: parked sessions, at most.
         max_prefill_tokens: rows of the prefill micro-batches of all shards together, unless one prompt
             alone is longer.
     """
@@ -32,6 +33,7 @@ class PipelineLayout:
     host_pages: tuple[int, ...]
     layers: int
     max_sequences: int
+    max_sessions: int
     max_prefill_tokens: int
 
 
@@ -41,23 +43,35 @@ class PipelineMemory:
     Attributes:
         suspended: pages that suspended sequences had, and take of the host.
         spilled: pages of the host that are kept free for what sequences must not lose.
+        parked: pages that parked sessions take of the host; none while they are on the device.
     """
 
     def __init__(self, layout: PipelineLayout) -> None:
         self._layout = layout
-        self.ledger = Ledger(layout.shards, layout.pages, layout.max_sequences)
+        self.ledger = Ledger(layout.shards, layout.pages, layout.max_sequences + layout.max_sessions)
         self.forecast = Forecast(layout.pages, layout.max_sequences)
         self.suspended: dict[int, Counts] = {}
         self.spilled: dict[int, Counts] = {}
+        self.parked: dict[int, Counts] = {}
 
     def __len__(self) -> int:
-        """How many sequences there are."""
-        return len(self.ledger)
+        """How many sequences there are that are not parked."""
+        return len(self.ledger) - len(self.parked)
 
     @property
     def unused(self) -> bool:
         """Whether nobody holds any pages."""
         return bool((self.ledger.free == self.ledger.pages).all())
+
+    @property
+    def full(self) -> bool:
+        """Whether there are as many sequences as there may be, those that are about to go included."""
+        return len(self) == self._layout.max_sequences or self.ledger.full
+
+    @property
+    def host_is_overfull(self) -> bool:
+        """Whether parked sessions must leave the host, so that what runs finds its room there."""
+        return not self._host_has_room(*self.parked.values(), *self._spilled(parked=True))
 
     def growth(self, request: SequenceRequest) -> Growth:
         """The pages that ``request`` will take of each shard."""
@@ -69,6 +83,7 @@ class PipelineMemory:
         """Whether ``request`` will probably find room until its end."""
         return (
             not self.suspended
+            and not self.full
             and self._host_has_room(self.host_pages(request))
             and self.forecast.fits(self.growth(request))
         )
@@ -83,16 +98,20 @@ class PipelineMemory:
         on_host = self.host_pages(request) <= self._layout.host_pages
         return bool(on_host.all()) and self.forecast.could_ever_hold(self.growth(request))
 
-    def _host_has_room(self, pages: Counts) -> bool:
-        taken = sum((*self.suspended.values(), *self.spilled.values()), pages)
+    def _spilled(self, parked: bool) -> list[Counts]:
+        return [pages for key, pages in self.spilled.items() if (key in self.parked) == parked]
+
+    def _host_has_room(self, *more: Counts) -> bool:
+        """Whether the host has room for ``more`` if no parked session takes any."""
+        nothing: Counts = np.zeros(len(self._layout.pages), dtype=np.int64)
+        taken = sum((*self.suspended.values(), *self._spilled(parked=False), *more), nothing)
         return bool((taken <= self._layout.host_pages).all())
 
     def add(self, sequence: RunningSequence) -> bool:
         """Takes in a sequence, which holds nothing yet; False if one too many, or too large."""
         key, request = sequence.request.sequence, sequence.request
         on_host = self.host_pages(request)
-        full = len(self) == self._layout.max_sequences or not self._host_has_room(on_host)
-        if full or not self.could_ever_hold(request):
+        if self.full or not self._host_has_room(on_host) or not self.could_ever_hold(request):
             return False
         self.ledger.add(key, sequence.plan)
         self.forecast.add(key, self.growth(request))
@@ -101,11 +120,45 @@ class PipelineMemory:
         return True
 
     def remove(self, key: int) -> None:
-        """Forgets a sequence; what it held is free."""
+        """Forgets a sequence, or a parked one; what it held is free."""
         self.ledger.remove(key)
         self.spilled.pop(key, None)
-        if self.suspended.pop(key, None) is None:
+        if self.parked.pop(key, None) is None and self.suspended.pop(key, None) is None:
             self.forecast.remove(key)
+
+    def park(self, key: int) -> None:
+        """A sequence has come to its end, and its session is parked."""
+        self.forecast.remove(key)
+        self.parked[key] = np.zeros(len(self._layout.pages), dtype=np.int64)
+
+    def park_on_host(self, key: int) -> bool:
+        """Notes that a parked session is on its way to the host; False if that has no room for it."""
+        held = self.ledger.held(key).copy()
+        if not self._host_has_room(held, *self.parked.values(), *self._spilled(parked=True)):
+            return False
+        self.parked[key] = held
+        return True
+
+    def bring_back(self, key: int) -> bool:
+        """Notes that a parked session is on its way to the device; False if that has no room for it."""
+        if not self.ledger.fits([key], self.parked[key][None]):
+            return False
+        self.ledger.hold([key], self.parked[key][None])
+        self.parked[key] = np.zeros(len(self._layout.pages), dtype=np.int64)
+        return True
+
+    def go_on(self, parked: int, generated: int, key: int) -> bool:
+        """Hands over what a parked session holds to its next turn; False if there is no room for both.
+
+        ``generated``: of the tokens of the parked one.
+        """
+        needs = self.ledger.needs_to_go_on(parked, generated, key)
+        pages = np.concatenate([np.zeros_like(needs), needs])
+        if not self.ledger.fits([parked, key], pages):
+            return False
+        self.ledger.hold([parked, key], pages)
+        self.remove(parked)
+        return True
 
     def hold(self, keys: Sequence[int], fed: Sequence[int], more: int = 0) -> bool:
         """Makes sequences hold what they need, or returns False where there is no room for all.
@@ -129,7 +182,7 @@ class PipelineMemory:
     def suspend(self, key: int) -> bool:
         """Notes that a sequence is on its way to the host; False if that has no room for it."""
         held = self.ledger.held(key).copy()
-        if not self._host_has_room(held):
+        if not self._host_has_room(held, *self.parked.values(), *self._spilled(parked=True)):
             return False
         self.suspended[key] = held
         self.forecast.remove(key)
@@ -150,7 +203,7 @@ class PipelineMemory:
         return True
 
     def check_integrity(self, sequences: Collection[int]) -> None:
-        """Raises IntegrityError unless the pages belong to ``sequences``."""
+        """Raises IntegrityError unless the pages belong to ``sequences``, or parked ones."""
         self.ledger.check_integrity()
         if not len(self) == len(sequences) == len(self.forecast) + len(self.suspended):
             raise IntegrityError(

@@ -48,7 +48,11 @@ class LocalPipeline:
 
 
 def pipeline_layout(
-    facts: Sequence[StageFacts], layers: int, max_sequences: int, max_prefill_tokens: int
+    facts: Sequence[StageFacts],
+    layers: int,
+    max_sequences: int,
+    max_sessions: int,
+    max_prefill_tokens: int,
 ) -> PipelineLayout:
     """The layout of a pipeline whose shards say ``facts`` of themselves, in order of rank."""
     return PipelineLayout(
@@ -57,6 +61,7 @@ def pipeline_layout(
         host_pages=tuple(fact.host_bytes_limit // fact.layout.page_bytes for fact in facts),
         layers=layers,
         max_sequences=max_sequences,
+        max_sessions=max_sessions,
         max_prefill_tokens=max_prefill_tokens,
     )
 

@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator
 from itertools import accumulate, pairwise
-from typing import cast
+from typing import Any, cast
 
+import numpy as np
 import torch
 
 from workers.compression.plan import KeepPlan
@@ -11,6 +12,7 @@ from workers.compression.select import keep_of_prompt
 from workers.engine.step import Step
 from workers.kernels.interface import Kernels
 from workers.kv.cache import ShardCache
+from workers.kv.entry import GatheredLayer
 from workers.kv.footprint import ShardLayout
 from workers.model.attention import window_weights
 from workers.model.llama import LlamaLayer, LlamaStage
@@ -60,7 +62,9 @@ class Prefill:
                 self._window(plan, index, rows) for plan, rows in zip(self._plans, self.rows, strict=True)
             ]
             is_last = index == len(self._model.layers) - 1 and self._model.head is not None
-            attention = LayerAttention(self._kernels, self._plans, self.rows, windows, is_last)
+            attention = LayerAttention(
+                self._kernels, self._plans, self.rows, windows, is_last, self._before(index)
+            )
             for block in blocks(len(self.hidden)):
                 attention.attend(block, *layer.project(self.hidden[block], self._rotation_of(block)))
                 yield True
@@ -68,6 +72,10 @@ class Prefill:
             for block in blocks(len(self.hidden)):
                 layer.finish(self.hidden[block], attended[block])
                 yield True
+
+    def _before(self, index: int) -> torch.Tensor | None:
+        """KV that the only sequence has before its rows; None: they are its first."""
+        return None
 
     def _rotation_of(self, rows: slice | torch.Tensor) -> Rotation:
         return self._rotation[0][rows], self._rotation[1][rows]
@@ -107,13 +115,62 @@ class Prefill:
             elif keep is None or not prunes:
                 keep = torch.arange(end - first, device=attention.kv.device)
             survivors.append(keep + first)
+        return self._drop(attention.out, survivors)
+
+    def _drop(self, out: torch.Tensor, survivors: list[torch.Tensor]) -> torch.Tensor:
+        """Lets only ``survivors``, of each sequence, go on; returns their ``out``."""
         rows = tuple(map(len, survivors))
         if rows == self.rows:
-            return attention.out
+            return out
         alive = torch.cat(survivors)
         self.rows, self.positions = rows, self.positions[alive.cpu().numpy()]
         self.hidden, self._rotation = self.hidden[alive], self._rotation_of(alive)
-        return attention.out[alive]
+        return out[alive]
+
+
+class Continuation(Prefill):
+    """The prefill of a sequence that goes on with what an earlier turn left.
+
+    Each layer's new rows attend to what there is of the past on the device and, with recall, on the host;
+    then it is chosen anew, by the new rows of the recent window, what of all that stays on the device. With
+    ``prune``, new rows that are not chosen go no deeper.
+    """
+
+    def __init__(self, *arguments: Any, recall: bool) -> None:
+        """``arguments`` as for ``Prefill``. ``recall``: what is on the host comes back."""
+        self._recall = recall
+        super().__init__(*arguments)
+
+    def _before(self, index: int) -> torch.Tensor:
+        return self._past.kv
+
+    def _window(self, plan: KeepPlan, index: int, rows: int) -> int:
+        self._past = self._cache.gather(self.step.sequences[0], index, self._recall)
+        tokens = len(self._past.positions) + rows
+        by_scores = plan.recent + plan.sinks < plan.kept[self._layout.first + index] < tokens
+        return min(plan.recent, rows) if by_scores else 0
+
+    def _keep(self, index: int, attention: "LayerAttention", is_last: bool) -> torch.Tensor:
+        (plan,), (rows,), (scores,) = self._plans, self.rows, attention.scores
+        past, device = len(self._past.positions), attention.kv.device
+        kept = min(plan.kept[self._layout.first + index], past + rows)
+        keep = torch.arange(past + rows, device=device)
+        if kept < past + rows:
+            recent = kept - min(plan.sinks, kept) if scores is None else min(plan.recent, rows)
+            with self._kernels.stopwatch.on("selection"):
+                keep = keep_of_prompt(scores, past + rows, kept, recent, plan.sinks).to(device)
+        tokens = GatheredLayer(
+            np.concatenate([self._past.positions, self.positions]),
+            np.concatenate([self._past.places, np.full(rows, -1)]),
+            attention.kv,
+        )
+        self._cache.replace(self.step.sequences[0], index, tokens, keep)
+        survivors = torch.arange(rows, device=device)
+        if is_last:  # the next token comes from the last row alone
+            survivors = survivors[-1:]
+        elif plan.drops_hidden_states:
+            survivors = keep[keep >= past] - past
+        return self._drop(attention.out, [survivors])
 
 
 class LayerAttention:
@@ -121,7 +178,7 @@ class LayerAttention:
 
     Attributes:
         spans: first and last row, excluded, of each sequence.
-        kv: [rows, 2, KV heads, head size].
+        kv: of what is before the rows, and of these, [tokens, 2, KV heads, head size].
         out: [rows, heads * head size].
         scores: per sequence, as ``window_scores``; None where nothing scores.
     """
@@ -136,19 +193,26 @@ class LayerAttention:
         rows: tuple[int, ...],
         windows: list[int],
         last_rows: bool,
+        before: torch.Tensor | None = None,
     ) -> None:
-        """``windows``: each sequence's rows that score. ``last_rows``: output of others is not needed."""
+        """``windows``: each sequence's rows that score. ``last_rows``: output of others is not needed.
+
+        ``before``: KV that the only sequence has before its rows.
+        """
         self._kernels, self._plans, self._windows, self._last_rows = kernels, plans, windows, last_rows
         self.spans = list(pairwise(accumulate(rows, initial=0)))
         self.scores: list[torch.Tensor | None] = [None] * len(plans)
+        self._before, self._past = before, 0 if before is None else len(before)
 
     def attend(self, block: slice, query: torch.Tensor, kv: torch.Tensor) -> None:
         """Takes in the ``query`` and ``kv`` of the next rows."""
         if block.start == 0:
             total = self.spans[-1][1]
-            self.kv = kv.new_empty(total, *kv.shape[1:])
+            self.kv = kv.new_empty(self._past + total, *kv.shape[1:])
+            if self._before is not None:
+                self.kv[: self._past] = self._before
             self.out = query.new_empty(total, query[0].numel())
-        self.kv[block] = kv
+        self.kv[self._past + block.start : self._past + block.stop] = kv
         for number, (first, end) in enumerate(self.spans):
             window = self._windows[number]
             begin, stop = max(first, block.start), min(end, block.stop)
@@ -162,9 +226,9 @@ class LayerAttention:
             weights = window_weights(window, self._plans[number].distance_weight, kv.device)
             self.out[begin:stop], scores = self._kernels.prefill_attention(
                 query[begin - block.start : stop - block.start],
-                self.kv[first:stop],
+                self.kv[first : self._past + stop],
                 weights[max(0, newest - scoring) : max(0, newest)],
-                end - window - first if scoring else 0,
+                self._past + end - window - first if scoring else 0,
             )
             if scoring:
                 so_far = self.scores[number]

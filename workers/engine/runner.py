@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 
@@ -12,6 +12,8 @@ from workers.engine.sequence import SequenceRequest
 from workers.engine.step import ShardMemory
 
 logger = logging.getLogger(__name__)
+
+EXPIRY_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,16 @@ class Cancel:
     """End these sequences; None: all."""
 
     sequences: tuple[int, ...] | None
+
+
+@dataclass(frozen=True)
+class EndSession:
+    """Give up what these sessions have left for their next turns."""
+
+    sessions: tuple[str, ...]
+
+
+Order = Start | Cancel | EndSession
 
 
 @dataclass(frozen=True)
@@ -61,7 +73,7 @@ class EngineRunner:
         """``on_report`` and ``on_failure`` are called in the engine's thread; a failure ends it."""
         self._loop = loop
         self._on_report, self._on_failure = on_report, on_failure
-        self._inbox: SimpleQueue[Start | Cancel] = SimpleQueue()
+        self._inbox: SimpleQueue[Order] = SimpleQueue()
         self._given = self._taken = 0
         self._step_began: float | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -70,7 +82,7 @@ class EngineRunner:
         """Starts the thread."""
         self._thread.start()
 
-    def order(self, order: Start | Cancel) -> int:
+    def order(self, order: Order) -> int:
         """Hands an order to the engine, from one thread; returns how many there have been."""
         self._given += 1
         self._inbox.put(order)
@@ -98,21 +110,30 @@ class EngineRunner:
         """Carries out what has come in; waits for something to do when there is nothing."""
         events: list[LoopEvent | SequenceRefused] = []
         wait = self._loop.idle
+        # Parked sessions expire with time.
+        timeout = EXPIRY_SECONDS if self._loop.scheduler.parked else None
         while True:
             try:
-                order = self._inbox.get(block=wait)
+                order = self._inbox.get(block=wait, timeout=timeout)
             except Empty:
                 return events
             wait = False
             self._taken += 1
-            if isinstance(order, Start):
-                self._loop.scheduler.queued = order.queued
-                for request in order.requests:
+            events += self._carry_out(order)
+
+    def _carry_out(self, order: Order) -> list[LoopEvent | SequenceRefused]:
+        events: list[LoopEvent | SequenceRefused] = []
+        match order:
+            case Start(requests, queued):
+                self._loop.scheduler.queued = queued
+                for request in requests:
                     if not self._loop.admit(request):
                         events.append(SequenceRefused(request.sequence))
-                continue
-            sequences: Sequence[int] = (
-                list(self._loop.scheduler.sequences) if order.sequences is None else order.sequences
-            )
-            for sequence in sequences:
-                events += self._loop.cancel(sequence)
+            case EndSession(sessions):
+                for session_id in sessions:
+                    self._loop.end_session(session_id)
+            case Cancel(sequences):
+                named = list(self._loop.scheduler.sequences) if sequences is None else sequences
+                for sequence in named:
+                    events += self._loop.cancel(sequence)
+        return events

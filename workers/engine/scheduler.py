@@ -3,12 +3,15 @@
 import itertools
 from collections import Counter, deque
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
+from workers.compression.policies import recall
 from workers.engine.cohorts import Cohorts
 from workers.engine.memory import PipelineLayout, PipelineMemory
+from workers.engine.parked import ParkedSession, ParkedSessions
 from workers.engine.sequence import RunningSequence, SequenceRequest
 from workers.engine.step import VERIFIED_ROWS, SequenceSpec, Step, StepKind
 
@@ -28,11 +31,13 @@ class Scheduler:
 
     At most one step that moves or releases sequences, and as many prefills and decode micro-batches each as
     there are shards, are under way. Sequences may be admitted that will not all find room at their peak:
-    when the next step has none, the youngest makes room. Its KV goes to the host, or is computed anew
-    later where the host has no room. The oldest never does, so that all come to their end.
+    when the next step has none, parked sessions make room, the least recently used first, and then the
+    youngest sequence. Its KV goes to the host, or is computed anew later where the host has no room. The
+    oldest never does, so that all come to their end.
 
     Attributes:
         queued: requests that wait outside for room.
+        parked: sessions between two turns.
     """
 
     def __init__(self, layout: PipelineLayout) -> None:
@@ -40,15 +45,22 @@ class Scheduler:
         self.memory = PipelineMemory(layout)
         self.sequences: dict[int, RunningSequence] = {}
         self.queued = 0
+        self.parked = ParkedSessions(layout.max_sessions)
         self._waiting: deque[int] = deque()
         self._cohorts = Cohorts()
         self._ready: deque[int] = deque()
         self._ended: deque[int] = deque()
+        self._discarded: list[int] = []
         # Those whose KV is given up, and the one that moves to the host or back.
         self._restarting: set[int] = set()
         self._moving: int | None = None
         self._under_way: dict[int, StepKind] = {}
         self._steps = 0
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is to be done: no sequence is here, and no session to be given up."""
+        return not (self.sequences or self._discarded or self._under_way)
 
     @property
     def steps_under_way(self) -> int:
@@ -85,8 +97,8 @@ class Scheduler:
         """The next step to send down the pipeline and its token ids [rows]; None: wait for results."""
         kinds = Counter(self._under_way.values())
         kinds[StepKind.DECODE] += kinds.pop(StepKind.VERIFY, 0)
-        moving = kinds[StepKind.RELEASE] > 0 or self._moving is not None
-        if self._ended and not moving:
+        moving = kinds[StepKind.RELEASE] + kinds[StepKind.PARK] > 0 or self._moving is not None
+        if (self._ended or self._discarded) and not moving:
             return self._release()
         if self._ready and kinds[StepKind.DECODE] < len(self.layout.shards):
             keys = self._decode_group()
@@ -94,9 +106,9 @@ class Scheduler:
                 return self._decode(keys)
             return None if moving else self._make_room()
         if self.memory.suspended:
-            return None if moving else self._resume()
+            return None if moving else self._resume() or self._make_room_of_parked()
         if self._waiting and kinds[StepKind.PREFILL] < len(self.layout.shards):
-            return self._prefill()
+            return self._prefill(moving)
         return None
 
     def finish_step(self, step: Step) -> None:
@@ -106,13 +118,27 @@ class Scheduler:
             case StepKind.RELEASE:
                 for key in step.sequences:
                     self._released(key)
+            case StepKind.PARK:
+                for key, *reports in zip(step.sequences, *step.released, strict=True):
+                    self._park(key, not any(report.dropped_bytes for report in reports))
             case StepKind.SUSPEND | StepKind.RESUME:
                 self._moved(step.kind, *step.sequences)
             case _:
                 self._grown(step)
 
+    def end_session(self, session_id: str) -> None:
+        """Gives up what the session has parked, if anything."""
+        if self.parked.get(session_id):
+            self._discard(self.parked.remove(session_id))
+
+    def expire(self, since: float) -> None:
+        """Gives up sessions that were parked before the time ``since``."""
+        for session in self.parked:
+            if session.since < since:
+                self.end_session(session.session_id)
+
     def check_integrity(self) -> None:
-        """Raises IntegrityError unless all pages belong to live sequences."""
+        """Raises IntegrityError unless all pages belong to live sequences or parked sessions."""
         self.memory.check_integrity(self.sequences)
 
     def _grown(self, step: Step) -> None:
@@ -128,7 +154,30 @@ class Scheduler:
             self._cohorts.remove(key)
         self._ready.extend(key for key in going_on if not self._cohorts.rest(key))
 
+    def _park(self, key: int, whole: bool) -> None:
+        """Parks the session of a sequence that has ended; ``whole``: nothing of it was dropped."""
+        sequence = self.sequences.pop(key)
+        request = sequence.request
+        self.memory.park(key)
+        session = ParkedSession(
+            key=key,
+            session_id=request.session_id,
+            ids=(*request.prompt_ids, *sequence.output_ids[: sequence.fed]),
+            prompt_tokens=len(request.prompt_ids),
+            compression=request.compression,
+            whole=whole and sequence.whole,
+            since=sequence.token_times[-1],
+        )
+        for each in [session] if sequence.cancelled else self.parked.add(session):
+            self._discard(each)
+
+    def _discard(self, session: ParkedSession) -> None:
+        self._discarded.append(session.key)
+
     def _released(self, key: int) -> None:
+        if key in self.memory.parked:
+            self.memory.remove(key)
+            return
         if key not in self._restarting or self.sequences[key].cancelled:
             self._forget(key)
             return
@@ -141,6 +190,8 @@ class Scheduler:
         self._moving = None
         if kind is StepKind.SUSPEND:
             self.memory.hold_nothing(key)
+        if key in self.memory.parked:
+            return
         if self.sequences[key].cancelled:
             self._ended.append(key)
         elif kind is StepKind.RESUME:
@@ -164,19 +215,39 @@ class Scheduler:
         return idle
 
     def _make_room(self) -> Work | None:
-        """Preempts the youngest sequence that no step carries, unless it is the only one."""
+        """Lets a parked session go, or preempts the youngest idle sequence unless it is the only one."""
+        if (work := self._make_room_of_parked()) is not None:
+            return work
         idle = [key for key in self.sequences if key in self._ready or self._cohorts.rests(key)]
         if len(idle) < 2:
             return None
         key = idle[-1]
+        suspends = self.memory.suspend(key)
+        on_host = self.parked.oldest(on_host=True)
+        if on_host and not suspends:
+            return self._give_up(on_host)
         self._set_aside(key)
         self.sequences[key].preemptions += 1
         self.sequences[key].drafts = []
-        if not self.memory.suspend(key):
+        if not suspends:
             self._restarting.add(key)
             self._ended.append(key)
             return self._release()
         return self._move(StepKind.SUSPEND, key)
+
+    def _make_room_of_parked(self, but: ParkedSession | None = None) -> Work | None:
+        """Moves the least recently used session to the host, or gives one up where that is full."""
+        session = self.parked.oldest(on_host=False, but=but)
+        if session is None:
+            return None
+        if self.memory.park_on_host(session.key):
+            session.on_host = True
+            return self._move(StepKind.SUSPEND, session.key)
+        return self._give_up(self.parked.oldest(on_host=True, but=but) or session)
+
+    def _give_up(self, session: ParkedSession) -> Work:
+        self.end_session(session.session_id)
+        return self._release()
 
     def _resume(self) -> Work | None:
         """Brings the oldest suspended sequence back, if there is room again."""
@@ -202,39 +273,82 @@ class Scheduler:
         self._cohorts.form(keys)
 
     def _release(self) -> Work:
-        step = self._step(StepKind.RELEASE, tuple(self._ended))
-        self._ended.clear()
-        return step, NO_TOKENS
+        """Frees what has ended and what is discarded; or parks what has ended, if that is all."""
+        parking = [key for key in self._ended if self._parks(key)]
+        leaving = [key for key in self._ended if key not in parking] + self._discarded
+        if not leaving:
+            self._ended.clear()
+            return self._step(StepKind.PARK, tuple(parking)), NO_TOKENS
+        self._ended = deque(parking)
+        self._discarded.clear()
+        return self._step(StepKind.RELEASE, tuple(leaving)), NO_TOKENS
 
-    def _prefill(self) -> Work | None:
+    def _parks(self, key: int) -> bool:
+        sequence = self.sequences[key]
+        ended_well = sequence.finish_reason is not None and not sequence.cancelled
+        return ended_well and bool(sequence.request.session_id) and self.layout.max_sessions > 0
+
+    def _prefill(self, moving: bool) -> Work | None:
         """Prefills for as many prompts, in order, as a micro-batch and the free pages have room for."""
         if self._waiting[0] not in self._cohorts:
             self._form_cohort()
+        if self.memory.host_is_overfull:
+            on_host = self.parked.oldest(on_host=True) or self.parked.oldest(on_host=False)
+            return None if moving or on_host is None else self._give_up(on_host)
+        session = self._session_of(self._waiting[0])
+        if session and (reused := session.reusable(self._request(self._waiting[0]))):
+            return None if moving else self._go_on(session, reused)
         keys: list[int] = []
         tokens = 0
         # Smaller ones with more shards, so that all of these have something to do soon.
         limit = self.layout.max_prefill_tokens // len(self.layout.shards)
         for key in self._waiting:
             tokens += len(self._request(key).prompt_ids)
-            if keys and (tokens > limit or not self._cohorts.same(keys[0], key)):
+            if keys and (tokens > limit or not self._cohorts.same(keys[0], key) or self._session_of(key)):
                 break
             if not self.memory.hold([key], [0]):
                 break
             keys.append(key)
         if not keys:
-            return self._wait_for_room()
+            room = None if moving else self._make_room_of_parked()
+            return room or self._wait_for_room()
+        return self._begin(keys, [_spec(self._request(key)) for key in keys])
+
+    def _session_of(self, key: int) -> ParkedSession | None:
+        return self.parked.get(self._request(key).session_id)
+
+    def _go_on(self, session: ParkedSession, reused: int) -> Work | None:
+        """Lets the first that waits go on with what its session has left; brings that back before."""
+        key = self._waiting[0]
+        if session.on_host and self.memory.bring_back(session.key):
+            session.on_host = False
+            return self._move(StepKind.RESUME, session.key)
+        if session.on_host or not self.memory.go_on(session.key, session.generated, key):
+            room = self._make_room_of_parked(but=session)
+            if room is None and len(self._waiting) == len(self.sequences):  # nobody else will make any
+                return self._give_up(session)
+            return room or self._wait_for_room()
+        self.parked.remove(session.session_id)
+        sequence = self.sequences[key]
+        sequence.reused, sequence.whole = reused, session.whole
+        recalls = recall(session.compression) != "off" or reused < session.prompt_tokens
+        spec = replace(_spec(sequence.request), continues=session.key, reused=reused, recall=recalls)
+        return self._begin([key], [spec])
+
+    def _begin(self, keys: list[int], specs: list[SequenceSpec]) -> Work:
+        """Sends the first that wait on their way."""
         for _ in keys:
             self._waiting.popleft()
-        requests = [self._request(key) for key in keys]
+        ids = [self._request(key).prompt_ids[spec.reused :] for key, spec in zip(keys, specs, strict=True)]
         step = self._step(
             StepKind.PREFILL,
             tuple(keys),
-            rows=tuple(len(request.prompt_ids) for request in requests),
-            positions=[np.arange(len(request.prompt_ids)) for request in requests],
-            new=tuple(_spec(request) for request in requests),
+            rows=tuple(map(len, ids)),
+            positions=[np.arange(spec.reused, spec.prompt_tokens) for spec in specs],
+            new=tuple(specs),
             slice_steps=BUSY_SLICE if self.queued or self._waiting else QUIET_SLICE,
         )
-        return step, np.array([token for request in requests for token in request.prompt_ids])
+        return step, np.array(list(itertools.chain(*ids)))
 
     def _wait_for_room(self) -> Work | None:
         """Wakes those that wait for prefills for which there is no room, as their end makes it."""
@@ -280,12 +394,10 @@ class Scheduler:
     ) -> Step:
         self._steps += 1
         self._under_way[self._steps] = kind
-        sequences = [self.sequences[key] for key in keys]
+        # Parked ones draw nothing.
+        sequences = [self.sequences.get(key) for key in keys]
         drawn = [
-            range(each.reached, each.reached + rows[row])
-            if kind is StepKind.VERIFY
-            else range(each.reached + len(each.drafts), each.reached + len(each.drafts) + 1)
-            for row, each in enumerate(sequences)
+            _drawn(each, rows[row] if kind is StepKind.VERIFY else 1) for row, each in enumerate(sequences)
         ]
         return Step(
             number=self._steps,
@@ -295,17 +407,25 @@ class Scheduler:
             positions=np.concatenate([np.zeros(0), *positions]).astype(np.int32),
             output_indices=tuple(itertools.chain(*drawn)),
             forced=tuple(
-                sequence.forced(index)
-                for sequence, indices in zip(sequences, drawn, strict=True)
+                -1 if each is None else each.forced(index)
+                for each, indices in zip(sequences, drawn, strict=True)
                 for index in indices
             ),
-            generated=tuple(max(0, sequence.fed) for sequence in sequences),
+            generated=tuple(0 if each is None else max(0, each.fed) for each in sequences),
             new=new,
             slice_steps=slice_steps,
         )
 
     def _request(self, key: int) -> SequenceRequest:
         return self.sequences[key].request
+
+
+def _drawn(sequence: RunningSequence | None, rows: int) -> range:
+    """The outputs that a step of ``sequence`` draws: one behind its drafts, or of all its ``rows``."""
+    if sequence is None:
+        return range(1)
+    first = sequence.reached + (0 if sequence.verifies else len(sequence.drafts))
+    return range(first, first + rows)
 
 
 def _spec(request: SequenceRequest) -> SequenceSpec:

@@ -26,6 +26,7 @@ class SequenceRequest:
 
     ``forced_output_ids`` are taken as output before sampling begins, without being reported again.
     ``expected_tokens``: how long its output will probably be; 0: as long as it may be.
+    ``session_id``: whose turn it is; empty: nobody's.
     """
 
     sequence: int
@@ -37,6 +38,7 @@ class SequenceRequest:
     forced_output_ids: tuple[int, ...] = ()
     trace: bool = False
     expected_tokens: int = 0
+    session_id: str = ""
 
     @property
     def max_tokens(self) -> int:
@@ -53,6 +55,7 @@ class RunningSequence:
             replayed after it has lost its KV.
         preemptions: how often it had to make room for others.
         reused: prompt tokens whose KV an earlier turn of the session left.
+        whole: nothing of that had been dropped from the host.
         drafts: outputs that are to be verified next.
         drafting: how many there are to be; None where outputs are not drafted.
     """
@@ -66,6 +69,7 @@ class RunningSequence:
     reached: int = 0
     preemptions: int = 0
     reused: int = 0
+    whole: bool = True
     drafts: list[int] = field(default_factory=list)
     drafting: Drafting | None = None
     finish_reason: FinishReason | None = None
@@ -145,6 +149,8 @@ class RunningSequence:
         """What the sequence took, from what every shard reports."""
         assert self.finish_reason is not None
         request = self.request
+        kept = sum(layer.prompt_kept for shard in shards for layer in shard.layers)
+        all_layers = len(request.prompt_ids) * len(self.plan.kept)
         own_times = self.token_times[len(request.forced_output_ids) :]
         gaps = [b - a for a, b in pairwise(own_times)]
         return Receipt(
@@ -156,7 +162,8 @@ class RunningSequence:
             seed=request.sampling.seed or 0,
             policy=policy_name(request.compression),
             kv_keep_target=request.compression.kv_keep,
-            kv_keep_reached=self.plan.fraction,
+            # What a turn finds of those before it is known only to the shards.
+            kv_keep_reached=kept / all_layers if self.reused else self.plan.fraction,
             kv_keep_bound_by=self.plan.bound_by,
             peak_device_bytes=DeviceBytes(
                 kv=sum((s.peak_pages - s.score_pages) * s.page_bytes for s in shards),

@@ -12,7 +12,7 @@ from pyramidserve.types import Sampling
 from workers.compression.plan import KeepPlan
 from workers.compression.policies import plan
 from workers.engine.attend import DecodeAttend, WholeAttend
-from workers.engine.prefill import Prefill
+from workers.engine.prefill import Continuation, Prefill
 from workers.engine.sampling import sample
 from workers.engine.step import (
     VERIFIED_ROWS,
@@ -50,6 +50,7 @@ class StageConfig:
         kv_bytes: device memory for the KV pool.
         host_bytes: host memory for spilled KV.
         max_sequences: sequences at once, at most.
+        max_sessions: sessions at once that wait for their next turn, at most.
         max_prefill_tokens: rows of a prefill micro-batch, unless one prompt alone is longer.
     """
 
@@ -61,6 +62,7 @@ class StageConfig:
     kv_bytes: int
     host_bytes: int
     max_sequences: int
+    max_sessions: int
     max_prefill_tokens: int
 
 
@@ -103,9 +105,9 @@ class Stage:
             )
         pool = KVPool(config.kv_bytes // size, model.kv_heads, model.head_size, self._dtype, device)
         self.layout = ShardLayout(config.first, config.end, size)
-        sizes = (config.max_sequences, layers, model.context)
+        sizes = (config.max_sequences + config.max_sessions, layers, model.context)
         # Room for what each sequence has spilled, and for each to be suspended.
-        host_sizes = (2 * config.max_sequences, *sizes[1:])
+        host_sizes = (2 * sizes[0], *sizes[1:])
         host = HostStore(config.host_bytes, link or link_for(device), *host_sizes, like=pool.rows)
         self.cache = ShardCache(pool, PageTables(pool.allocator, *sizes), host, self.layout)
         self._sequences: dict[int, tuple[Sampling, int]] = {}
@@ -150,11 +152,15 @@ class Stage:
             The header and tensor for the next shard; from the last, token ids int64 [sequences].
         """
         for sequence, generated in zip(step.sequences, step.generated, strict=True):
-            self.cache.settle(sequence, generated)
+            drafts = step.kind in (StepKind.DECODE, StepKind.VERIFY)
+            self.cache.settle(sequence, generated, drafts)
         match step.kind:
             case StepKind.RELEASE:
-                released = tuple(self._release(sequence) for sequence in step.sequences)
+                released = tuple(map(self._release, step.sequences))
                 return self._report(replace(step, released=(*step.released, released))), inputs
+            case StepKind.PARK:
+                parked = tuple(map(self._park, step.sequences))
+                return self._report(replace(step, released=(*step.released, parked))), inputs
             case StepKind.SUSPEND | StepKind.RESUME:
                 move = self.cache.suspend if step.kind is StepKind.SUSPEND else self.cache.resume
                 for sequence in step.sequences:
@@ -169,12 +175,19 @@ class Stage:
         """Begins a prefill; ``inputs`` as for ``run``, and given away."""
         for spec, rows in zip(step.new, step.rows, strict=True):
             keep = plan(spec.compression, spec.prompt_tokens, self._model_config.layers)
-            self.cache.open(spec.sequence, keep)
+            if spec.continues:
+                self.cache.reopen(spec.continues, spec.sequence, keep, spec.reused)
+                del self._sequences[spec.continues]
+            else:
+                self.cache.open(spec.sequence, keep)
             self._sequences[spec.sequence] = (spec.sampling, self._workspace(keep, rows))
         lengths = [(rows, spec.prompt_tokens) for rows, spec in zip(step.rows, step.new, strict=True)]
         rotation = self._rotation(step, lengths)
         hidden = self._model.embed(inputs)
-        return Prefill(step, hidden, rotation, self._model, self._kernels, self.cache, self.layout)
+        parts = (step, hidden, rotation, self._model, self._kernels, self.cache, self.layout)
+        if step.new[0].continues:
+            return Continuation(*parts, recall=step.new[0].recall)
+        return Prefill(*parts)
 
     def finish(self, prefill: Prefill) -> tuple[Step, torch.Tensor]:
         """Ends a prefill all of whose blocks are done; returns as ``run``."""
@@ -228,6 +241,9 @@ class Stage:
         return prefill_workspace_bytes(
             self._model_config, self._kernels, rows, surviving, window, self._dtype.itemsize
         )
+
+    def _park(self, sequence: int) -> ReleasedSequence:
+        return replace(self.cache.report(sequence), workspace_bytes=self._sequences[sequence][1])
 
     def _release(self, sequence: int) -> ReleasedSequence:
         _, workspace = self._sequences.pop(sequence)

@@ -22,6 +22,7 @@ class StepKind(Enum):
     VERIFY = "verify"
     SUSPEND = "suspend"
     RESUME = "resume"
+    PARK = "park"
     RELEASE = "release"
 
 
@@ -29,14 +30,19 @@ class StepKind(Enum):
 class SequenceSpec:
     """What every shard must know of a sequence. ``sampling.seed`` is set.
 
-    With ``trace``, the prefill reports the positions that each layer keeps and the first token's
-    logits.
+    Attributes:
+        continues: a parked sequence, of whose tokens the first ``reused`` are the prompt's; 0: none.
+        recall: what that has on the host comes back.
+        trace: the prefill reports the positions that each layer keeps and the first token's logits.
     """
 
     sequence: int
     prompt_tokens: int
     compression: Compression
     sampling: Sampling
+    continues: int = 0
+    reused: int = 0
+    recall: bool = False
     trace: bool = False
 
 
@@ -68,7 +74,7 @@ class TopLogits:
 
 @dataclass(frozen=True)
 class Step:
-    """One micro-batch on its way through the shards, or sequences to be suspended, resumed or released.
+    """One micro-batch on its way through the shards, or sequences to be moved, parked or released.
 
     A decode adds one token to each sequence, which may be a draft; a verification adds several at once, in
     place of all drafts, attending to what is on the host too.

@@ -10,7 +10,7 @@ import torch
 from pyramidserve.types import LayerReceipt
 from workers.compression.plan import GenerationPlan, KeepPlan
 from workers.compression.select import best_of_chunk, complement
-from workers.kv.entry import CachedSequence, Positions, ReleasedSequence
+from workers.kv.entry import CachedSequence, GatheredLayer, Positions, ReleasedSequence
 from workers.kv.footprint import ShardLayout, score_pages
 from workers.kv.host import HostStore
 from workers.kv.link import Copy
@@ -77,6 +77,61 @@ class ShardCache:
         self.host.open(sequence, fixed=plan.spills_all)
         empty = [np.zeros(0, dtype=np.int32) for _ in range(self.layers)]
         self._sequences[sequence] = CachedSequence(plan, empty, recalled=[0] * self.layers)
+
+    def reopen(self, old: int, sequence: int, plan: KeepPlan, reused: int) -> None:
+        """Goes on with what the first ``reused`` tokens of ``old`` left, as ``sequence``.
+
+        Raises OutOfPagesError, having freed scores alone, when scores find no room.
+        """
+        known = [self.positions(old, layer) for layer in range(self.layers)]
+        known = [own[: np.searchsorted(own, reused)] for own in known]
+        self._scores.close(old)
+        self._scores.open(sequence, plan)
+        self._tables.rename(old, sequence)
+        self._tables.resize_layers(sequence, 0, np.array([len(own) for own in known]))
+        self.host.rename(old, sequence)
+        del self._sequences[old]
+        self._sequences[sequence] = CachedSequence(plan, known, recalled=[0] * self.layers)
+        nothing = known[0][:0], self.pool.rows[:0]
+        for layer in range(self.layers):
+            later = np.flatnonzero(self.host.positions(sequence, layer) >= reused)
+            self.host.exchange(sequence, layer, later, *nothing)
+
+    def gather(self, sequence: int, layer: int, recall: bool) -> GatheredLayer:
+        """A copy of the KV of ``layer``; with ``recall`` also of that on the host."""
+        positions = self.positions(sequence, layer)
+        places = np.full(len(positions), -1)
+        kv = self.read(sequence, layer)
+        if not recall or not (spilled := self.host.count(sequence, layer)):
+            return GatheredLayer(positions, places, kv)
+        back = kv.new_empty((spilled, *kv.shape[1:]))
+        for copy in self.host.start_read(sequence, layer, back):
+            copy.wait()
+        positions = np.concatenate([positions, self.host.positions(sequence, layer)])
+        places = np.concatenate([places, np.arange(spilled)])
+        order = positions.argsort()
+        return GatheredLayer(positions[order], places[order], torch.cat([kv, back])[self._on_device(order)])
+
+    def replace(self, sequence: int, layer: int, tokens: GatheredLayer, keep: torch.Tensor) -> None:
+        """Makes ``layer`` hold those of ``tokens`` that are to be kept, int64, ascending.
+
+        Those of the others that are not on the host go there; those that come from there leave it.
+        """
+        entry = self._sequences[sequence]
+        kept = keep.cpu().numpy()
+        stays = np.zeros(len(tokens.places), dtype=bool)
+        stays[kept] = True
+        back = tokens.places[kept]
+        freed = np.sort(back[back >= 0])
+        gone = ~stays & (tokens.places < 0)
+        evicted = tokens.kv[self._on_device(np.flatnonzero(gone))]
+        self.host.exchange(sequence, layer, freed, tokens.positions[gone], evicted)
+        self._tables.resize(sequence, layer, len(kept))
+        self.pool.write(self._rows(sequence, layer, 0, len(kept)), tokens.kv[keep])
+        entry.positions[layer] = tokens.positions[kept]
+        entry.recalled[layer] += len(freed)
+        entry.plan = entry.plan.keeping(self._layout.first + layer, len(kept))
+        self._note_peak(sequence)
 
     def store_prompt(
         self,
@@ -148,29 +203,31 @@ class ShardCache:
             if not entry.plan.drafts:
                 self._count(sequence, 1)
 
-    def settle(self, sequence: int, generated: int) -> None:
-        """Keeps of what is unverified the first tokens, as far as there are ``generated`` in all then."""
+    def settle(self, sequence: int, generated: int, drafts: bool) -> None:
+        """Ends a verification: of what it fed, so many tokens stay that there are ``generated`` in all.
+
+        ``drafts``: such as have come since stay too.
+        """
         entry = self._sequences[sequence]
-        if not entry.unverified:
+        if not entry.verifying and (drafts or not entry.unverified):
             return
         self._note_peak(sequence)
-        verified, rejected = generated - entry.generated, entry.unverified - (generated - entry.generated)
-        if rejected:
-            lengths = self._tables.lengths(sequence) - rejected
-            self._tables.resize_layers(sequence, 0, lengths)
-            entry.unverified = verified
+        verified = generated - entry.generated
+        self._tables.resize_layers(
+            sequence, 0, self._tables.lengths(sequence) - (entry.unverified - verified)
+        )
+        entry.unverified, entry.verifying = verified, False
         for places, attention in entry.attention[:verified]:
             self._scores.add(places, attention)
         entry.attention.clear()
-        if verified:
-            self._count(sequence, verified)
+        self._count(sequence, verified)
 
     def begin_rows(self, sequence: int, rows: int) -> None:
         """Makes room for ``rows`` new tokens in every layer, in place of what is not verified."""
         entry = self._sequences[sequence]
         lengths = self._tables.lengths(sequence) - entry.unverified + rows
         self._tables.resize_layers(sequence, 0, lengths)
-        entry.unverified = rows
+        entry.unverified, entry.verifying = rows, True
 
     def fetch(self, sequence: int, layer: int) -> "FetchedLayer":
         """Starts to gather all KV of ``layer``, also from the host, with room for the rows begun."""
@@ -230,19 +287,13 @@ class ShardCache:
             self.pool.write(self._rows(sequence, layer, 0, length), kv)
         self.host.close(key)
 
-    def release(self, sequence: int) -> ReleasedSequence:
-        """Frees all that ``sequence`` holds on the device and the host."""
-        layers = tuple(self._layer_receipt(sequence, layer) for layer in range(self.layers))
-        if self._suspended.pop(sequence, None) is not None:
-            self.host.close(_suspended(sequence))
-        else:
+    def report(self, sequence: int) -> ReleasedSequence:
+        """What ``sequence`` held and moved; counts begin anew."""
+        if sequence not in self._suspended:
             self._note_peak(sequence)
-            self._scores.close(sequence)
-            self._tables.close(sequence)
-        entry = self._sequences.pop(sequence)
-        counts = self.host.close(sequence)
-        return ReleasedSequence(
-            layers=layers,
+        entry, counts = self._sequences[sequence], self.host.take_counts(sequence)
+        report = ReleasedSequence(
+            layers=tuple(self._layer_receipt(sequence, layer) for layer in range(self.layers)),
             peak_pages=entry.peak_pages,
             score_pages=score_pages(entry.plan, self._layout),
             page_bytes=self.pool.page_bytes,
@@ -251,6 +302,20 @@ class ShardCache:
             recalled_bytes=counts.recalled_bytes,
             dropped_bytes=counts.dropped_bytes,
         )
+        entry.peak_pages, entry.recalled = 0, [0] * self.layers
+        return report
+
+    def release(self, sequence: int) -> ReleasedSequence:
+        """Frees all that ``sequence`` holds on the device and the host."""
+        report = self.report(sequence)
+        if self._suspended.pop(sequence, None) is not None:
+            self.host.close(_suspended(sequence))
+        else:
+            self._scores.close(sequence)
+            self._tables.close(sequence)
+        del self._sequences[sequence]
+        self.host.close(sequence)
+        return report
 
     def check_integrity(self) -> None:
         """Raises IntegrityError unless pool, tables, positions and host store agree."""

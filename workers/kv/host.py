@@ -86,12 +86,24 @@ class HostStore:
         self._tables.open(sequence)
 
     def close(self, sequence: Hashable) -> SpillCounts:
-        """Frees all that ``sequence`` holds. Returns what became of it."""
-        entry = self._sequences[sequence]
-        self._await_writes(entry)
+        """Frees all that ``sequence`` holds. Returns what ``take_counts`` would."""
+        counts = self.take_counts(sequence)
+        self._await_writes(self._sequences[sequence])
         self._tables.close(sequence)
         del self._sequences[sequence]
-        return SpillCounts(entry.spilled_bytes, entry.recalled_bytes, entry.dropped_bytes)
+        return counts
+
+    def rename(self, sequence: Hashable, name: Hashable) -> None:
+        """Calls ``sequence`` by another name."""
+        self._tables.rename(sequence, name)
+        self._sequences[name] = self._sequences.pop(sequence)
+
+    def take_counts(self, sequence: Hashable) -> SpillCounts:
+        """What became of ``sequence`` since this was asked last."""
+        entry = self._sequences[sequence]
+        counts = SpillCounts(entry.spilled_bytes, entry.recalled_bytes, entry.dropped_bytes)
+        entry.spilled_bytes = entry.recalled_bytes = entry.dropped_bytes = 0
+        return counts
 
     def positions(self, sequence: Hashable, layer: int) -> Positions:
         """Input positions of the tokens held of ``layer``, in the order of ``read``."""
@@ -125,6 +137,41 @@ class HostStore:
             entry.writes.append(self._link.start(self._rows[row : row + end - start], kv[start:end]))
         for layer, new in enumerate(positions, first):
             entry.positions[layer] = np.concatenate([entry.positions[layer], new])
+
+    def exchange(
+        self, sequence: Hashable, layer: int, freed: Rows, positions: Positions, kv: torch.Tensor
+    ) -> None:
+        """Puts evicted KV in the place of tokens that are not needed here any more.
+
+        Args:
+            freed: places of the latter in the order of ``positions``, ascending.
+            positions, kv: of the former, as ``spill`` takes them.
+        """
+        entry = self._sequences[sequence]
+        self._sequences.move_to_end(sequence)
+        entry.spilled_bytes += len(kv) * self._row_bytes
+        held = self.count(sequence, layer)
+        after = held - len(freed) + len(positions)
+        needed = pages_for(after) - pages_for(held)
+        if not entry.complete or not self._make_room(needed, sequence):
+            entry.dropped_bytes += len(kv) * self._row_bytes
+            self._drop(sequence)
+            return
+        self._tables.resize(sequence, layer, max(held, after))
+        rows = self._tables.rows(sequence, layer, 0, max(held, after))
+        places, holes = np.split(freed, [min(len(freed), len(positions))])
+        # What is left at the end moves into the holes that are left.
+        holes = holes[holes < after]
+        movers = np.setdiff1d(np.arange(after, held), freed)
+        self._await_writes(entry)
+        self._rows[torch.from_numpy(rows[holes])] = self._rows[torch.from_numpy(rows[movers])]
+        places = np.concatenate([places, np.arange(held, after)])
+        for start, end, row in _runs(rows[places]):
+            entry.writes.append(self._link.start(self._rows[row : row + end - start], kv[start:end]))
+        own = np.concatenate([entry.positions[layer], positions])[: max(held, after)]
+        own[holes], own[places] = own[movers], positions
+        entry.positions[layer] = own[:after]
+        self._tables.resize(sequence, layer, after)
 
     def count(self, sequence: Hashable, layer: int) -> int:
         """Tokens held of ``layer``."""

@@ -42,6 +42,11 @@ class Ledger:
     def __len__(self) -> int:
         return len(self._index)
 
+    @property
+    def full(self) -> bool:
+        """Whether there are as many sequences as there may be."""
+        return not self._unused
+
     def add(self, sequence: Hashable, plan: KeepPlan) -> None:
         """Takes ``sequence`` in, which holds nothing yet."""
         index = self._index[sequence] = self._unused.pop()
@@ -70,6 +75,20 @@ class Ledger:
         fed_or_drafted = generated + more + self._drafts[index]
         tokens = self._kept[index] + fed_or_drafted[:, None] - chunks[:, None] * self._dropped[index]
         pages: Counts = np.add.reduceat(pages_for(tokens), self._firsts, axis=1) + self._scores[index]
+        return pages
+
+    def needs_to_go_on(self, old: Hashable, generated: int, sequence: Hashable) -> Counts:
+        """Pages of each shard while ``sequence`` takes over what ``old`` left, layer by layer.
+
+        int64 [1, shards].
+        """
+        index, heir = self._index[old], self._index[sequence]
+        compressed = max(0, generated - self._lag[index] - self._window[index])
+        left = self._kept[index] + generated + self._drafts[index]
+        left -= compressed // self._chunk[index] * self._dropped[index]
+        most = pages_for(np.maximum(left, self._kept[heir] + self._drafts[heir]))
+        scores = np.maximum(self._scores[index], self._scores[heir])
+        pages: Counts = np.add.reduceat(most, self._firsts)[None] + scores
         return pages
 
     def held(self, sequence: Hashable) -> Counts:

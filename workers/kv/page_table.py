@@ -42,6 +42,11 @@ class PageTables:
         self.resize_layers(sequence, 0, np.zeros(self._lengths.shape[1], dtype=np.int64))
         self._unused.append(self._index.pop(sequence))
 
+    def rename(self, sequence: Hashable, name: Hashable) -> None:
+        """Calls ``sequence`` by another name."""
+        self.allocator.hand_over(self._own_pages(sequence), sequence, name)
+        self._index[name] = self._index.pop(sequence)
+
     def lengths(self, sequence: Hashable) -> Lengths:
         """Tokens in every layer of ``sequence``."""
         lengths: Lengths = self._lengths[self._index[sequence]].astype(np.int64)
@@ -123,11 +128,15 @@ class PageTables:
     def check_integrity(self) -> None:
         """Raises IntegrityError unless a sequence's tables have the pages that it owns, each once."""
         self.allocator.check_integrity()
-        for sequence, index in self._index.items():
-            pages: list[int] = []
-            for layer, length in enumerate(self._lengths[index]):
-                pages += self._pages[index, layer, : pages_for(int(length))].tolist()
+        for sequence in self._index:
+            pages = self._own_pages(sequence).tolist()
             if sorted(pages) != sorted(self.allocator.pages_of(sequence)):
                 raise IntegrityError(f"sequence {sequence!r} does not own the pages of its tables")
         if stray := self._lengths[self._unused].any(axis=1).sum():
             raise IntegrityError(f"{stray} unused tables are not empty")
+
+    def _own_pages(self, sequence: Hashable) -> npt.NDArray[np.int32]:
+        index = self._index[sequence]
+        own = np.arange(self._pages.shape[2]) < pages_for(self._lengths[index].astype(np.int64))[:, None]
+        pages: npt.NDArray[np.int32] = self._pages[index][own]
+        return pages

@@ -75,6 +75,13 @@ class PageAllocator:
             del self._owner[page]
             self._free.append(page)
 
+    def hand_over(self, pages: npt.NDArray[np.int32], owner: Hashable, heir: Hashable) -> None:
+        """Makes ``pages`` of ``owner`` those of ``heir``. Raises IntegrityError if it does not own them."""
+        for page in pages.tolist():
+            if self._owner.get(page) != owner:
+                raise IntegrityError(f"page {page} is not {owner!r}'s but {self._owner.get(page)!r}'s")
+            self._owner[page] = heir
+
     def check_integrity(self) -> None:
         """Raises IntegrityError unless every page is either free, once, or owned."""
         free = set(self._free)

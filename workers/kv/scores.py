@@ -91,12 +91,12 @@ class GenerationScores:
             generation = plan.generation
             if generation is None or not generation.scores:
                 continue
-            # Drafts may go beyond what is scored.
-            behind = min((tokens - 1) // generation.chunk * generation.chunk, score_width(plan))
+            complete = (tokens - 1) // generation.chunk * generation.chunk
+            behind = min(complete, score_width(plan))  # drafts may go beyond what is scored
             if behind:
                 rows.append(np.full(behind, row))
                 back.append(tokens - np.arange(behind))
-                weights.append(_weights(plan, generation, tokens, behind))
+                weights.append(_weights(plan, generation, tokens, complete)[:behind])
                 places.append(self._places[sequence][:, :behind])
         if not rows:
             return None

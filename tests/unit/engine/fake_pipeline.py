@@ -19,7 +19,11 @@ PAGES = 64
 
 
 def layout(
-    shards: int = 1, max_sequences: int = 8, max_prefill_tokens: int = 10, host_pages: int = PAGES
+    shards: int = 1,
+    max_sequences: int = 8,
+    max_prefill_tokens: int = 10,
+    host_pages: int = PAGES,
+    max_sessions: int = 4,
 ) -> PipelineLayout:
     bounds = range(0, LAYERS_PER_SHARD * shards, LAYERS_PER_SHARD)
     return PipelineLayout(
@@ -28,6 +32,7 @@ def layout(
         host_pages=(host_pages,) * shards,
         layers=LAYERS_PER_SHARD * shards,
         max_sequences=max_sequences,
+        max_sessions=max_sessions,
         max_prefill_tokens=max_prefill_tokens,
     )
 

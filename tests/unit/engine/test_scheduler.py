@@ -2,39 +2,70 @@
 
 from collections import Counter, deque
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
-from fake_pipeline import PAGES, layout, request
+from fake_pipeline import PAGES, layout, released, request
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from pyramidserve.types import FinishReason
+from pyramidserve.types import Compression, FinishReason, StreamingParameters
 from workers.compression.plan import KeepPlan
 from workers.compression.policies import plan
 from workers.engine import scheduler as scheduler_module
 from workers.engine.detokenizer import Detokenizer
+from workers.engine.drafts import Drafting
 from workers.engine.scheduler import Scheduler
 from workers.engine.sequence import RunningSequence, SequenceRequest
 from workers.engine.step import Step, StepKind
-from workers.kv.footprint import pages_held
+from workers.kv.footprint import ShardLayout, score_pages
+from workers.kv.pages import pages_for
 
+COMPUTING = (StepKind.PREFILL, StepKind.DECODE, StepKind.VERIFY)
+MOVING = (StepKind.RELEASE, StepKind.PARK, StepKind.SUSPEND, StepKind.RESUME)
+WINDOW = StreamingParameters(sinks=2, window=20)
+COMPRESSIONS = (
+    Compression(),
+    Compression("streaming", streaming=WINDOW),
+    Compression("streaming", streaming=WINDOW, recall="exact"),
+)
 MAX_PREFILL_TOKENS = 10
 lengths = st.integers(1, 8) | st.integers(9, 300)
 
 
 def admit(scheduler: Scheduler, wanted: SequenceRequest) -> bool:
     keep = plan(wanted.compression, len(wanted.prompt_ids), scheduler.layout.layers)
-    return scheduler.admit(RunningSequence(wanted, keep, Detokenizer(lambda ids: "x" * len(ids)), 0.0))
+    sequence = RunningSequence(wanted, keep, Detokenizer(lambda ids: "x" * len(ids)), 0.0)
+    sequence.drafting = Drafting(keep.drafts) if keep.drafts else None
+    return scheduler.admit(sequence)
 
 
 def finish(scheduler: Scheduler, step: Step) -> None:
-    """Every sequence of a prefill or decode gets a token, and the step has passed all shards."""
-    if step.kind in (StepKind.PREFILL, StepKind.DECODE):
-        for key, forced in zip(step.sequences, step.forced, strict=True):
+    """Every sequence of a step that computes gets its tokens, and the step has passed all shards.
+
+    Output i is 100 + i; every fifth draft is wrong.
+    """
+    if step.kind in COMPUTING:
+        drawn = iter(
+            100 + index if forced < 0 else forced
+            for index, forced in zip(step.output_indices, step.forced, strict=True)
+        )
+        for row, key in enumerate(step.sequences):
             sequence = scheduler.sequences[key]
-            if not sequence.cancelled:
-                sequence.accept(100 + sequence.reached if forced < 0 else forced, 0.0, ())
+            own = [next(drawn) for _ in range(step.rows[row] if step.kind is StepKind.VERIFY else 1)]
+            if sequence.cancelled:
+                continue
+            if step.kind is StepKind.VERIFY:
+                own = sequence.verify(own)
+            elif step.kind is StepKind.DECODE and sequence.drafting:
+                sequence.drafts.append(own[0] if (own[0] + step.number) % 5 else 7)
+                continue
+            for token in own:
+                if not sequence.ended:
+                    sequence.accept(token, 0.0, ())
+    if step.kind is StepKind.PARK:
+        step = replace(step, released=((released(0),) * len(step.sequences),))
     scheduler.finish_step(step)
 
 
@@ -44,9 +75,20 @@ class Shards:
     def __init__(self, scheduler: Scheduler) -> None:
         self.layout = scheduler.layout
         self.plans: dict[int, KeepPlan] = {}
+        # Of those on the device: tokens that a shard knows to be verified, and others.
         self.fed: dict[int, int] = {}
+        self.ahead: Counter[int] = Counter()
         self.suspended: dict[int, int] = {}
-        self.decoding: set[int] = set()
+        self.took_over: dict[int, tuple[KeepPlan, int]] = {}
+
+    def pages(self, key: int, shard: ShardLayout, fed: int) -> int:
+        keep, counts = self.plans[key], [0] * self.layout.layers
+        for layer in range(shard.first, shard.end):
+            counts[layer] = keep.tokens(layer, fed) + self.ahead[key]
+            if key in self.took_over:
+                left, generated = self.took_over[key]
+                counts[layer] = max(counts[layer], left.tokens(layer, generated))
+        return score_pages(keep, shard) + sum(map(pages_for, counts))
 
     def sent(self, step: Step) -> None:
         """The step is on its way, and may be in any shard."""
@@ -59,41 +101,62 @@ class Shards:
                         spec.compression, spec.prompt_tokens, self.layout.layers
                     )
                     self.fed[spec.sequence] = 0
+                    if spec.continues:
+                        left = (self.plans.pop(spec.continues), self.fed.pop(spec.continues))
+                        self.took_over[spec.sequence] = left
+                        del self.ahead[spec.continues]
             case StepKind.RESUME:
                 (key,) = step.sequences
                 self.fed[key] = self.suspended[key]
             case StepKind.DECODE:
-                self.decoding.update(step.sequences)
+                self.ahead.update(step.sequences)
+            case StepKind.VERIFY:
+                for key, rows in zip(step.sequences, step.rows, strict=True):
+                    assert self.ahead[key] <= self.plans[key].drafts + 1
+                    self.ahead[key] = max(rows, self.ahead[key])
         for shard, pages in zip(self.layout.shards, self.layout.pages, strict=True):
-            held = sum(
-                pages_held(self.plans[key], shard, fed + (key in self.decoding))
-                for key, fed in self.fed.items()
-            )
-            assert held <= pages
+            assert sum(self.pages(key, shard, fed) for key, fed in self.fed.items()) <= pages
 
     def passed(self, step: Step) -> None:
         """The step has passed the last shard."""
-        for key in step.sequences:
+        for row, key in enumerate(step.sequences):
+            if key in self.fed and self.plans[key].drafts and step.generated[row]:
+                self.fed[key] = step.generated[row]
+                self.ahead[key] = 0
             match step.kind:
+                case StepKind.PREFILL:
+                    self.took_over.pop(key, None)
+                case StepKind.DECODE if self.plans[key].drafts:
+                    self.ahead[key] += 1
                 case StepKind.DECODE:
+                    self.ahead[key] -= 1
                     self.fed[key] += 1
-                    self.decoding.remove(key)
+                case StepKind.VERIFY:
+                    self.ahead[key] = step.rows[row]
                 case StepKind.SUSPEND:
                     self.suspended[key] = self.fed.pop(key)
                 case StepKind.RESUME:
                     del self.suspended[key]
                 case StepKind.RELEASE:
                     del self.plans[key]
+                    del self.ahead[key]
                     assert (key in self.fed) != (key in self.suspended)
                     self.fed.pop(key, None)
                     self.suspended.pop(key, None)
         for shard, pages in zip(self.layout.shards, self.layout.host_pages, strict=True):
-            on_host = sum(pages_held(self.plans[key], shard, fed) for key, fed in self.suspended.items())
+            spilled = {**self.fed, **self.suspended}
+            on_host = sum(self.pages(key, shard, fed) for key, fed in self.suspended.items())
+            on_host += sum(
+                pages_for(keep.prompt_tokens + spilled[key] - keep.tokens(layer, spilled[key]))
+                for key, keep in self.plans.items()
+                if keep.spills_all
+                for layer in range(shard.first, shard.end)
+            )
             assert on_host <= pages
 
 
 class Serving(RuleBasedStateMachine):
-    """Requests, cancellations and the coming and going of steps, in any order."""
+    """Requests, cancellations, turns of sessions, and the coming and going of steps, in any order."""
 
     admitted = Bundle[int]("admitted")
 
@@ -101,24 +164,58 @@ class Serving(RuleBasedStateMachine):
         shards=st.integers(1, 3),
         max_sequences=st.integers(1, 6),
         host_pages=st.sampled_from([0, 30, 1000]),
+        max_sessions=st.sampled_from([0, 1, 3]),
     )
-    def build(self, shards: int, max_sequences: int, host_pages: int) -> None:
+    def build(self, shards: int, max_sequences: int, host_pages: int, max_sessions: int) -> None:
         self.shards = shards
-        self.scheduler = Scheduler(layout(shards, max_sequences, MAX_PREFILL_TOKENS, host_pages))
+        self.scheduler = Scheduler(
+            layout(shards, max_sequences, MAX_PREFILL_TOKENS, host_pages, max_sessions)
+        )
         self.held = Shards(self.scheduler)
         self.under_way: deque[Step] = deque()
         self.requests: dict[int, SequenceRequest] = {}
         self.ends: Counter[int] = Counter()
-        # Outputs of each sequence since its last prefill.
+        # Outputs that each sequence is known to have, as its steps have come back.
         self.reached: Counter[int] = Counter()
 
-    @rule(target=admitted, prompt_tokens=lengths, max_tokens=st.integers(1, 6) | st.integers(1, 90))
-    def ask(self, prompt_tokens: int, max_tokens: int) -> int:
-        key = len(self.requests)
+    @rule(
+        target=admitted,
+        prompt_tokens=lengths,
+        max_tokens=st.integers(1, 6) | st.integers(1, 200),
+        compression=st.sampled_from(COMPRESSIONS),
+        session_id=st.sampled_from(["", "a", "b", "c"]),
+    )
+    def ask(self, prompt_tokens: int, max_tokens: int, compression: Compression, session_id: str) -> int:
+        key = len(self.requests) + 1
         wanted = request(key, prompt_tokens, max_tokens)
+        return self.submit(replace(wanted, compression=compression, session_id=session_id))
+
+    @rule(
+        target=admitted,
+        which=st.integers(0, 2),
+        common=st.sampled_from([1.0, 1.0, 0.9, 0.5]),
+        more=st.integers(1, 20),
+        max_tokens=st.integers(1, 60),
+    )
+    @precondition(lambda self: bool(self.scheduler.parked))
+    def next_turn(self, which: int, common: float, more: int, max_tokens: int) -> int:
+        session = list(self.scheduler.parked)[which % len(self.scheduler.parked)]
+        wanted = request(len(self.requests) + 1, more, max_tokens)
+        past = session.ids[: int(common * len(session.ids))]
+        return self.submit(
+            replace(
+                wanted,
+                prompt_ids=(*past, *wanted.prompt_ids),
+                compression=session.compression,
+                session_id=session.session_id,
+            )
+        )
+
+    def submit(self, wanted: SequenceRequest) -> int:
+        key, memory = wanted.sequence, self.scheduler.memory
         self.requests[key] = wanted
-        alone = self.scheduler.memory.forecast.could_ever_hold(self.scheduler.memory.growth(wanted))
-        room = alone and len(self.scheduler.sequences) < self.scheduler.layout.max_sequences
+        possible = memory.could_ever_hold(wanted) and memory._host_has_room(memory.host_pages(wanted))
+        room = possible and not memory.full
         assert admit(self.scheduler, wanted) == room
         assert (key in self.scheduler.sequences) == room
         if not room:
@@ -132,13 +229,18 @@ class Serving(RuleBasedStateMachine):
             assert alive
             self.ends[key] += 1
 
+    @rule(session_id=st.sampled_from(["a", "b", "c"]))
+    def end_session(self, session_id: str) -> None:
+        self.scheduler.end_session(session_id)
+        assert self.scheduler.parked.get(session_id) is None
+
     @rule()
     def send(self) -> None:
         busy = {key for step in self.under_way for key in step.sequences}
         kinds = Counter(sent.kind for sent in self.under_way)
         work = self.scheduler.next_step()
         if work is None:
-            assert self.under_way or not self.scheduler.sequences
+            assert self.under_way or self.scheduler.idle
             return
         step, ids = work
         assert step.sequences
@@ -148,31 +250,40 @@ class Serving(RuleBasedStateMachine):
         self.under_way.append(step)
         kinds[step.kind] += 1
         assert kinds[StepKind.PREFILL] <= self.shards
-        assert kinds[StepKind.DECODE] <= self.shards
-        assert sum(kinds[kind] for kind in (StepKind.RELEASE, StepKind.SUSPEND, StepKind.RESUME)) <= 1
+        assert kinds[StepKind.DECODE] + kinds[StepKind.VERIFY] <= self.shards
+        assert sum(kinds[kind] for kind in MOVING) <= 1
 
     def check_contents(self, step: Step, ids: list[int]) -> None:
-        if step.kind not in (StepKind.PREFILL, StepKind.DECODE):
+        if step.kind not in COMPUTING:
             assert not ids
             return
-        wanted = [self.requests[key] for key in step.sequences]
-        done = [self.reached[key] for key in step.sequences]
-        assert list(step.output_indices) == done
-        known = [self.scheduler.sequences[key].output_ids for key in step.sequences]
-        assert list(step.forced) == [
-            own[count] if count < len(own) else -1 for own, count in zip(known, done, strict=True)
-        ]
+        outputs = iter(zip(step.output_indices, step.forced, strict=True))
+        given = iter(zip(ids, step.positions.tolist(), strict=True))
+        for row, key in enumerate(step.sequences):
+            wanted, sequence = self.requests[key], self.scheduler.sequences[key]
+            # Output i is fed at position prompt + i, and what follows it is output i + 1.
+            done, first = self.reached[key], 0
+            if step.kind is StepKind.PREFILL:
+                spec = step.new[row]
+                assert spec.sequence == key
+                assert spec.prompt_tokens == len(wanted.prompt_ids) == spec.reused + step.rows[row]
+                first, history = spec.reused, list(wanted.prompt_ids)
+            else:
+                history = [*wanted.prompt_ids, *sequence.output_ids[:done], *sequence.ahead_ids]
+                first = len(wanted.prompt_ids) + done - 1
+                if step.kind is StepKind.DECODE:
+                    first += len(sequence.drafts)
+            fed = [next(given) for _ in range(step.rows[row])]
+            assert fed == [(history[at], at) for at in range(first, first + len(fed))]
+            for last in range(first, first + len(fed)) if step.kind is StepKind.VERIFY else [None]:
+                index, forced = next(outputs)
+                at = first + len(fed) - 1 if last is None else last
+                assert index == at + 1 - len(wanted.prompt_ids)
+                known = sequence.output_ids
+                assert forced == (known[index] if index < len(known) else -1)
         if step.kind is StepKind.PREFILL:
             assert sum(step.rows) <= MAX_PREFILL_TOKENS or len(step.rows) == 1
-            assert list(step.rows) == [len(each.prompt_ids) for each in wanted]
-            assert ids == [token for each in wanted for token in each.prompt_ids]
-            assert step.positions.tolist() == [at for each in wanted for at in range(len(each.prompt_ids))]
-            assert [spec.sequence for spec in step.new] == list(step.sequences)
-        else:
-            assert step.rows == (1,) * len(wanted)
-            assert ids == [99 + count for count in done]
-            ends = zip(wanted, done, strict=True)
-            assert step.positions.tolist() == [len(each.prompt_ids) + count - 1 for each, count in ends]
+        assert next(given, None) is next(outputs, None) is None
 
     @rule(at=st.integers(0, 20))
     @precondition(lambda self: bool(self.under_way))
@@ -182,13 +293,11 @@ class Serving(RuleBasedStateMachine):
         self.under_way.remove(step)
         self.held.passed(step)
         finish(self.scheduler, step)
-        match step.kind:
-            case StepKind.RELEASE:
-                self.ends.update(key for key in step.sequences if key not in self.scheduler.sequences)
-                for key in step.sequences:
-                    self.reached[key] = 0
-            case StepKind.PREFILL | StepKind.DECODE:
-                self.reached.update(step.sequences)
+        for key in step.sequences:
+            if key in self.scheduler.sequences:
+                self.reached[key] = self.scheduler.sequences[key].reached
+            elif step.kind is StepKind.PARK or (step.kind is StepKind.RELEASE and self.ends[key] == 0):
+                self.ends[key] += 1
 
     @rule(steps=st.integers(1, 200))
     def run(self, steps: int) -> None:
@@ -202,6 +311,8 @@ class Serving(RuleBasedStateMachine):
     def books_balance(self) -> None:
         self.scheduler.check_integrity()
         assert len(self.scheduler.memory) == len(self.scheduler.sequences)
+        assert len(self.scheduler.sequences) <= self.scheduler.layout.max_sequences
+        assert len(self.scheduler.parked) <= self.scheduler.layout.max_sessions
         assert set(self.ends.values()) <= {1}
         assert self.scheduler.steps_under_way == len(self.under_way)
 
@@ -211,6 +322,12 @@ class Serving(RuleBasedStateMachine):
             if self.under_way:
                 self.come_back()
         assert self.ends == Counter(self.requests.keys())
+        for session in self.scheduler.parked:
+            self.scheduler.end_session(session.session_id)
+        while not self.scheduler.idle:
+            self.send()
+            if self.under_way:
+                self.come_back()
         assert self.scheduler.memory.ledger.free.tolist() == [PAGES] * self.shards
         assert not self.held.fed
         assert not self.held.suspended

@@ -1,0 +1,157 @@
+"""A turn goes on with what the last has left, and says what it would have said from the beginning."""
+
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pyramidserve.types import Compression, PyramidParameters, Stopping, StreamingParameters
+from workers.compression.policies import plan
+from workers.engine.engine import Engine, EngineConfig, EngineRequest, TracedReply
+
+PARAMETERS = PyramidParameters(min_context_length=8)
+EVICT = Compression("pyramid", "evict", pyramid=PARAMETERS)
+POLICIES = {
+    "full": Compression(),
+    "streaming": Compression("streaming", streaming=StreamingParameters(2, 40)),
+    "evict": EVICT,
+    "prune": Compression("pyramid", "prune", pyramid=PARAMETERS),
+    "turn": replace(EVICT, recall="turn"),
+    "exact": replace(EVICT, recall="exact"),
+}
+
+
+def ask(engine: Engine, ids: list[int], compression: Compression, tokens: int, session: str) -> TracedReply:
+    request = EngineRequest(
+        ids,
+        stopping=Stopping(max_tokens=tokens, ignore_eos=True),
+        compression=compression,
+        session_id=session,
+        trace=True,
+    )
+    (traced,) = engine.trace([request])
+    engine.check_integrity()
+    return traced
+
+
+def some(draw: random.Random, count: int) -> list[int]:
+    return [draw.randrange(3, 259) for _ in range(count)]
+
+
+def end(engine: Engine) -> None:
+    engine.end_session("s")
+    for stage in engine.stages:
+        assert stage.cache.pool.allocator.pages_in_use == stage.cache.host.bytes_in_use == 0
+
+
+@pytest.mark.parametrize("shards", [1, 2, 3])
+@pytest.mark.parametrize("name", POLICIES)
+def test_turns_compute_only_what_is_new(name: str, shards: int, toy_engine: Callable[..., Engine]) -> None:
+    engine, draw, compression = toy_engine(shards=shards), random.Random(3), POLICIES[name]
+    ids, left = some(draw, 60), 0
+    for tokens, more in ((1, 30), (20, 3), (25, 9), (8, 1)):
+        reply = ask(engine, ids, compression, tokens, "s").reply
+        assert reply.receipt.reused_tokens == left
+        if name in ("full", "exact"):
+            assert reply.token_ids == ask(engine, ids, Compression(), tokens, "").reply.token_ids
+        counts = [layer.prompt_kept for layer in reply.receipt.layers]
+        assert all(
+            count <= most for count, most in zip(counts, plan(compression, len(ids), 6).kept, strict=True)
+        )
+        left = len(ids) + tokens - 1
+        ids = [*ids, *reply.token_ids, *some(draw, more)]
+    changed = [*ids[:40], 5, *ids[41:]]
+    reply = ask(engine, changed, compression, 5, "s").reply
+    assert reply.receipt.reused_tokens == (
+        0 if compression.prefill == "prune" and compression.policy == "pyramid" else 40
+    )
+    if name in ("full", "exact"):
+        assert reply.token_ids == ask(engine, changed, Compression(), 5, "").reply.token_ids
+    end(engine)
+
+
+@pytest.mark.parametrize(
+    "compression",
+    [
+        Compression("pyramid", "evict", kv_keep=1.0),
+        Compression("pyramid", "prune", kv_keep=1.0),
+        Compression("streaming", streaming=StreamingParameters(2, 20), recall="turn"),
+        POLICIES["turn"],
+        POLICIES["exact"],
+    ],
+    ids=["evict everything kept", "prune everything kept", "streaming turn", "evict turn", "evict exact"],
+)
+def test_a_turn_that_has_all_kv_at_hand_begins_as_the_full_cache_does(
+    compression: Compression, toy_engine: Callable[..., Engine]
+) -> None:
+    engine, draw = toy_engine(shards=2), random.Random(4)
+    ids = some(draw, 90)
+    for _ in range(5):
+        traced = ask(engine, ids, compression, 1, "s")
+        full = ask(engine, ids, Compression(), 1, "")
+        assert traced.traced
+        assert full.traced
+        assert traced.traced.top.ids == full.traced.top.ids
+        assert traced.traced.top.logits == pytest.approx(full.traced.top.logits, abs=1e-4)
+        ids = [*ids, *some(draw, draw.choice([1, 7, 60]))][:230]
+    if compression.recall != "off":
+        assert traced.reply.receipt.recalled_bytes > 0
+    end(engine)
+
+
+def test_without_recall_a_turn_does_without_what_was_evicted(toy_engine: Callable[..., Engine]) -> None:
+    engine, draw = toy_engine(), random.Random(4)
+    ids = some(draw, 90)
+    ask(engine, ids, EVICT, 1, "s")
+    ids = [*ids, *some(draw, 7)]
+    traced, full = ask(engine, ids, EVICT, 1, "s"), ask(engine, ids, Compression(), 1, "")
+    assert traced.traced
+    assert full.traced
+    assert traced.traced.top.logits != pytest.approx(full.traced.top.logits, abs=1e-2)
+    assert traced.reply.receipt.recalled_bytes == 0
+    end(engine)
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_sessions_that_move_to_the_host_say_what_they_would_have_said(
+    name: str, toy: Callable[[str], Path]
+) -> None:
+    """Three sessions take turns in a pool that holds little more than one."""
+
+    def replies(kv_bytes: int) -> tuple[list[tuple[int, ...]], int]:
+        engine = Engine(
+            EngineConfig(
+                checkpoint=str(toy("gqa")),
+                dtype="float32",
+                boundaries=(2,),
+                kv_bytes=kv_bytes,
+                host_bytes=8 << 20,
+            )
+        )
+        moved = 0
+        for stage in engine.stages:
+            suspend = stage.cache.suspend
+
+            def watched(sequence: int, suspend: Callable[[int], None] = suspend) -> None:
+                nonlocal moved
+                moved += 1
+                suspend(sequence)
+
+            stage.cache.suspend = watched  # type: ignore[method-assign]
+        draw = random.Random(6)
+        histories = [some(draw, 100) for _ in range(3)]
+        told = []
+        for _ in range(4):
+            for number, ids in enumerate(histories):
+                reply = ask(engine, ids, POLICIES[name], 12, str(number)).reply
+                told.append(reply.token_ids)
+                assert reply.receipt.reused_tokens == (len(ids) - 13 if len(ids) > 100 else 0)
+                ids += [*reply.token_ids, *some(draw, 12)]
+        return told, moved
+
+    roomy, never = replies(8 << 20)
+    tight, often = replies(160 << 10 if name == "streaming" else 360 << 10)
+    assert roomy == tight
+    assert never == 0 < often
