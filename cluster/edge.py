@@ -14,6 +14,7 @@ from pyramidserve.v1 import inference_pb2 as messages
 from workers.model.checkpoint import resolve_checkpoint
 from workers.model.config import read_config
 from workers.model.tokenizer import Tokenizer
+from workers.model.transcript import Transcript
 from workers.rendezvous import announce, node_address
 
 logger = logging.getLogger("ray.serve")
@@ -34,8 +35,8 @@ class Edge:
         model = read_config(checkpoint)
         tokenizer = await asyncio.to_thread(Tokenizer, checkpoint)
 
-        def validate(request: messages.GenerateRequest) -> ValidatedRequest:
-            return validate_request(request, tokenizer, model, config.compression)
+        def validate(request: messages.GenerateRequest, last: Transcript | None) -> ValidatedRequest:
+            return validate_request(request, last, tokenizer, model, config.compression)
 
         tenants = read_tenants(config.tenants_file)
         router = Router(

@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+from array import array
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -9,6 +10,7 @@ from itertools import pairwise
 from cluster.requests import ValidatedRequest
 from pyramidserve.errors import EngineError, PyramidServeError, RequestConflictError
 from pyramidserve.types import Event, Receipt, Started, Tokens
+from workers.model.transcript import Transcript
 
 
 class LiveRequest:
@@ -57,6 +59,16 @@ class LiveRequest:
     def output_tokens(self) -> int:
         """How many ``output_ids`` there are."""
         return len(self.request.resume_output_ids) + len(self._times)
+
+    def transcript(self) -> Transcript | None:
+        """What it consisted of, if it was a turn of a conversation and all its text is known here."""
+        request = self.request
+        if not request.messages or request.resume_output_ids:
+            return None
+        reply = "".join(chunk.text for chunk in self._chunks)
+        return Transcript(
+            request.messages, reply, array("i", request.prompt_ids), array("i", self.output_ids)
+        )
 
     @property
     def followers(self) -> int:

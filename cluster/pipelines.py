@@ -46,6 +46,7 @@ class AttachedPipeline:
             sampling=sampling_to_message(request.sampling),
             stopping=stopping_to_message(request.stopping),
             compression=compression_to_message(request.compression),
+            session_id=request.session_id,
         )
         self.orders.put_nowait(pb.RouterOrder(start=[start], queued=queued))
 
@@ -57,3 +58,7 @@ class AttachedPipeline:
     def cancel(self, sequence_id: int) -> None:
         """Orders a sequence to be cancelled."""
         self.orders.put_nowait(pb.RouterOrder(cancel=[sequence_id]))
+
+    def end_session(self, session_id: str) -> None:
+        """Orders what waits for the session's next turn to be given up."""
+        self.orders.put_nowait(pb.RouterOrder(end_sessions=[session_id]))

@@ -76,7 +76,7 @@ class Registry:
         receipt = live.finish(receipt, pipeline.pipeline_id)
         self._forget(live)
         self._admission.count_finished(live.request, receipt.output_tokens, receipt.inter_token_p50)
-        self._sessions.count_turn(live.request.session_id)
+        self._sessions.count_turn(live.request.session_id, live.transcript())
         log.info(
             "request_finished request_id=%r pipeline_id=%r output_tokens=%d",
             live.request.request_id,

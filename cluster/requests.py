@@ -15,6 +15,7 @@ from pyramidserve.wire import (
 )
 from workers.engine.validation import settle
 from workers.model.config import ModelConfig
+from workers.model.transcript import Transcript
 
 IDENTIFIER_CHARACTERS = 128
 
@@ -26,8 +27,8 @@ class Tokenizer(Protocol):
         """The ids of ``text`` as it stands."""
         ...
 
-    def chat(self, messages: Sequence[ChatMessage]) -> list[int]:
-        """The ids of a conversation in the model's chat template."""
+    def chat(self, messages: Sequence[ChatMessage], last: Transcript | None = None) -> list[int]:
+        """The ids of a conversation in the model's chat template, going on from ``last`` if it does."""
         ...
 
 
@@ -39,6 +40,7 @@ class ValidatedRequest:
         sampling: its seed is always set.
         stopping: its ``max_tokens`` is always set.
         seed_given: the client chose the seed.
+        messages: what was asked, if it was a conversation.
     """
 
     request_id: str
@@ -50,6 +52,7 @@ class ValidatedRequest:
     resume_output_ids: tuple[int, ...]
     seed_given: bool
     priority: Priority = "normal"
+    messages: tuple[ChatMessage, ...] = ()
 
     @property
     def seed(self) -> int:
@@ -72,16 +75,23 @@ class ValidatedRequest:
 
 
 def validate_request(
-    message: pb.GenerateRequest, tokenizer: Tokenizer, facts: ModelConfig, default_compression: Compression
+    message: pb.GenerateRequest,
+    last: Transcript | None,
+    tokenizer: Tokenizer,
+    facts: ModelConfig,
+    default_compression: Compression,
 ) -> ValidatedRequest:
     """Checks and completes ``message``; takes as long as tokenising its prompt does.
+
+    Args:
+        last: the last turn of its session, if that is known.
 
     Raises:
         InvalidRequestError: it names the value that is wrong and the way out.
     """
     _check_identifier("request_id", message.request_id, 1)
     _check_identifier("session_id", message.session_id, 0)
-    prompt_ids = _prompt_ids(message, tokenizer)
+    prompt_ids, messages = _prompt(message, tokenizer, last)
     sampling = sampling_from_message(message.sampling)
     compression = compression_from_message(message.compression, default_compression)
     resumed = tuple(message.resume_output_ids)
@@ -98,6 +108,7 @@ def validate_request(
         resume_output_ids=resumed,
         seed_given=sampling.seed is not None,
         priority=priority_from_message(message.priority),
+        messages=messages,
     )
 
 
@@ -108,21 +119,25 @@ def _check_identifier(name: str, value: str, least: int) -> None:
         )
 
 
-def _prompt_ids(message: pb.GenerateRequest, tokenizer: Tokenizer) -> tuple[int, ...]:
+def _prompt(
+    message: pb.GenerateRequest, tokenizer: Tokenizer, last: Transcript | None
+) -> tuple[tuple[int, ...], tuple[ChatMessage, ...]]:
+    """The ids of the prompt, and the conversation that it is, if it is one."""
     match message.WhichOneof("prompt"):
         case "text":
             if not message.text:
                 raise InvalidRequestError("text is empty; give at least one character")
-            return tuple(tokenizer.encode(message.text))
+            return tuple(tokenizer.encode(message.text)), ()
         case "chat":
-            return tuple(tokenizer.chat(_chat_messages(message.chat)))
+            messages = _chat_messages(message.chat)
+            return tuple(tokenizer.chat(messages, last)), messages
         case "token_ids":
-            return tuple(message.token_ids.ids)
+            return tuple(message.token_ids.ids), ()
         case None:
             raise InvalidRequestError("the request has no prompt; set one of text, chat and token_ids")
 
 
-def _chat_messages(prompt: pb.ChatPrompt) -> list[ChatMessage]:
+def _chat_messages(prompt: pb.ChatPrompt) -> tuple[ChatMessage, ...]:
     if not prompt.messages:
         raise InvalidRequestError("chat has 0 messages; give at least one")
     roles = get_args(Role)
@@ -131,4 +146,4 @@ def _chat_messages(prompt: pb.ChatPrompt) -> list[ChatMessage]:
             raise InvalidRequestError(
                 f"chat role is {message.role!r:.40}; it must be one of {', '.join(roles)}"
             )
-    return [ChatMessage(cast(Role, message.role), message.content) for message in prompt.messages]
+    return tuple(ChatMessage(cast(Role, message.role), message.content) for message in prompt.messages)

@@ -23,6 +23,7 @@ from pyramidserve.errors import (
 from pyramidserve.types import ClusterState
 from pyramidserve.v1 import pipeline_pb2 as pb
 from workers.kv.pages import IntegrityError
+from workers.model.transcript import Transcript
 
 log = logging.getLogger(__name__)
 
@@ -106,8 +107,18 @@ class Router:
         return follower
 
     def end_session(self, session_id: str) -> int:
-        """Forgets a session and returns its turns. Raises UnknownSessionError."""
-        return self._sessions.end(session_id)
+        """Forgets a session, here and on all pipelines, and returns its turns.
+
+        Raises UnknownSessionError.
+        """
+        turns = self._sessions.end(session_id)
+        for pipeline in self._pipelines.values():
+            pipeline.end_session(session_id)
+        return turns
+
+    def last_turn(self, session_id: str) -> Transcript | None:
+        """The last turn of a session, if it is known."""
+        return self._sessions.last_turn(session_id)
 
     def attach(self, hello: pb.Hello) -> AttachedPipeline:
         """Takes a pipeline in, in place of one of the same id; ``detach`` it in any case.

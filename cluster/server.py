@@ -17,6 +17,7 @@ from pyramidserve.errors import ConfigurationError, PortInUseError
 from pyramidserve.v1 import inference_pb2 as pb
 from pyramidserve.v1.inference_pb2_grpc import add_InferenceServicer_to_server
 from pyramidserve.v1.pipeline_pb2_grpc import add_PipelineRegistryServicer_to_server
+from workers.model.transcript import Transcript
 
 BIND_INTERVAL = 0.2
 KEEPALIVE_MILLISECONDS = 10_000
@@ -49,7 +50,7 @@ class RouterServer:
 
 async def serve(
     router: Router,
-    validate: Callable[[pb.GenerateRequest], ValidatedRequest],
+    validate: Callable[[pb.GenerateRequest, Transcript | None], ValidatedRequest],
     tenants: Tenants,
     *,
     host: str = "127.0.0.1",

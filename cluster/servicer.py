@@ -23,6 +23,7 @@ from pyramidserve.v1 import pipeline_pb2
 from pyramidserve.v1.inference_pb2_grpc import InferenceServicer
 from pyramidserve.v1.pipeline_pb2_grpc import PipelineRegistryServicer
 from pyramidserve.wire import cluster_state_to_message, error_to_metadata, event_to_message
+from workers.model.transcript import Transcript
 
 INFERENCE = pb.DESCRIPTOR.services_by_name["Inference"].full_name
 # Percent-encoded in a header that may have 8 KiB with all others; the metadata has the whole.
@@ -61,7 +62,7 @@ class Inference(InferenceServicer):
     def __init__(
         self,
         router: Router,
-        validate: Callable[[pb.GenerateRequest], ValidatedRequest],
+        validate: Callable[[pb.GenerateRequest, Transcript | None], ValidatedRequest],
         tenants: Tenants,
     ) -> None:
         """``validate`` runs in a thread of its own, one call at a time: tokenising takes long."""
@@ -77,8 +78,10 @@ class Inference(InferenceServicer):
         async with refusals(context, "Generate", request_id=request.request_id):
             tenant = self._tenants.identify(context.invocation_metadata())
             loop = asyncio.get_running_loop()
-            validated = await loop.run_in_executor(self._validator, self._validate, request)
-            validated = replace(validated, session_id=_own(tenant, validated.session_id))
+            session_id = _own(tenant, request.session_id)
+            last = self._router.last_turn(session_id) if session_id else None
+            validated = await loop.run_in_executor(self._validator, self._validate, request, last)
+            validated = replace(validated, session_id=session_id)
             seconds_left = context.time_remaining()
             follower = self._router.submit(
                 validated, tenant, math.inf if seconds_left is None else seconds_left

@@ -1,10 +1,11 @@
-"""Which pipeline served which conversation."""
+"""Which pipeline served which conversation, and its last turn."""
 
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from pyramidserve.errors import UnknownSessionError
+from workers.model.transcript import Transcript
 
 
 @dataclass
@@ -12,6 +13,7 @@ class _Session:
     pipeline_id: str
     turns: int
     last_use: float
+    last_turn: Transcript | None = None
 
 
 class Sessions:
@@ -34,17 +36,27 @@ class Sessions:
         session = self._sessions.get(session_id)
         return session.pipeline_id if session else None
 
+    def last_turn(self, session_id: str) -> Transcript | None:
+        """The session's last turn, if it is known."""
+        self._expire()
+        session = self._sessions.get(session_id)
+        return session.last_turn if session else None
+
     def place(self, session_id: str, pipeline_id: str) -> None:
         """Notes that a turn of the session starts on a pipeline."""
         session = self._sessions.setdefault(session_id, _Session(pipeline_id, 0, 0.0))
         session.pipeline_id = pipeline_id
         self._touch(session_id, session)
 
-    def count_turn(self, session_id: str) -> None:
-        """Notes that a turn has been served; nothing if the session has been ended meanwhile."""
+    def count_turn(self, session_id: str, turn: Transcript | None) -> None:
+        """Notes that a turn has been served; nothing if the session has been ended meanwhile.
+
+        ``turn``: what it consisted of, if it was one of a conversation.
+        """
         session = self._sessions.get(session_id)
         if session:
             session.turns += 1
+            session.last_turn = turn
             self._touch(session_id, session)
 
     def end(self, session_id: str) -> int:

@@ -10,6 +10,7 @@ from pyramidserve.errors import InvalidRequestError
 from pyramidserve.types import ChatMessage, Compression
 from pyramidserve.v1 import inference_pb2 as pb
 from workers.model.config import ModelConfig
+from workers.model.transcript import Transcript
 
 CONTEXT, VOCABULARY = 300, 100
 FACTS = ModelConfig(
@@ -37,8 +38,21 @@ class Letters:
     def encode(self, text: str) -> list[int]:
         return [0, *(ord(letter) % VOCABULARY for letter in text)]
 
-    def chat(self, messages: Sequence[ChatMessage]) -> list[int]:
-        return self.encode("".join(f"{each.role}:{each.content};" for each in messages))
+    def chat(self, messages: Sequence[ChatMessage], last: Transcript | None = None) -> list[int]:
+        going_on = last.go_on(self, messages) if last else None
+        return going_on or self.encode(self.render(messages))
+
+    def render(self, messages: Sequence[ChatMessage]) -> str:
+        return "".join(f"{each.role}:{each.content};" for each in messages)
+
+    def encode_part(self, text: str) -> list[int]:
+        return self.encode(text)[1:]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return "".join(map(chr, ids))
+
+    def decode_special(self, token: int) -> str:
+        return ""
 
 
 def message(**fields: object) -> pb.GenerateRequest:
@@ -49,7 +63,7 @@ def message(**fields: object) -> pb.GenerateRequest:
 
 
 def validated(asked: pb.GenerateRequest) -> ValidatedRequest:
-    return validate_request(asked, Letters(), FACTS, DEFAULT)
+    return validate_request(asked, None, Letters(), FACTS, DEFAULT)
 
 
 def chat(*turns: tuple[str, str]) -> pb.ChatPrompt:

@@ -38,6 +38,7 @@ from pyramidserve.errors import (
 from pyramidserve.types import Compression, Event, Receipt, Sampling, Started, Stopping, Tokens
 from pyramidserve.v1 import inference_pb2 as pb
 from pyramidserve.v1 import pipeline_pb2
+from workers.model.transcript import Transcript
 
 MAX_MESSAGE_BYTES = 100_000
 LONG = Stopping(max_tokens=112)  # seven of a stage's eight pages
@@ -304,7 +305,7 @@ def test_an_oversize_message_is_refused() -> None:
 
 
 def test_an_unexpected_error_tells_clients_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    def fail(request: pb.GenerateRequest) -> ValidatedRequest:
+    def fail(request: pb.GenerateRequest, last: Transcript | None) -> ValidatedRequest:
         raise ZeroDivisionError("secret")
 
     async def scenario() -> None:
@@ -488,7 +489,7 @@ def test_disconnecting_at_any_moment_leaves_nothing_behind(caplog: pytest.LogCap
     assert [each.getMessage() for each in caplog.records if each.levelname == "ERROR"] == []
 
 
-def _unused(request: pb.GenerateRequest) -> ValidatedRequest:
+def _unused(request: pb.GenerateRequest, last: Transcript | None) -> ValidatedRequest:
     raise AssertionError("no request was to come")
 
 

@@ -29,7 +29,7 @@ def test_its_end_tells_its_turns_and_forgets_it() -> None:
     sessions = Sessions(8, 60, Clock())
     for _ in range(2):
         sessions.place("s", "p")
-        sessions.count_turn("s")
+        sessions.count_turn("s", None)
     assert sessions.end("s") == 2
     assert len(sessions) == 0
     with pytest.raises(UnknownSessionError, match="'s'"):
@@ -40,7 +40,7 @@ def test_a_turn_that_outlives_its_session_does_not_revive_it() -> None:
     sessions = Sessions(8, 60, Clock())
     sessions.place("s", "p")
     assert sessions.end("s") == 0
-    sessions.count_turn("s")
+    sessions.count_turn("s", None)
     assert sessions.pipeline("s") is None
 
 
@@ -48,7 +48,7 @@ def test_the_least_recently_used_goes_first() -> None:
     sessions = Sessions(2, 60, Clock())
     sessions.place("a", "p")
     sessions.place("b", "p")
-    sessions.count_turn("a")
+    sessions.count_turn("a", None)
     sessions.place("c", "p")
     assert [sessions.pipeline(name) for name in "abc"] == ["p", None, "p"]
 

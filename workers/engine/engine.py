@@ -1,8 +1,9 @@
 """The whole engine in one process: the same code as a cluster's, without Ray and gRPC."""
 
+from array import array
 from collections import deque
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,7 +18,14 @@ from pyramidserve.types import (
     Stopping,
     Tokens,
 )
-from workers.engine.loop import EngineLoop, LoopEvent, SequenceFinished, SequenceTokens, SequenceTraced
+from workers.engine.loop import (
+    EngineLoop,
+    LoopEvent,
+    SequenceCancelled,
+    SequenceFinished,
+    SequenceTokens,
+    SequenceTraced,
+)
 from workers.engine.pipeline import Connect, connect_local, pipeline_layout
 from workers.engine.sequence import SequenceRequest
 from workers.engine.stage import StageConfig
@@ -25,6 +33,7 @@ from workers.engine.validation import settle
 from workers.model.checkpoint import EMBEDDED, resolve_checkpoint
 from workers.model.config import read_config
 from workers.model.tokenizer import Tokenizer
+from workers.model.transcript import Transcript
 
 GREEDY, UNTIL_EOS, FULL = Sampling(), Stopping(), Compression()
 
@@ -102,13 +111,17 @@ class Engine:
         self.loop = EngineLoop(layout, connected.pipeline, self.tokenizer.decode, self.model.eos_ids)
         self._waiting: deque[SequenceRequest] = deque()
         self._submitted = 0
+        # Of running turns of conversations, what was asked; and the last turn of each.
+        self._asked: dict[int, _Turn] = {}
+        self._last_turns: dict[str, Transcript] = {}
 
     def submit(self, request: EngineRequest) -> tuple[int, Started]:
         """Queues a request; returns its number and what a client is told first.
 
         Raises InvalidRequestError, or RequestTooLargeError when the pool could never hold it.
         """
-        prompt_ids = self._tokenise(request.prompt)
+        messages = _messages(request.prompt)
+        prompt_ids = self._tokenise(request.prompt, self._last_turns.get(request.session_id))
         terms = settle(
             prompt_ids,
             request.sampling,
@@ -138,6 +151,8 @@ class Engine:
                 "engine more kv_bytes or host_bytes, or ask for recall 'off'"
             )
         self._waiting.append(sequence)
+        if messages and request.session_id and not request.resume_output_ids:
+            self._asked[self._submitted] = _Turn(request.session_id, messages, sequence.prompt_ids)
         return self._submitted, Started(len(prompt_ids), terms.sampling.seed or 0)
 
     def step(self) -> list[LoopEvent]:
@@ -145,7 +160,22 @@ class Engine:
         while self._waiting and self.loop.scheduler.memory.fits(self._waiting[0]):
             self.loop.admit(self._waiting.popleft())
         self.loop.scheduler.queued = len(self._waiting)
-        return self.loop.advance()
+        events = self.loop.advance()
+        for event in events:
+            if turn := self._asked.get(event.sequence):
+                self._take_down(turn, event)
+        return events
+
+    def _take_down(self, turn: "_Turn", event: LoopEvent) -> None:
+        if isinstance(event, SequenceTokens):
+            turn.text += event.tokens.text
+            turn.output_ids += event.tokens.token_ids
+        elif isinstance(event, SequenceFinished):
+            prompt_ids, output_ids = array("i", turn.prompt_ids), array("i", turn.output_ids)
+            transcript = Transcript(turn.messages, turn.text, prompt_ids, output_ids)
+            self._last_turns[turn.session_id] = transcript
+        if isinstance(event, SequenceFinished | SequenceCancelled):
+            del self._asked[event.sequence]
 
     def cancel(self, sequence: int) -> None:
         """Ends a request; what it held is free when ``idle`` says so."""
@@ -153,7 +183,8 @@ class Engine:
         self.loop.cancel(sequence)
 
     def end_session(self, session_id: str) -> None:
-        """Frees what a session has left for its next turn."""
+        """Forgets a session, and frees what it has left for its next turn."""
+        self._last_turns.pop(session_id, None)
         self.loop.end_session(session_id)
         while not self.idle:
             self.step()
@@ -215,13 +246,23 @@ class Engine:
         for stage in self.stages:
             stage.cache.check_integrity()
 
-    def _tokenise(self, prompt: Prompt) -> list[int]:
+    def _tokenise(self, prompt: Prompt, last: Transcript | None) -> list[int]:
         if isinstance(prompt, str):
             return self.tokenizer.encode(prompt)
-        messages = [item for item in prompt if isinstance(item, ChatMessage)]
-        if messages:
-            return self.tokenizer.chat(messages)
+        if messages := _messages(prompt):
+            return self.tokenizer.chat(messages, last)
         return [item for item in prompt if isinstance(item, int)]
+
+
+@dataclass
+class _Turn:
+    """A turn of a conversation that runs, and what has come of it."""
+
+    session_id: str
+    messages: tuple[ChatMessage, ...]
+    prompt_ids: tuple[int, ...]
+    text: str = ""
+    output_ids: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -230,6 +271,10 @@ class TracedReply:
 
     reply: Reply
     traced: SequenceTraced | None
+
+
+def _messages(prompt: Prompt) -> tuple[ChatMessage, ...]:
+    return tuple(item for item in prompt if isinstance(item, ChatMessage))
 
 
 def _stage_configs(config: EngineConfig, checkpoint: Path, layers: int) -> list[StageConfig]:

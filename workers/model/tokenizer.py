@@ -5,6 +5,7 @@ from pathlib import Path
 
 from pyramidserve.errors import CheckpointError, InvalidRequestError
 from pyramidserve.types import ChatMessage
+from workers.model.transcript import Transcript
 
 
 class Tokenizer:
@@ -24,11 +25,24 @@ class Tokenizer:
         ids: list[int] = self._tokenizer(text).input_ids
         return ids
 
-    def chat(self, messages: Sequence[ChatMessage]) -> list[int]:
+    def encode_part(self, text: str) -> list[int]:
+        """Ids of ``text`` as it stands, with nothing in front."""
+        ids: list[int] = self._tokenizer(text, add_special_tokens=False).input_ids
+        return ids
+
+    def chat(self, messages: Sequence[ChatMessage], last: Transcript | None = None) -> list[int]:
         """Ids of a conversation, up to where the assistant speaks next.
+
+        Args:
+            last: a turn; where the conversation goes on from it, its own ids come first.
 
         Raises InvalidRequestError when the model has no chat template or the template refuses.
         """
+        going_on = last.go_on(self, messages) if last else None
+        return going_on or self.encode_part(self.render(messages))
+
+    def render(self, messages: Sequence[ChatMessage]) -> str:
+        """The text that ``chat`` gives the ids of. Raises InvalidRequestError as ``chat`` does."""
         import jinja2
 
         turns = [{"role": message.role, "content": message.content} for message in messages]
@@ -38,8 +52,11 @@ class Tokenizer:
             raise InvalidRequestError(
                 f"the conversation does not fit the model's chat template: {error}"
             ) from error
-        ids: list[int] = self._tokenizer(text, add_special_tokens=False).input_ids
-        return ids
+        return str(text)
+
+    def decode_special(self, token: int) -> str:
+        """The text of a special token; nothing of another."""
+        return str(self._tokenizer.decode([token])) if token in self._tokenizer.all_special_ids else ""
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ``ids``, special tokens left out."""

@@ -1,0 +1,60 @@
+"""Conversations go on from the ids that the model wrote, however a reply ended."""
+
+from pathlib import Path
+
+import pytest
+
+from pyramidserve.types import ChatMessage, Compression, FinishReason, Stopping
+from workers.engine.engine import Engine, EngineConfig, EngineRequest
+
+EVICT = Compression("pyramid", "evict", kv_keep=0.6, recall="turn")
+
+
+@pytest.fixture(scope="module")
+def engine(embedded: Path) -> Engine:
+    return Engine(EngineConfig(checkpoint=str(embedded), dtype="float32", kv_bytes=256 << 20))
+
+
+def test_only_a_new_turns_tokens_are_computed_however_the_last_has_ended(engine: Engine) -> None:
+    turns = [
+        ("Name three fruits.", Stopping(max_tokens=60), FinishReason.EOS),
+        ("Count from one to twenty in words.", Stopping(max_tokens=9), FinishReason.LENGTH),
+        ("Say it again, all of it.", Stopping(max_tokens=80, stop=("e",)), FinishReason.STOP),
+        ("Write a sentence about the sea.", Stopping(max_tokens=80, stop=("e s", ".")), FinishReason.STOP),
+        ("And one about the sky: 空 is sky.", Stopping(max_tokens=11), None),
+    ]
+    history: list[ChatMessage] = []
+    left = 0
+    ended = []
+    for question, stopping, _ in turns:
+        history.append(ChatMessage("user", question))
+        (reply,) = engine.generate(
+            [EngineRequest(history, stopping=stopping, compression=EVICT, session_id="talk")]
+        )
+        receipt = reply.receipt
+        rendered = len(engine.tokenizer.chat(history))
+        new = receipt.prompt_tokens - receipt.reused_tokens
+        # The question, what closes the last turn and opens this one; of a stop string, what it cut off.
+        asked = len(engine.tokenizer.encode_part(question))
+        assert new <= (rendered if not left else asked + 16), (question, new)
+        assert abs(receipt.prompt_tokens - rendered) <= 4
+        ended.append(receipt.finish_reason)
+        left = receipt.reused_tokens + new
+        history.append(ChatMessage("assistant", reply.text))
+    assert ended[:4] == [reason for _, _, reason in turns[:4]]
+    assert engine.tokenizer.decode(engine._last_turns["talk"].output_ids) == history[-1].content
+    engine.end_session("talk")
+    engine.check_integrity()
+
+
+def test_a_reply_that_a_client_has_changed_is_read_as_it_says(engine: Engine) -> None:
+    asked = [ChatMessage("user", "What is the capital of France?")]
+    (reply,) = engine.generate([EngineRequest(asked, stopping=Stopping(max_tokens=60), session_id="talk")])
+    for answer, kept in ((reply.text, True), ("It is Lyon.", False)):
+        follow_up = [*asked, ChatMessage("assistant", answer), ChatMessage("user", "Sure?")]
+        ids = engine.tokenizer.chat(follow_up, engine._last_turns["talk"])
+        own = [*engine._last_turns["talk"].prompt_ids, *reply.token_ids[:-1]]
+        assert (ids[: len(own)] == own) == kept
+        if not kept:
+            assert ids == engine.tokenizer.chat(follow_up)
+    engine.end_session("talk")
