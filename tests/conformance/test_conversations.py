@@ -19,8 +19,8 @@ def test_only_a_new_turns_tokens_are_computed_however_the_last_has_ended(engine:
     turns = [
         ("Name three fruits.", Stopping(max_tokens=60), FinishReason.EOS),
         ("Count from one to twenty in words.", Stopping(max_tokens=9), FinishReason.LENGTH),
-        ("Say it again, all of it.", Stopping(max_tokens=80, stop=("e",)), FinishReason.STOP),
-        ("Write a sentence about the sea.", Stopping(max_tokens=80, stop=("e s", ".")), FinishReason.STOP),
+        ("Say it again, all of it.", Stopping(80, ("e",), ignore_eos=True), FinishReason.STOP),
+        ("Write a sentence about the sea.", Stopping(80, ("e s", "."), ignore_eos=True), FinishReason.STOP),
         ("And one about the sky: 空 is sky.", Stopping(max_tokens=11), None),
     ]
     history: list[ChatMessage] = []

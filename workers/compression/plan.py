@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass, replace
 
+# What the index of a token's key takes of its KV.
+INDEX_SHARE = 1 / 16
+
 
 @dataclass(frozen=True)
 class GenerationPlan:
@@ -42,6 +45,7 @@ class KeepPlan:
         bound_by: what kept the kept fraction above its target, or "".
         drafts: tokens that are generated ahead of their verification, at most.
         spills_all: whatever is not on the device must be on the host.
+        indexes: the keys of what is on the host have an index on the device.
     """
 
     prompt_tokens: int
@@ -54,11 +58,13 @@ class KeepPlan:
     bound_by: str = ""
     drafts: int = 0
     spills_all: bool = False
+    indexes: bool = False
 
     @property
     def fraction(self) -> float:
-        """Fraction of the prompt's KV, summed over layers, that stays on the device."""
-        return sum(self.kept) / (len(self.kept) * self.prompt_tokens)
+        """Memory that the prompt takes of the device, as a fraction of its KV, summed over layers."""
+        whole = len(self.kept) * self.prompt_tokens
+        return sum(self.kept) / whole + self.indexes * INDEX_SHARE * (1 - sum(self.kept) / whole)
 
     @property
     def lag(self) -> int:

@@ -8,7 +8,7 @@ from typing import cast, get_args
 from pyramidserve.errors import InvalidRequestError
 from pyramidserve.types import Compression, Recall
 from workers.compression.full import plan_full, validate_full
-from workers.compression.plan import KeepPlan
+from workers.compression.plan import INDEX_SHARE, KeepPlan
 from workers.compression.pyramid import plan_pyramid, validate_pyramid
 from workers.compression.streaming import plan_streaming, validate_streaming
 
@@ -59,19 +59,23 @@ def validate(compression: Compression) -> None:
         raise InvalidRequestError(
             f"recall {recall!r} needs all KV, which prefill 'prune' never computes; ask for prefill 'evict'"
         )
+    if recall == "step" and kv_keep is not None and kv_keep <= 2 * INDEX_SHARE:
+        raise InvalidRequestError(
+            f"kv_keep is {kv_keep}; with recall 'step', whose index takes part of it, it must be above "
+            f"{2 * INDEX_SHARE}"
+        )
 
 
 @lru_cache(maxsize=4096)
 def plan(compression: Compression, prompt_tokens: int, layers: int) -> KeepPlan:
     """What a valid ``compression`` keeps of a prompt of ``prompt_tokens`` >= 1, per layer."""
-    keep = POLICIES[compression.policy].plan(compression, prompt_tokens, layers)
-    match recall(compression):
-        case "exact":
-            return replace(keep, drafts=DRAFTS, spills_all=True)
-        case "step":
-            return replace(keep, spills_all=True)
-        case _:
-            return keep
+    wanted, indexes = compression, recall(compression) == "step"
+    if indexes and compression.kv_keep is not None:
+        # The index is part of what stays on the device.
+        wanted = replace(compression, kv_keep=(compression.kv_keep - INDEX_SHARE) / (1 - INDEX_SHARE))
+    keep = POLICIES[compression.policy].plan(wanted, prompt_tokens, layers)
+    drafts = DRAFTS if recall(compression) == "exact" else 0
+    return replace(keep, drafts=drafts, spills_all=drafts > 0 or indexes, indexes=indexes)
 
 
 def recall(compression: Compression) -> Recall:

@@ -11,7 +11,7 @@ from pyramidserve.errors import ConfigurationError
 from pyramidserve.types import Sampling
 from workers.compression.plan import KeepPlan
 from workers.compression.policies import plan
-from workers.engine.attend import DecodeAttend, WholeAttend
+from workers.engine.attend import DecodeAttend, RecallAttend, WholeAttend
 from workers.engine.prefill import Continuation, Prefill
 from workers.engine.sampling import sample
 from workers.engine.step import (
@@ -209,11 +209,13 @@ class Stage:
         targets = self.cache.score_targets(step.sequences)
         tail = targets.tail if targets else 0
         paged = self.cache.extend(step.sequences)
-        fused = self._model.fused
-        if fused and len(inputs) <= fused.max_rows:
+        fused, recalls = self._model.fused, self.cache.recalls(step.sequences)
+        if fused and len(inputs) <= fused.max_rows and not recalls:
             hidden, shares = fused(self._model.embed(inputs), rotation, paged, tail)
         else:
             attend = DecodeAttend(paged, tail, self._kernels)
+            if recalls:
+                attend = RecallAttend(self.cache, step.sequences, paged, tail, self._kernels)
             hidden = self._model(inputs, rotation, attend)
             shares = torch.stack(attend.shares)
         if targets:

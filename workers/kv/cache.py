@@ -18,6 +18,10 @@ from workers.kv.page_table import PageTables
 from workers.kv.pages import IntegrityError
 from workers.kv.pool import KVPool, PagedStep
 from workers.kv.scores import GenerationScores, ScoreTargets
+from workers.kv.spilled_keys import SpilledKeys
+
+# With recall "step", a new token attends to one of so many tokens on the host.
+RECALLED_OF = 16
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,7 @@ class ShardCache:
         self._tables, self._layout = tables, layout
         self.layers = layout.end - layout.first
         self._scores = GenerationScores(pool, layout)
+        self._keys = SpilledKeys(pool, tables.sequences, self.layers, tables.max_tokens)
         self._sequences: dict[int, CachedSequence] = {}
         # Their scores, in host memory; their KV is in the host store.
         self._suspended: dict[int, torch.Tensor] = {}
@@ -75,6 +80,8 @@ class ShardCache:
         self._scores.open(sequence, plan)
         self._tables.open(sequence)
         self.host.open(sequence, fixed=plan.spills_all)
+        if plan.indexes:
+            self._keys.open(sequence)
         empty = [np.zeros(0, dtype=np.int32) for _ in range(self.layers)]
         self._sequences[sequence] = CachedSequence(plan, empty, recalled=[0] * self.layers)
 
@@ -90,6 +97,8 @@ class ShardCache:
         self._tables.rename(old, sequence)
         self._tables.resize_layers(sequence, 0, np.array([len(own) for own in known]))
         self.host.rename(old, sequence)
+        if old in self._keys:
+            self._keys.rename(old, sequence)
         del self._sequences[old]
         self._sequences[sequence] = CachedSequence(plan, known, recalled=[0] * self.layers)
         nothing = known[0][:0], self.pool.rows[:0]
@@ -127,6 +136,10 @@ class ShardCache:
         evicted = tokens.kv[self._on_device(np.flatnonzero(gone))]
         self.host.exchange(sequence, layer, freed, tokens.positions[gone], evicted)
         self._tables.resize(sequence, layer, len(kept))
+        if sequence in self._keys:
+            order = np.searchsorted(tokens.positions, self.host.positions(sequence, layer))
+            self._keys.clear(sequence, layer)
+            self._keys.append(sequence, layer, tokens.kv[self._on_device(order), 0], 0)
         self.pool.write(self._rows(sequence, layer, 0, len(kept)), tokens.kv[keep])
         entry.positions[layer] = tokens.positions[kept]
         entry.recalled[layer] += len(freed)
@@ -150,7 +163,7 @@ class ShardCache:
         """
         if keep is not None:
             evicted = complement(keep, len(kv))
-            self.host.spill(sequence, layer, [positions[evicted.cpu().numpy()]], kv[evicted])
+            self._spill(sequence, layer, [positions[evicted.cpu().numpy()]], kv[evicted])
             kv, positions = kv[keep], positions[keep.cpu().numpy()]
         self._tables.resize(sequence, layer, len(kv))
         self.pool.write(self._rows(sequence, layer, 0, len(kv)), kv)
@@ -168,6 +181,34 @@ class ShardCache:
     def read(self, sequence: int, layer: int, start: int = 0) -> torch.Tensor:
         """A copy of the KV of ``layer`` from slot ``start`` on: [tokens, 2, KV heads, head size]."""
         return self.pool.read(self._rows(sequence, layer, start, self._tables.length(sequence, layer)))
+
+    def recalls(self, sequences: Sequence[int]) -> list[int]:
+        """Which rows of a decode step attend to tokens on the host too."""
+        return [row for row, sequence in enumerate(sequences) if sequence in self._keys]
+
+    def recall(self, sequence: int, layer: int, query: torch.Tensor, tail: int) -> torch.Tensor:
+        """The KV that a new token, its own included, attends to: on the device, and the best on the host.
+
+        Args:
+            query: [heads, head size].
+            tail: newest tokens that come first, without the new one, which is last.
+
+        Returns:
+            [tokens, 2, KV heads, head size].
+        """
+        length, spilled = self._tables.length(sequence, layer), self.host.count(sequence, layer)
+        rows = self._rows(sequence, layer, 0, length)
+        newest = max(0, length - 1 - tail)
+        rows = torch.cat((rows[newest:-1], rows[:newest], rows[-1:]))
+        if not spilled:
+            return self.pool.read(rows)
+        best = self._keys.best(sequence, layer, query, spilled, -(-spilled // RECALLED_OF))
+        kv = self.pool.rows.new_empty((length + len(best), *self.pool.rows.shape[1:]))
+        copy = self.host.start_read_of(sequence, layer, best, kv[length - 1 : -1])
+        torch.index_select(self.pool.rows, 0, rows[:-1], out=kv[: length - 1])
+        kv[-1] = self.pool.rows[rows[-1]]
+        copy.wait()
+        return kv
 
     def score_targets(self, sequences: Sequence[int]) -> ScoreTargets | None:
         """Where the attention of the step's new tokens is to be accumulated; None if nowhere."""
@@ -262,13 +303,17 @@ class ShardCache:
         self.host.open(key, fixed=True)
         for layer, positions in enumerate(entry.positions):
             # A copy, so that the pages may be used again while it is on its way.
-            self.host.spill(key, layer, [positions], self.read(sequence, layer))
+            held, positions = self.read(sequence, layer), positions
+            if sequence in self._keys:
+                index = self._keys.read(sequence, layer)
+                held = torch.cat((held, index))
+                positions = np.concatenate((positions, np.zeros(len(index), dtype=np.int32)))
+            self.host.spill(key, layer, [positions], held)
             if len(self.host.positions(key, layer)) < len(positions):
                 self.host.close(key)
                 raise IntegrityError(f"the host has no room for suspended sequence {sequence}")
         self._suspended[sequence] = self._scores.read(sequence).cpu()
-        self._scores.close(sequence)
-        self._tables.close(sequence)
+        self._close(sequence)
 
     def resume(self, sequence: int) -> None:
         """Moves all of a suspended sequence back to the device, bit for bit.
@@ -279,12 +324,16 @@ class ShardCache:
         self._scores.open(sequence, entry.plan)
         self._scores.write(sequence, self._suspended.pop(sequence).to(self.pool.rows.device))
         self._tables.open(sequence)
+        if entry.plan.indexes:
+            self._keys.open(sequence)
         lengths = np.array([len(positions) for positions in entry.positions])
         self._tables.resize_layers(sequence, 0, lengths)
         for layer, length in enumerate(lengths.tolist()):
             kv = self.host.read(key, layer)
             assert kv is not None  # it is fixed
-            self.pool.write(self._rows(sequence, layer, 0, length), kv)
+            self.pool.write(self._rows(sequence, layer, 0, length), kv[:length])
+            if entry.plan.indexes:
+                self._keys.write(sequence, layer, kv[length:])
         self.host.close(key)
 
     def report(self, sequence: int) -> ReleasedSequence:
@@ -311,8 +360,7 @@ class ShardCache:
         if self._suspended.pop(sequence, None) is not None:
             self.host.close(_suspended(sequence))
         else:
-            self._scores.close(sequence)
-            self._tables.close(sequence)
+            self._close(sequence)
         del self._sequences[sequence]
         self.host.close(sequence)
         return report
@@ -320,9 +368,10 @@ class ShardCache:
     def check_integrity(self) -> None:
         """Raises IntegrityError unless pool, tables, positions and host store agree."""
         self._tables.check_integrity()
+        self._keys.tables.check_integrity()
         self.host.check_integrity()
         active = self._sequences.keys() - self._suspended.keys()
-        owned = sum(self._tables.pages_of(sequence) + self._scores.pages(sequence) for sequence in active)
+        owned = sum(map(self._pages, active))
         if owned != self.pool.allocator.pages_in_use:
             raise IntegrityError(
                 f"{self.pool.allocator.pages_in_use} pages are in use, sequences own {owned}"
@@ -336,6 +385,26 @@ class ShardCache:
                         f"layer {layer} of sequence {sequence} holds {length} tokens, which are not at "
                         f"positions {positions.tolist()}"
                     )
+
+    def _close(self, sequence: int) -> None:
+        """Gives all pages of ``sequence`` back."""
+        self._scores.close(sequence)
+        self._tables.close(sequence)
+        if sequence in self._keys:
+            self._keys.close(sequence)
+
+    def _pages(self, sequence: int) -> int:
+        return self._tables.pages_of(sequence) + self._scores.pages(sequence) + self._keys.pages(sequence)
+
+    def _spill(self, sequence: int, first: int, positions: Sequence[Positions], kv: torch.Tensor) -> None:
+        """Spills as ``HostStore.spill`` does, and indexes the keys."""
+        before = [self.host.count(sequence, first + number) for number in range(len(positions))]
+        self.host.spill(sequence, first, positions, kv)
+        if sequence in self._keys:
+            end = 0
+            for layer, (own, count) in enumerate(zip(positions, before, strict=True), first):
+                start, end = end, end + len(own)
+                self._keys.append(sequence, layer, kv[start:end, 0], count)
 
     def _count(self, sequence: int, verified: int) -> None:
         """Counts unverified tokens as generated, and compresses chunks that are due by that."""
@@ -371,7 +440,6 @@ class ShardCache:
             scores = self._scores.take_chunk(sequence, generation.chunk)
             stays[:, : generation.chunk] = best_of_chunk(scores, self._on_device(keeps)).cpu().numpy()
         gone = [own[start:][~stay] for own, start, stay in zip(positions, starts, stays, strict=True)]
-        self.host.spill(sequence, 0, gone, tokens[self._on_device(~stays)])
         lengths = stays.sum(axis=1)
         places = rows[np.arange(rows.shape[1]) < lengths[:, None]]
         self.pool.write(self._on_device(places), tokens[self._on_device(stays)])
@@ -380,6 +448,7 @@ class ShardCache:
             np.concatenate((own[:start], own[start:][stay]))
             for own, start, stay in zip(positions, starts, stays, strict=True)
         ]
+        self._spill(sequence, 0, gone, tokens[self._on_device(~stays)])
 
     def _layer_receipt(self, sequence: int, layer: int) -> LayerReceipt:
         entry = self._sequences[sequence]
@@ -397,9 +466,8 @@ class ShardCache:
 
     def _note_peak(self, sequence: int) -> None:
         """Pages only grow between compressions, so noting them there and at the end finds the peak."""
-        pages = self._tables.pages_of(sequence) + self._scores.pages(sequence)
         entry = self._sequences[sequence]
-        entry.peak_pages = max(entry.peak_pages, pages)
+        entry.peak_pages = max(entry.peak_pages, self._pages(sequence))
 
     def _rows(self, sequence: int, layer: int, start: int, end: int) -> torch.Tensor:
         return self._on_device(self._tables.rows(sequence, layer, start, end))

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from workers.compression.plan import KeepPlan
-from workers.kv.pages import pages_for
+from workers.kv.pages import Tokens, pages_for
 
 
 @dataclass(frozen=True)
@@ -13,6 +13,11 @@ class ShardLayout:
     first: int
     end: int
     page_bytes: int
+
+
+def index_rows(spilled: Tokens) -> Tokens:
+    """Rows of the pool for the index of so many keys of a layer, 16 a row: one row scales the others."""
+    return (spilled > 0) + pages_for(spilled)
 
 
 def score_width(plan: KeepPlan) -> int:
@@ -31,8 +36,18 @@ def score_pages(plan: KeepPlan, layout: ShardLayout) -> int:
 
 def pages_held(plan: KeepPlan, layout: ShardLayout, generated: int) -> int:
     """Pages that a sequence holds on the shard with ``generated`` tokens fed."""
-    return score_pages(plan, layout) + sum(
-        pages_for(plan.most_tokens(layer, generated)) for layer in range(layout.first, layout.end)
+    layers = range(layout.first, layout.end)
+    tokens = sum(pages_for(plan.most_tokens(layer, generated)) for layer in layers)
+    return score_pages(plan, layout) + index_pages(plan, layout, generated) + tokens
+
+
+def index_pages(plan: KeepPlan, layout: ShardLayout, generated: int) -> int:
+    """Pages that hold the index of a sequence's spilled keys on the shard."""
+    if not plan.indexes:
+        return 0
+    return sum(
+        pages_for(index_rows(plan.prompt_tokens + generated - plan.tokens(layer, generated)))
+        for layer in range(layout.first, layout.end)
     )
 
 
@@ -60,5 +75,5 @@ def peak_pages(plan: KeepPlan, layout: ShardLayout, max_tokens: int) -> int:
         before = generation.window + chunks * generation.chunk - 1 + plan.lag
         layers = range(layout.first, layout.end)
         due = sum(pages_for(plan.most_tokens(layer, before) + 1) for layer in layers)
-        peak = max(peak, score_pages(plan, layout) + due)
+        peak = max(peak, score_pages(plan, layout) + index_pages(plan, layout, before) + due)
     return peak

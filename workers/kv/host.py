@@ -193,6 +193,17 @@ class HostStore:
             for first, last, row in _runs(rows)
         )
 
+    def start_read_of(self, sequence: Hashable, layer: int, places: torch.Tensor, kv: torch.Tensor) -> Copy:
+        """Starts to bring those at ``places``, int64, back into ``kv``; else as ``start_read``.
+
+        They are gathered on the host, so that one copy brings them all.
+        """
+        entry = self._sequences[sequence]
+        self._await_writes(entry)
+        rows = self._tables.rows(sequence, layer, 0, self.count(sequence, layer))
+        entry.recalled_bytes += len(places) * self._row_bytes
+        return self._link.start(kv, self._rows[torch.from_numpy(rows)[places.cpu()]])
+
     def read(self, sequence: Hashable, layer: int) -> torch.Tensor | None:
         """Brings the KV of ``layer`` back, as ``start_read`` does; None if it was dropped."""
         if not self._sequences[sequence].complete:

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from workers.compression.plan import KeepPlan
-from workers.kv.footprint import ShardLayout, score_pages
+from workers.kv.footprint import ShardLayout, index_rows, score_pages
 from workers.kv.pages import IntegrityError, pages_for
 
 Counts = npt.NDArray[np.int64]
@@ -38,6 +38,8 @@ class Ledger:
         self._chunk = np.ones(sequences, dtype=np.int64)
         self._drafts = np.zeros(sequences, dtype=np.int64)
         self._lag = np.zeros(sequences, dtype=np.int64)
+        self._prompt = np.zeros(sequences, dtype=np.int64)
+        self._indexes = np.zeros(sequences, dtype=bool)
 
     def __len__(self) -> int:
         return len(self._index)
@@ -57,6 +59,7 @@ class Ledger:
         self._window[index] = 0 if generation is None else generation.window
         self._chunk[index] = 1 if generation is None else generation.chunk
         self._drafts[index], self._lag[index] = plan.drafts, plan.lag
+        self._prompt[index], self._indexes[index] = plan.prompt_tokens, plan.indexes
 
     def remove(self, sequence: Hashable) -> None:
         """Forgets ``sequence``; what it held is free."""
@@ -72,9 +75,16 @@ class Ledger:
         generated = np.array(fed)
         compressed = generated - self._lag[index] - self._window[index]
         chunks = np.maximum(compressed, 0) // self._chunk[index]
-        fed_or_drafted = generated + more + self._drafts[index]
-        tokens = self._kept[index] + fed_or_drafted[:, None] - chunks[:, None] * self._dropped[index]
-        pages: Counts = np.add.reduceat(pages_for(tokens), self._firsts, axis=1) + self._scores[index]
+        tokens = self._kept[index] + generated[:, None] - chunks[:, None] * self._dropped[index]
+        each = pages_for(tokens + (more + self._drafts[index])[:, None])
+        each += self._index_pages(index, generated, tokens)
+        pages: Counts = np.add.reduceat(each, self._firsts, axis=1) + self._scores[index]
+        return pages
+
+    def _index_pages(self, index: Sequence[int], generated: Counts, tokens: Counts) -> Counts:
+        """Of the keys that are not on the device, by layer, int64 [sequences, layers]."""
+        spilled = (self._prompt[index] + generated)[:, None] - tokens
+        pages: Counts = self._indexes[index][:, None] * pages_for(index_rows(spilled))
         return pages
 
     def needs_to_go_on(self, old: Hashable, generated: int, sequence: Hashable) -> Counts:
@@ -84,11 +94,14 @@ class Ledger:
         """
         index, heir = self._index[old], self._index[sequence]
         compressed = max(0, generated - self._lag[index] - self._window[index])
-        left = self._kept[index] + generated + self._drafts[index]
-        left -= compressed // self._chunk[index] * self._dropped[index]
-        most = pages_for(np.maximum(left, self._kept[heir] + self._drafts[heir]))
+        left = self._kept[index] + generated - compressed // self._chunk[index] * self._dropped[index]
+        before = pages_for(left + self._drafts[index])
+        after = pages_for(self._kept[heir] + self._drafts[heir])
+        keys_before = self._index_pages([index], np.array([generated]), left[None])
+        keys_after = self._index_pages([heir], np.array([0]), self._kept[heir][None])
+        each = np.maximum(before, after)[None] + np.maximum(keys_before, keys_after)
         scores = np.maximum(self._scores[index], self._scores[heir])
-        pages: Counts = np.add.reduceat(most, self._firsts)[None] + scores
+        pages: Counts = np.add.reduceat(each, self._firsts, axis=1) + scores
         return pages
 
     def held(self, sequence: Hashable) -> Counts:

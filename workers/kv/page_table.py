@@ -16,10 +16,13 @@ class PageTables:
 
     Layers count from 0 within the shard. Slot s of a layer is token s of its cache and lies at row
     ``page[s // 16] * 16 + s % 16`` of the pool. Tables are int32 arrays that are changed in place.
+
+    Attributes:
+        sequences, max_tokens: how many sequences, and tokens in a layer of each, there may be.
     """
 
     def __init__(self, allocator: PageAllocator, sequences: int, layers: int, max_tokens: int) -> None:
-        self.allocator = allocator
+        self.allocator, self.sequences, self.max_tokens = allocator, sequences, max_tokens
         self._index: dict[Hashable, int] = {}
         self._unused = list(range(sequences - 1, -1, -1))
         self._lengths = np.zeros((sequences, layers), dtype=np.int32)

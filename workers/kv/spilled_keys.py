@@ -1,0 +1,129 @@
+"""Keys of tokens on the host, on the device at an eighth of their size: to find those that matter."""
+
+import torch
+
+from workers.kv.footprint import index_rows
+from workers.kv.page_table import PageTables
+from workers.kv.pool import KVPool
+
+# Keys of as many tokens take one row of the pool, which holds the key and value of one: see INDEX_SHARE.
+TOKENS_PER_ROW = 16
+
+
+class SpilledKeys:
+    """Quantised keys, per channel and layer, of the tokens that a sequence has on the host, in their order.
+
+    A key has an eighth of its bits, 2 for bfloat16 and 4 for fp32, between the least and the greatest of
+    the first that were spilled. They lie in pages of the pool, as they take the device's memory.
+    """
+
+    def __init__(self, pool: KVPool, sequences: int, layers: int, max_tokens: int) -> None:
+        """For so many ``sequences`` of at most ``max_tokens`` tokens."""
+        self._pool, self._layers = pool, layers
+        self.tables = PageTables(pool.allocator, sequences, layers, index_rows(max_tokens))
+        self._bits = pool.rows.dtype.itemsize
+        self._per_byte = 8 // self._bits
+        self._shifts = torch.arange(0, 8, self._bits, dtype=torch.uint8, device=pool.rows.device)
+
+    def __contains__(self, sequence: int) -> bool:
+        return _name(sequence) in self.tables
+
+    def open(self, sequence: int) -> None:
+        """Begins to index ``sequence``."""
+        self.tables.open(_name(sequence))
+
+    def close(self, sequence: int) -> None:
+        """Gives the pages back."""
+        self.tables.close(_name(sequence))
+
+    def rename(self, sequence: int, name: int) -> None:
+        """Calls ``sequence`` by another name."""
+        self.tables.rename(_name(sequence), _name(name))
+
+    def pages(self, sequence: int) -> int:
+        """Pages that the index of ``sequence`` takes."""
+        return self.tables.pages_of(_name(sequence)) if sequence in self else 0
+
+    def read(self, sequence: int, layer: int) -> torch.Tensor:
+        """A copy of the rows of a layer's index."""
+        return self._pool.read(self._rows(sequence, layer))
+
+    def write(self, sequence: int, layer: int, rows: torch.Tensor) -> None:
+        """Makes ``rows``, as ``read`` returned them, a layer's index."""
+        self.tables.resize(_name(sequence), layer, len(rows))
+        self._pool.write(self._rows(sequence, layer), rows)
+
+    def clear(self, sequence: int, layer: int) -> None:
+        """Empties a layer's index."""
+        self.tables.resize(_name(sequence), layer, 0)
+
+    def append(self, sequence: int, layer: int, keys: torch.Tensor, before: int) -> None:
+        """Indexes ``keys`` [n, KV heads, head size] behind those of ``before`` tokens.
+
+        Raises OutOfPagesError, changing nothing, when they find no room.
+        """
+        if not len(keys):
+            return
+        flat = keys.reshape(len(keys), -1).float()
+        self.tables.resize(_name(sequence), layer, index_rows(before + len(keys)))
+        rows = self._rows(sequence, layer)
+        if not before:
+            least, most = flat.aminmax(dim=0)
+            step = ((most - least) / (2**self._bits - 1)).clamp(min=1e-6)
+            scales = torch.stack((least, step)).to(self._pool.rows.dtype)
+            self._pool.write(rows[:1], scales.view(1, *self._pool.rows.shape[1:]))
+        least, step = self._scales(rows)
+        codes = ((flat - least) / step).round_().clamp_(0, 2**self._bits - 1).to(torch.uint8)
+        begun = before % TOKENS_PER_ROW
+        row = 1 + before // TOKENS_PER_ROW
+        if begun:
+            codes = torch.cat((self._codes(rows[row : row + 1])[:begun], codes))
+        padding = -len(codes) % TOKENS_PER_ROW
+        codes = torch.nn.functional.pad(codes, (0, 0, 0, padding))
+        packed = codes.view(-1, self._per_byte, codes.shape[1]) << self._shifts[:, None]
+        packed = packed.sum(dim=1, dtype=torch.uint8).view(-1).view(self._pool.rows.dtype)
+        self._pool.write(rows[row:], packed.view(-1, *self._pool.rows.shape[1:]))
+
+    def best(
+        self, sequence: int, layer: int, query: torch.Tensor, spilled: int, count: int
+    ) -> torch.Tensor:
+        """The tokens on the host that a query attends to most, by their indexed keys.
+
+        Args:
+            query: [heads, head size].
+            spilled: tokens that are indexed.
+            count: how many are wanted.
+
+        Returns:
+            Their places on the host, ascending, int64 [count].
+        """
+        rows = self._rows(sequence, layer)
+        step = self._scales(rows)[1]
+        codes = self._codes(rows[1:])[:spilled].float()
+        kv_heads, head_size = self._pool.rows.shape[2:]
+        grouped = query.float().view(kv_heads, -1, head_size) * head_size**-0.5
+        scaled = grouped * step.view(kv_heads, 1, head_size)
+        # What ``least`` adds is the same for all tokens of a head.
+        logits = torch.einsum("ngd,tnd->ngt", scaled, codes.view(len(codes), kv_heads, head_size))
+        shares = logits.flatten(0, 1).softmax(dim=-1).sum(dim=0)
+        return shares.topk(count).indices.sort().values
+
+    def _scales(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        least, step = self._pool.read(rows[:1]).float().view(2, -1)
+        return least, step
+
+    def _codes(self, rows: torch.Tensor) -> torch.Tensor:
+        """Quantised keys in ``rows``, uint8 [tokens, channels]."""
+        read = self._pool.read(rows)
+        channels = read[0].numel() // 2
+        packed = read.view(len(rows), -1).view(torch.uint8).view(-1, 1, channels)
+        return (packed >> self._shifts[:, None]).bitwise_and_(2**self._bits - 1).view(-1, channels)
+
+    def _rows(self, sequence: int, layer: int) -> torch.Tensor:
+        name = _name(sequence)
+        rows = self.tables.rows(name, layer, 0, self.tables.length(name, layer))
+        return torch.from_numpy(rows).to(self._pool.rows.device)
+
+
+def _name(sequence: int) -> tuple[int, str]:
+    return sequence, "keys"
