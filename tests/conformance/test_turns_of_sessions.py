@@ -18,6 +18,8 @@ POLICIES = {
     "streaming": Compression("streaming", streaming=StreamingParameters(2, 40)),
     "evict": EVICT,
     "prune": Compression("pyramid", "prune", pyramid=PARAMETERS),
+    "prune turn": Compression("pyramid", "prune", pyramid=PARAMETERS, recall="turn"),
+    "step": replace(EVICT, recall="step"),
     "turn": replace(EVICT, recall="turn"),
     "exact": replace(EVICT, recall="exact"),
 }
@@ -98,6 +100,39 @@ def test_a_turn_that_has_all_kv_at_hand_begins_as_the_full_cache_does(
         ids = [*ids, *some(draw, draw.choice([1, 7, 60]))][:230]
     if compression.recall != "off":
         assert traced.reply.receipt.recalled_bytes > 0
+    end(engine)
+
+
+# Drops nothing but before the last of six layers.
+LATE = PyramidParameters(min_context_length=8, prefill_decay_ratio=0.4, layerwise_downsample_interval=4)
+
+
+@pytest.mark.parametrize("boundaries", [(), (5,), (2, 4)], ids=str)
+def test_lifted_rows_get_the_keys_and_values_that_they_would_have_had(
+    boundaries: tuple[int, ...], toy: Callable[[str], Path]
+) -> None:
+    engine = Engine(
+        EngineConfig(
+            checkpoint=str(toy("gqa")),
+            dtype="float32",
+            boundaries=boundaries,
+            kv_bytes=8 << 20,
+            host_bytes=8 << 20,
+        )
+    )
+    prune = Compression("pyramid", "prune", pyramid=LATE, recall="turn")
+    draw = random.Random(8)
+    ids = some(draw, 100)
+    ask(engine, ids, prune, 1, "s")
+    for more in (5, 60, 1):
+        ids = [*ids, *some(draw, more)]
+        traced, full = ask(engine, ids, prune, 1, "s"), ask(engine, ids, Compression(), 1, "")
+        assert traced.traced
+        assert full.traced
+        assert traced.traced.top.logits == pytest.approx(full.traced.top.logits, abs=1e-4)
+        last = traced.reply.receipt.layers[-1]
+        assert last.prompt_kept < len(ids)
+        assert last.dropped == 0
     end(engine)
 
 

@@ -45,6 +45,7 @@ class KeepPlan:
         bound_by: what kept the kept fraction above its target, or "".
         drafts: tokens that are generated ahead of their verification, at most.
         spills_all: whatever is not on the device must be on the host.
+        spills_hidden: hidden states that are dropped go to the host.
         indexes: the keys of what is on the host have an index on the device.
     """
 
@@ -58,6 +59,7 @@ class KeepPlan:
     bound_by: str = ""
     drafts: int = 0
     spills_all: bool = False
+    spills_hidden: bool = False
     indexes: bool = False
 
     @property

@@ -75,7 +75,13 @@ def plan(compression: Compression, prompt_tokens: int, layers: int) -> KeepPlan:
         wanted = replace(compression, kv_keep=(compression.kv_keep - INDEX_SHARE) / (1 - INDEX_SHARE))
     keep = POLICIES[compression.policy].plan(wanted, prompt_tokens, layers)
     drafts = DRAFTS if recall(compression) == "exact" else 0
-    return replace(keep, drafts=drafts, spills_all=drafts > 0 or indexes, indexes=indexes)
+    return replace(
+        keep,
+        drafts=drafts,
+        spills_all=drafts > 0 or indexes,
+        spills_hidden=keep.drops_hidden_states and recall(compression) == "turn",
+        indexes=indexes,
+    )
 
 
 def recall(compression: Compression) -> Recall:

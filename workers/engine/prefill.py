@@ -2,9 +2,8 @@
 
 from collections.abc import Iterator
 from itertools import accumulate, pairwise
-from typing import Any, cast
+from typing import cast
 
-import numpy as np
 import torch
 
 from workers.compression.plan import KeepPlan
@@ -12,7 +11,6 @@ from workers.compression.select import keep_of_prompt
 from workers.engine.step import Step
 from workers.kernels.interface import Kernels
 from workers.kv.cache import ShardCache
-from workers.kv.entry import GatheredLayer
 from workers.kv.footprint import ShardLayout
 from workers.model.attention import window_weights
 from workers.model.llama import LlamaLayer, LlamaStage
@@ -115,62 +113,39 @@ class Prefill:
             elif keep is None or not prunes:
                 keep = torch.arange(end - first, device=attention.kv.device)
             survivors.append(keep + first)
-        return self._drop(attention.out, survivors)
+        return self._drop(index, attention.out, survivors, is_last)
 
-    def _drop(self, out: torch.Tensor, survivors: list[torch.Tensor]) -> torch.Tensor:
+    def _drop(
+        self, index: int, out: torch.Tensor, survivors: list[torch.Tensor], is_last: bool
+    ) -> torch.Tensor:
         """Lets only ``survivors``, of each sequence, go on; returns their ``out``."""
         rows = tuple(map(len, survivors))
         if rows == self.rows:
             return out
         alive = torch.cat(survivors)
+        if not is_last:
+            self._spill_hidden(index, out, alive)
         self.rows, self.positions = rows, self.positions[alive.cpu().numpy()]
         self.hidden, self._rotation = self.hidden[alive], self._rotation_of(alive)
         return out[alive]
 
+    def _spill_hidden(self, index: int, out: torch.Tensor, alive: torch.Tensor) -> None:
+        """Lets dropped rows pass through the layer, and keeps on the host what the next would have got."""
+        ends = list(accumulate(self.rows, initial=0))
+        for number, (sequence, plan) in enumerate(zip(self.step.sequences, self._plans, strict=True)):
+            if not plan.spills_hidden:
+                continue
+            own = torch.arange(ends[number], ends[number + 1], device=alive.device)
+            lost = own[~torch.isin(own, alive)]
+            hidden = self._finished(index, self.hidden[lost], out[lost])
+            self._cache.hidden.spill(sequence, index + 1, self.positions[lost.cpu().numpy()], hidden)
 
-class Continuation(Prefill):
-    """The prefill of a sequence that goes on with what an earlier turn left.
-
-    Each layer's new rows attend to what there is of the past on the device and, with recall, on the host;
-    then it is chosen anew, by the new rows of the recent window, what of all that stays on the device. With
-    ``prune``, new rows that are not chosen go no deeper.
-    """
-
-    def __init__(self, *arguments: Any, recall: bool) -> None:
-        """``arguments`` as for ``Prefill``. ``recall``: what is on the host comes back."""
-        self._recall = recall
-        super().__init__(*arguments)
-
-    def _before(self, index: int) -> torch.Tensor:
-        return self._past.kv
-
-    def _window(self, plan: KeepPlan, index: int, rows: int) -> int:
-        self._past = self._cache.gather(self.step.sequences[0], index, self._recall)
-        tokens = len(self._past.positions) + rows
-        by_scores = plan.recent + plan.sinks < plan.kept[self._layout.first + index] < tokens
-        return min(plan.recent, rows) if by_scores else 0
-
-    def _keep(self, index: int, attention: "LayerAttention", is_last: bool) -> torch.Tensor:
-        (plan,), (rows,), (scores,) = self._plans, self.rows, attention.scores
-        past, device = len(self._past.positions), attention.kv.device
-        kept = min(plan.kept[self._layout.first + index], past + rows)
-        keep = torch.arange(past + rows, device=device)
-        if kept < past + rows:
-            recent = kept - min(plan.sinks, kept) if scores is None else min(plan.recent, rows)
-            with self._kernels.stopwatch.on("selection"):
-                keep = keep_of_prompt(scores, past + rows, kept, recent, plan.sinks).to(device)
-        tokens = GatheredLayer(
-            np.concatenate([self._past.positions, self.positions]),
-            np.concatenate([self._past.places, np.full(rows, -1)]),
-            attention.kv,
-        )
-        self._cache.replace(self.step.sequences[0], index, tokens, keep)
-        survivors = torch.arange(rows, device=device)
-        if is_last:  # the next token comes from the last row alone
-            survivors = survivors[-1:]
-        elif plan.drops_hidden_states:
-            survivors = keep[keep >= past] - past
-        return self._drop(attention.out, [survivors])
+    def _finished(self, index: int, hidden: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        """A few rows as they leave a layer, given its attention's output; ``hidden`` is given away."""
+        layer = cast(LlamaLayer, self._model.layers[index])
+        for block in blocks(len(hidden)):
+            layer.finish(hidden[block], out[block])
+        return hidden
 
 
 class LayerAttention:

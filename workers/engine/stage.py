@@ -12,7 +12,8 @@ from pyramidserve.types import Sampling
 from workers.compression.plan import KeepPlan
 from workers.compression.policies import plan
 from workers.engine.attend import DecodeAttend, RecallAttend, WholeAttend
-from workers.engine.prefill import Continuation, Prefill
+from workers.engine.continuation import Continuation
+from workers.engine.prefill import Prefill
 from workers.engine.sampling import sample
 from workers.engine.step import (
     VERIFIED_ROWS,
@@ -24,7 +25,7 @@ from workers.engine.step import (
 )
 from workers.kernels.choose import choose_dtype, choose_kernels
 from workers.kv.cache import ShardCache
-from workers.kv.entry import ReleasedSequence
+from workers.kv.entry import Positions, ReleasedSequence
 from workers.kv.footprint import ShardLayout
 from workers.kv.host import HostStore
 from workers.kv.link import HostLink, link_for
@@ -106,8 +107,9 @@ class Stage:
         pool = KVPool(config.kv_bytes // size, model.kv_heads, model.head_size, self._dtype, device)
         self.layout = ShardLayout(config.first, config.end, size)
         sizes = (config.max_sequences + config.max_sessions, layers, model.context)
-        # Room for what each sequence has spilled, and for each to be suspended.
-        host_sizes = (2 * sizes[0], *sizes[1:])
+        # For what each sequence has spilled, what of it was dropped, and for each to be suspended; hidden
+        # states wait behind the last layer too, and may take more room than KV.
+        host_sizes = (3 * sizes[0], layers + 1, 2 * model.context)
         host = HostStore(config.host_bytes, link or link_for(device), *host_sizes, like=pool.rows)
         self.cache = ShardCache(pool, PageTables(pool.allocator, *sizes), host, self.layout)
         self._sequences: dict[int, tuple[Sampling, int]] = {}
@@ -180,13 +182,21 @@ class Stage:
                 del self._sequences[spec.continues]
             else:
                 self.cache.open(spec.sequence, keep)
-            self._sequences[spec.sequence] = (spec.sampling, self._workspace(keep, rows))
+            # Lifted rows and the past may be as many as the whole prompt.
+            most = spec.prompt_tokens if spec.continues else rows
+            self._sequences[spec.sequence] = (spec.sampling, self._workspace(keep, most))
         lengths = [(rows, spec.prompt_tokens) for rows, spec in zip(step.rows, step.new, strict=True)]
         rotation = self._rotation(step, lengths)
         hidden = self._model.embed(inputs)
         parts = (step, hidden, rotation, self._model, self._kernels, self.cache, self.layout)
         if step.new[0].continues:
-            return Continuation(*parts, recall=step.new[0].recall)
+            (spec,) = step.new
+
+            def rotate(positions: Positions) -> Rotation:
+                own = torch.from_numpy(positions.astype(np.int64)).to(self._device)
+                return self._rope.rotation(own, [(len(positions), spec.prompt_tokens)])
+
+            return Continuation(*parts, recall=spec.recall, reused=spec.reused, rotate=rotate)
         return Prefill(*parts)
 
     def finish(self, prefill: Prefill) -> tuple[Step, torch.Tensor]:

@@ -12,6 +12,7 @@ from workers.compression.plan import GenerationPlan, KeepPlan
 from workers.compression.select import best_of_chunk, complement
 from workers.kv.entry import CachedSequence, GatheredLayer, Positions, ReleasedSequence
 from workers.kv.footprint import ShardLayout, score_pages
+from workers.kv.hidden import HiddenStore
 from workers.kv.host import HostStore
 from workers.kv.link import Copy
 from workers.kv.page_table import PageTables
@@ -50,6 +51,7 @@ class ShardCache:
         self._tables, self._layout = tables, layout
         self.layers = layout.end - layout.first
         self._scores = GenerationScores(pool, layout)
+        self.hidden = HiddenStore(host, self.layers)
         self._keys = SpilledKeys(pool, tables.sequences, self.layers, tables.max_tokens)
         self._sequences: dict[int, CachedSequence] = {}
         # Their scores, in host memory; their KV is in the host store.
@@ -82,6 +84,8 @@ class ShardCache:
         self.host.open(sequence, fixed=plan.spills_all)
         if plan.indexes:
             self._keys.open(sequence)
+        if plan.spills_hidden:
+            self.hidden.open(sequence)
         empty = [np.zeros(0, dtype=np.int32) for _ in range(self.layers)]
         self._sequences[sequence] = CachedSequence(plan, empty, recalled=[0] * self.layers)
 
@@ -99,6 +103,8 @@ class ShardCache:
         self.host.rename(old, sequence)
         if old in self._keys:
             self._keys.rename(old, sequence)
+        if old in self.hidden:
+            self.hidden.rename(old, sequence)
         del self._sequences[old]
         self._sequences[sequence] = CachedSequence(plan, known, recalled=[0] * self.layers)
         nothing = known[0][:0], self.pool.rows[:0]
@@ -341,6 +347,8 @@ class ShardCache:
         if sequence not in self._suspended:
             self._note_peak(sequence)
         entry, counts = self._sequences[sequence], self.host.take_counts(sequence)
+        if sequence in self.hidden:
+            counts = counts.plus(self.hidden.take_counts(sequence))
         report = ReleasedSequence(
             layers=tuple(self._layer_receipt(sequence, layer) for layer in range(self.layers)),
             peak_pages=entry.peak_pages,
@@ -363,6 +371,8 @@ class ShardCache:
             self._close(sequence)
         del self._sequences[sequence]
         self.host.close(sequence)
+        if sequence in self.hidden:
+            self.hidden.close(sequence)
         return report
 
     def check_integrity(self) -> None:

@@ -39,6 +39,14 @@ class SpillCounts:
     recalled_bytes: int
     dropped_bytes: int
 
+    def plus(self, other: "SpillCounts") -> "SpillCounts":
+        """Both together."""
+        return SpillCounts(
+            self.spilled_bytes + other.spilled_bytes,
+            self.recalled_bytes + other.recalled_bytes,
+            self.dropped_bytes + other.dropped_bytes,
+        )
+
 
 class HostStore:
     """The spilled KV of the sequences of one shard, in pages of 16 tokens of one layer.
@@ -46,6 +54,9 @@ class HostStore:
     A sequence is held whole or not at all: when memory runs out, the least recently used other
     sequence that is not fixed is dropped; one for which that does not make room is dropped itself. A
     page is not reused before the copy into it has completed.
+
+    Attributes:
+        row: the shape and type of a token's KV, without memory.
     """
 
     def __init__(
@@ -65,6 +76,7 @@ class HostStore:
         self.page_bytes = page_bytes(row_shape[1], row_shape[2], like.dtype)
         pages = limit_bytes // self.page_bytes
         self._row_bytes = self.page_bytes // 16
+        self.row = like.new_empty(row_shape, device="meta")
         self._rows = link.host_memory((pages * 16, *row_shape), like.dtype)
         self._allocator = PageAllocator(pages)
         self._tables = PageTables(self._allocator, sequences, layers, max_tokens)

@@ -1,0 +1,63 @@
+"""How likely an engine finds given output, token by token."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from pyramidserve.types import Compression, Receipt, Stopping
+from workers.engine.engine import Engine, EngineRequest
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """Of each output token the logarithm of its probability, and the likeliest in its place."""
+
+    log_probabilities: tuple[float, ...]
+    likeliest: tuple[int, ...]
+    receipt: Receipt
+
+    @property
+    def total(self) -> float:
+        """Of the output as a whole."""
+        return sum(self.log_probabilities)
+
+
+class Judge:
+    """Has an engine of one process read output that it did not choose."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._rows: list[torch.Tensor] = []
+        model = engine.stages[-1]._model
+        logits = model.logits
+
+        def recorded(hidden: torch.Tensor) -> torch.Tensor:
+            rows = logits(hidden)
+            self._rows.append(rows)
+            return rows
+
+        model.logits = recorded  # type: ignore[method-assign]
+
+    def read(
+        self,
+        prompt_ids: Sequence[int],
+        output_ids: Sequence[int],
+        compression: Compression,
+        session_id: str = "",
+    ) -> Likelihood:
+        """How likely ``output_ids`` are behind a prompt; the turn leaves both to its session."""
+        self._rows.clear()
+        request = EngineRequest(
+            prompt_ids,
+            stopping=Stopping(max_tokens=len(output_ids), ignore_eos=True),
+            compression=compression,
+            resume_output_ids=tuple(output_ids),
+            session_id=session_id,
+        )
+        (reply,) = self._engine.generate([request])
+        # Of a verification, the rows that stand; all do, as what is fed is known.
+        logits = torch.cat(self._rows)[: len(output_ids)]
+        chosen = logits.log_softmax(dim=-1)[torch.arange(len(output_ids)), torch.tensor(output_ids)]
+        likeliest = tuple(logits.argmax(dim=-1).tolist())
+        return Likelihood(tuple(chosen.tolist()), likeliest, reply.receipt)
