@@ -179,6 +179,7 @@ class Receipt:
         preemptions: how often it made room for others and went on later.
         replays: how often it went on on another pipeline because one was lost.
         recall: when evicted KV came back.
+        host_attended_bytes: KV that attention read in host memory where it lay, every time that it did.
         reused_tokens: prompt tokens that were not computed, as an earlier turn had left their KV.
         drafted_tokens, accepted_tokens: with recall "exact", tokens that the compressed cache drafted, and
             those of them that the full cache confirmed.
@@ -207,6 +208,7 @@ class Receipt:
     preemptions: int
     replays: int
     recall: str
+    host_attended_bytes: int
     reused_tokens: int
     drafted_tokens: int
     accepted_tokens: int

@@ -88,6 +88,7 @@ def receipt(request_id: str, output_tokens: int) -> Receipt:
         preemptions=6,
         replays=7,
         recall="exact",
+        host_attended_bytes=11,
         reused_tokens=8,
         drafted_tokens=10,
         accepted_tokens=9,

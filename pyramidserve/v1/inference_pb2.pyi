@@ -617,6 +617,7 @@ class Receipt(_message.Message):
     REUSED_TOKENS_FIELD_NUMBER: _builtins.int
     DRAFTED_TOKENS_FIELD_NUMBER: _builtins.int
     ACCEPTED_TOKENS_FIELD_NUMBER: _builtins.int
+    HOST_ATTENDED_BYTES_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """The request."""
     finish_reason: Global___FinishReason.ValueType
@@ -665,6 +666,8 @@ class Receipt(_message.Message):
     """With recall "exact": tokens that the compressed cache drafted, and those of them that the full cache confirmed."""
     accepted_tokens: _builtins.int
     """See drafted_tokens."""
+    host_attended_bytes: _builtins.int
+    """KV bytes that attention read in host memory where they lay, every time that it did."""
     @_builtins.property
     def peak_device_bytes(self) -> Global___DeviceBytes:
         """Bytes of device memory at the sequence's peak, all shards together."""
@@ -702,10 +705,11 @@ class Receipt(_message.Message):
         reused_tokens: _builtins.int = ...,
         drafted_tokens: _builtins.int = ...,
         accepted_tokens: _builtins.int = ...,
+        host_attended_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_kv_keep_target", b"_kv_keep_target", "kv_keep_target", b"kv_keep_target", "peak_device_bytes", b"peak_device_bytes"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_kv_keep_target", b"_kv_keep_target", "accepted_tokens", b"accepted_tokens", "drafted_tokens", b"drafted_tokens", "dropped_bytes", b"dropped_bytes", "finish_reason", b"finish_reason", "inter_token_p50_seconds", b"inter_token_p50_seconds", "inter_token_p99_seconds", b"inter_token_p99_seconds", "kv_keep_bound_by", b"kv_keep_bound_by", "kv_keep_reached", b"kv_keep_reached", "kv_keep_target", b"kv_keep_target", "layers", b"layers", "output_tokens", b"output_tokens", "peak_device_bytes", b"peak_device_bytes", "pipeline_id", b"pipeline_id", "policy", b"policy", "preemptions", b"preemptions", "prompt_tokens", b"prompt_tokens", "queue_seconds", b"queue_seconds", "recall", b"recall", "recalled_bytes", b"recalled_bytes", "replays", b"replays", "request_id", b"request_id", "reused_tokens", b"reused_tokens", "seed", b"seed", "spilled_bytes", b"spilled_bytes", "stop_string", b"stop_string", "time_to_first_token_seconds", b"time_to_first_token_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_kv_keep_target", b"_kv_keep_target", "accepted_tokens", b"accepted_tokens", "drafted_tokens", b"drafted_tokens", "dropped_bytes", b"dropped_bytes", "finish_reason", b"finish_reason", "host_attended_bytes", b"host_attended_bytes", "inter_token_p50_seconds", b"inter_token_p50_seconds", "inter_token_p99_seconds", b"inter_token_p99_seconds", "kv_keep_bound_by", b"kv_keep_bound_by", "kv_keep_reached", b"kv_keep_reached", "kv_keep_target", b"kv_keep_target", "layers", b"layers", "output_tokens", b"output_tokens", "peak_device_bytes", b"peak_device_bytes", "pipeline_id", b"pipeline_id", "policy", b"policy", "preemptions", b"preemptions", "prompt_tokens", b"prompt_tokens", "queue_seconds", b"queue_seconds", "recall", b"recall", "recalled_bytes", b"recalled_bytes", "replays", b"replays", "request_id", b"request_id", "reused_tokens", b"reused_tokens", "seed", b"seed", "spilled_bytes", b"spilled_bytes", "stop_string", b"stop_string", "time_to_first_token_seconds", b"time_to_first_token_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__kv_keep_target: _TypeAlias = _typing.Literal["kv_keep_target"]  # noqa: Y015
     _WhichOneofArgType__kv_keep_target: _TypeAlias = _typing.Literal["_kv_keep_target", b"_kv_keep_target"]  # noqa: Y015

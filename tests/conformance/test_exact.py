@@ -71,7 +71,7 @@ def test_greedy_and_sampled_replies_are_the_full_caches(
     assert 0 < sum(receipt.accepted_tokens for receipt in receipts) < drafted
     for receipt in receipts:
         assert receipt.recall == "exact"
-        assert receipt.recalled_bytes > receipt.spilled_bytes > receipt.dropped_bytes == 0
+        assert receipt.host_attended_bytes > receipt.spilled_bytes > receipt.dropped_bytes == 0
     for stage in engine.stages:
         assert stage.cache.pool.allocator.pages_in_use == stage.cache.host.bytes_in_use == 0
 

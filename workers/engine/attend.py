@@ -1,12 +1,11 @@
 """Where the model meets the cache in a step on a few rows, layer by layer."""
 
 from collections.abc import Sequence
-from itertools import accumulate, pairwise
 
 import torch
 
 from workers.kernels.interface import Kernels
-from workers.kv.cache import FetchedLayer, ShardCache
+from workers.kv.cache import ShardCache
 from workers.kv.pool import PagedStep
 
 
@@ -17,46 +16,14 @@ class DecodeAttend:
     """
 
     def __init__(self, step: PagedStep, tail: int, kernels: Kernels) -> None:
-        self._step, self._tail, self._kernels = step, tail, kernels
+        self._step, self.tail, self._kernels = step, tail, kernels
         self.shares: list[torch.Tensor] = []
 
     def __call__(self, layer: int, query: torch.Tensor, kv: torch.Tensor) -> torch.Tensor:
         self._step.write(layer, kv)
-        attended, shares = self._kernels.decode_attention(query, self._step.batch(layer), self._tail)
+        attended, shares = self._kernels.decode_attention(query, self._step.batch(layer), self.tail)
         self.shares.append(shares)
         return attended
-
-
-class WholeAttend:
-    """Attention of new rows of sequences to all their KV, on the device and the host.
-
-    What a layer needs of the host is on its way while the layer before is computed.
-    """
-
-    def __init__(
-        self, cache: ShardCache, sequences: Sequence[int], rows: Sequence[int], kernels: Kernels
-    ) -> None:
-        """``rows``: of each sequence, begun in ``cache``."""
-        self._cache, self._sequences, self._kernels = cache, sequences, kernels
-        self._spans = list(pairwise(accumulate(rows, initial=0)))
-        self._fetched = self._fetch(0)
-
-    def __call__(self, layer: int, query: torch.Tensor, kv: torch.Tensor) -> torch.Tensor:
-        fetched = self._fetched
-        if layer + 1 < self._cache.layers:
-            self._fetched = self._fetch(layer + 1)
-        no_weights = torch.zeros(0, device=query.device)
-        return torch.cat(
-            [
-                self._kernels.prefill_attention(
-                    query[start:end], self._cache.write_rows(each, kv[start:end]), no_weights, 0
-                )[0]
-                for each, (start, end) in zip(fetched, self._spans, strict=True)
-            ]
-        )
-
-    def _fetch(self, layer: int) -> list[FetchedLayer]:
-        return [self._cache.fetch(sequence, layer) for sequence in self._sequences]
 
 
 class RecallAttend(DecodeAttend):
@@ -70,12 +37,12 @@ class RecallAttend(DecodeAttend):
 
     def __call__(self, layer: int, query: torch.Tensor, kv: torch.Tensor) -> torch.Tensor:
         attended = super().__call__(layer, query, kv)
-        weight = torch.ones(1 if self._tail > 1 else 0, device=query.device)
+        weight = torch.ones(1 if self.tail > 1 else 0, device=query.device)
         for row in self._cache.recalls(self._sequences):
             sequence, shares = self._sequences[row], self.shares[-1]
             own = query[row : row + 1]
-            recalled = self._cache.recall(sequence, layer, query[row], max(0, self._tail - 1))
-            known = min(self._tail - 1, len(recalled) - 1) if self._tail > 1 else 0
+            recalled = self._cache.recall(sequence, layer, query[row], max(0, self.tail - 1))
+            known = min(self.tail - 1, len(recalled) - 1) if self.tail > 1 else 0
             attended[row], scores = self._kernels.prefill_attention(own, recalled, weight, known)
             shares[row] = 0
             if known:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 # Share of the newest verification in what is known of acceptance.
 NEWEST = 0.2
 # What a verification costs, in draft steps.
-VERIFICATION = 3.0
+VERIFICATION = 2.0
 
 
 @dataclass

@@ -362,12 +362,12 @@ class Scheduler:
             self.memory.suspended
         )
         group = -(-decoding // len(self.layout.shards))
-        verifies = self.sequences[self._ready[0]].verifies
-        alike = [key for key in self._ready if self.sequences[key].verifies == verifies][:group]
-        if not verifies:
-            return alike
-        rows = itertools.accumulate(1 + len(self.sequences[key].ahead_ids) for key in alike)
-        return [key for key, total in zip(alike, rows, strict=True) if total <= VERIFIED_ROWS]
+        if not self.sequences[self._ready[0]].verifies:
+            return [key for key in self._ready if not self.sequences[key].verifies][:group]
+        # All that have drafts, so that they stay in step: one verification costs little more for many.
+        keys = [key for key in self._ready if self.sequences[key].verifies or self.sequences[key].drafts]
+        rows = itertools.accumulate(1 + len(self.sequences[key].ahead_ids) for key in keys[:group])
+        return [key for key, total in zip(keys, rows, strict=False) if total <= VERIFIED_ROWS]
 
     def _decode(self, keys: list[int]) -> Work:
         sequences = [self.sequences[key] for key in keys]
@@ -397,7 +397,7 @@ class Scheduler:
         # Parked ones draw nothing.
         sequences = [self.sequences.get(key) for key in keys]
         drawn = [
-            _drawn(each, rows[row] if kind is StepKind.VERIFY else 1) for row, each in enumerate(sequences)
+            _drawn(each, rows[row] if kind is StepKind.VERIFY else 0) for row, each in enumerate(sequences)
         ]
         return Step(
             number=self._steps,
@@ -420,12 +420,12 @@ class Scheduler:
         return self.sequences[key].request
 
 
-def _drawn(sequence: RunningSequence | None, rows: int) -> range:
-    """The outputs that a step of ``sequence`` draws: one behind its drafts, or of all its ``rows``."""
+def _drawn(sequence: RunningSequence | None, verified: int) -> range:
+    """The outputs that a step draws of ``sequence``: one behind its drafts, or of ``verified`` rows."""
     if sequence is None:
         return range(1)
-    first = sequence.reached + (0 if sequence.verifies else len(sequence.drafts))
-    return range(first, first + rows)
+    first = sequence.reached if verified else sequence.reached + len(sequence.drafts)
+    return range(first, first + max(1, verified))
 
 
 def _spec(request: SequenceRequest) -> SequenceSpec:

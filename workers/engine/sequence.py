@@ -183,6 +183,7 @@ class RunningSequence:
             preemptions=self.preemptions,
             replays=0,
             recall=recall(request.compression),
+            host_attended_bytes=sum(s.attended_bytes for s in shards),
             reused_tokens=self.reused,
             drafted_tokens=self.drafting.drafted if self.drafting else 0,
             accepted_tokens=self.drafting.accepted if self.drafting else 0,

@@ -11,7 +11,7 @@ from pyramidserve.errors import ConfigurationError
 from pyramidserve.types import Sampling
 from workers.compression.plan import KeepPlan
 from workers.compression.policies import plan
-from workers.engine.attend import DecodeAttend, RecallAttend, WholeAttend
+from workers.engine.attend import DecodeAttend, RecallAttend
 from workers.engine.continuation import Continuation
 from workers.engine.prefill import Prefill
 from workers.engine.sampling import sample
@@ -30,7 +30,7 @@ from workers.kv.footprint import ShardLayout
 from workers.kv.host import HostStore
 from workers.kv.link import HostLink, link_for
 from workers.kv.page_table import PageTables
-from workers.kv.pool import KVPool, page_bytes
+from workers.kv.pool import KVPool, PagedStep, page_bytes
 from workers.model.config import read_config
 from workers.model.rope import Rope, Rotation
 from workers.model.weights import load_stage
@@ -219,15 +219,10 @@ class Stage:
         targets = self.cache.score_targets(step.sequences)
         tail = targets.tail if targets else 0
         paged = self.cache.extend(step.sequences)
-        fused, recalls = self._model.fused, self.cache.recalls(step.sequences)
-        if fused and len(inputs) <= fused.max_rows and not recalls:
-            hidden, shares = fused(self._model.embed(inputs), rotation, paged, tail)
-        else:
-            attend = DecodeAttend(paged, tail, self._kernels)
-            if recalls:
-                attend = RecallAttend(self.cache, step.sequences, paged, tail, self._kernels)
-            hidden = self._model(inputs, rotation, attend)
-            shares = torch.stack(attend.shares)
+        attend = DecodeAttend(paged, tail, self._kernels)
+        if self.cache.recalls(step.sequences):
+            attend = RecallAttend(self.cache, step.sequences, paged, tail, self._kernels)
+        hidden, shares = self._through_layers(inputs, rotation, paged, attend)
         if targets:
             self.cache.add_scores(step.sequences, targets, shares)
         self.cache.end_step(step.sequences)
@@ -238,11 +233,21 @@ class Stage:
         lengths = [
             (rows, int(step.positions[end - 1]) + 1) for rows, end in zip(step.rows, ends, strict=True)
         ]
-        for sequence, rows in zip(step.sequences, step.rows, strict=True):
-            self.cache.begin_rows(sequence, rows)
-        attend = WholeAttend(self.cache, step.sequences, step.rows, self._kernels)
-        hidden: torch.Tensor = self._model(inputs, self._rotation(step, lengths), attend)
+        paged, copy = self.cache.verify(step.sequences, step.rows)
+        attend = DecodeAttend(paged, 0, self._kernels)
+        hidden, _ = self._through_layers(inputs, self._rotation(step, lengths), paged, attend)
+        copy.wait()
         return hidden
+
+    def _through_layers(
+        self, inputs: torch.Tensor, rotation: Rotation, paged: PagedStep, attend: DecodeAttend
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """A step with a row for each new token; returns hidden states, and what ``attend`` collects."""
+        fused = self._model.fused
+        if fused and len(inputs) <= fused.max_rows and type(attend) is DecodeAttend:
+            return fused(self._model.embed(inputs), rotation, paged, attend.tail)
+        hidden = self._model(inputs, rotation, attend)
+        return hidden, torch.stack(attend.shares)
 
     def _workspace(self, keep: KeepPlan, rows: int) -> int:
         """Bytes of the prefill of one prompt, of which ``rows`` reach this shard."""

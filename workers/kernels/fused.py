@@ -7,7 +7,7 @@ import torch
 
 from workers.kernels.interface import LayerWeights
 from workers.kernels.stopwatch import Stopwatch
-from workers.kv.pool import PagedStep
+from workers.kv.pool import PagedBatch, PagedLayers, PagedStep
 from workers.model.config import ModelConfig
 from workers.model.rope import Rotation
 
@@ -28,6 +28,26 @@ class _Weights(Structure):
     """``layer_weights`` of layers.c."""
 
     _fields_ = tuple((name, c_void_p) for name in _NAMES)
+
+
+class PagedCache(Structure):
+    """``paged_cache`` of kernels.h; of several layers, where there are."""
+
+    _fields_ = (
+        *((name, c_void_p) for name in ("rows", "pages", "lengths")),
+        *((name, c_int64) for name in ("width", "chunks")),
+    )
+
+
+NOTHING = PagedCache(None, None, None, 0, 0)
+
+
+def paged_cache(cache: PagedBatch | PagedStep | PagedLayers | None) -> PagedCache:
+    """``cache`` as the kernels take it; its tensors must outlive it."""
+    if cache is None:
+        return NOTHING
+    tensors = (cache.rows.data_ptr(), cache.pages.data_ptr(), cache.lengths.data_ptr())
+    return PagedCache(*tensors, cache.pages.shape[-1], -(-int(cache.lengths.max()) // CHUNK))
 
 
 class _Shape(Structure):
@@ -55,7 +75,7 @@ class NativeDecode:
     ) -> None:
         self._decode = library.decode_layers
         self._decode.restype = None
-        self._decode.argtypes = (*(c_void_p,) * 12, *(c_int64,) * 4, *(c_int,) * 3)
+        self._decode.argtypes = (*(c_void_p,) * 11, *(c_int64,) * 2, *(c_int,) * 3)
         self._layers = layers  # Their memory must outlive the addresses below.
         self._model, self._dtype, self._activations = model, dtype, activations
         self.max_rows, self._stopwatch = max_rows, stopwatch
@@ -70,17 +90,17 @@ class NativeDecode:
         # A copy, as it is changed.
         hidden = torch.empty(hidden.shape).copy_(hidden)
         cos, sin = (part.contiguous() for part in rotation)
-        sequences, width = len(hidden), step.pages.shape[2]
-        chunks = -(-int(step.lengths.max()) // CHUNK)
-        scratch = torch.empty(self._scratch(sequences, chunks, tail))
+        sequences, cache, spilled = len(hidden), paged_cache(step), paged_cache(step.spilled)
+        scratch = torch.empty(self._scratch(sequences, cache.chunks + spilled.chunks, tail))
         shares = torch.empty(len(self._layers), sequences, tail)
         seconds = (c_double * len(_SPENT))()
-        tensors = (hidden, cos, sin, step.rows, step.slots, step.pages, step.lengths, scratch, shares)
         self._decode(
             *(self._weights, byref(self._shape)),
-            *(each.data_ptr() for each in tensors),
+            *(each.data_ptr() for each in (hidden, cos, sin)),
+            *(byref(cache), byref(spilled)),
+            *(each.data_ptr() for each in (step.slots, scratch, shares)),
             seconds,
-            *(sequences, width, chunks, tail),
+            *(sequences, tail),
             *(int(each == torch.bfloat16) for each in (self._activations, self._dtype)),
             torch.get_num_threads(),
         )

@@ -1,12 +1,12 @@
 """The kernels in C, on CPUs, for weights and KV in fp32 and bf16."""
 
 from collections.abc import Sequence
-from ctypes import CDLL, c_float, c_int, c_int64, c_void_p
+from ctypes import CDLL, byref, c_float, c_int, c_int64, c_void_p
 
 import torch
 from torch.nn import functional
 
-from workers.kernels.fused import CHUNK, LANES, PARTIAL, NativeDecode
+from workers.kernels.fused import CHUNK, LANES, PARTIAL, NativeDecode, paged_cache
 from workers.kernels.interface import FusedDecode, LayerWeights
 from workers.kernels.stopwatch import Stopwatch
 from workers.kernels.torch_kernels import TorchKernels
@@ -28,7 +28,7 @@ _ARGUMENTS = {
     "silu_product": (_POINTER, _POINTER, _SIZE, _SIZE, _INT, _INT),
     "rotate": (*(_POINTER,) * 5, _SIZE, *(_INT,) * 6),
     "prefill_attention": (*(_POINTER,) * 6, *(_SIZE,) * 4, *(_INT,) * 6),
-    "decode_attention": (*(_POINTER,) * 8, *(_SIZE,) * 4, *(_INT,) * 6),
+    "decode_attention": (*(_POINTER,) * 7, *(_SIZE,) * 2, *(_INT,) * 6),
 }
 
 
@@ -134,16 +134,17 @@ class NativeKernels:
             return self._reference.decode_attention(query, batch, tail)
         query = query.contiguous()
         sequences, heads, head_size = query.shape
-        chunks = -(-int(batch.lengths.max()) // CHUNK)
+        cache, spilled = paged_cache(batch), paged_cache(batch.spilled)
         out = query.new_empty(sequences, heads * head_size)
-        partials = torch.empty(sequences * chunks * heads * (head_size + PARTIAL))
+        parts = sequences * (cache.chunks + spilled.chunks) * heads
+        partials = torch.empty(parts * (head_size + PARTIAL))
         logits = torch.empty(sequences * heads * tail)
         shares = torch.empty(sequences, tail)
-        tensors = (query, batch.rows, batch.pages, batch.lengths, out, partials, logits, shares)
         with self.stopwatch.on("attention"):
             self._library.decode_attention(
-                *(each.data_ptr() for each in tensors),
-                *(sequences, batch.pages.shape[1], chunks, tail),
+                *(query.data_ptr(), byref(cache), byref(spilled)),
+                *(each.data_ptr() for each in (out, partials, logits, shares)),
+                *(sequences, tail),
                 *(heads, batch.rows.shape[2], head_size, *self._mode()),
             )
         return out, shares

@@ -66,20 +66,23 @@ class TorchKernels:
         self, query: torch.Tensor, batch: PagedBatch, tail: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         lengths = batch.lengths.tolist()
+        spilled = batch.spilled.lengths.tolist() if batch.spilled else [0] * len(lengths)
         attended = query.new_empty(len(query), query[0].numel())
         shares = query.new_empty(len(query), tail, dtype=torch.float32)
         row_bytes = batch.rows[0].nbytes
         start = 0
         while start < len(query):
-            end, longest = start + 1, lengths[start]
+            end, longest, most = start + 1, lengths[start], spilled[start]
             while end < len(query):
-                longer = max(longest, lengths[end])
-                if (end + 1 - start) * longer * row_bytes > GATHER_BYTES:
+                longer, more = max(longest, lengths[end]), max(most, spilled[end])
+                if (end + 1 - start) * (longer + more) * row_bytes > GATHER_BYTES:
                     break
-                end, longest = end + 1, longer
+                end, longest, most = end + 1, longer, more
             with self.stopwatch.on("attention"):
+                kv, there = batch.gather_all(start, end, longest, most)
+                own_lengths = batch.lengths[start:end]
                 attended[start:end], shares[start:end] = _attend_gathered(
-                    query[start:end], batch.gather(start, end, longest), batch.lengths[start:end], tail
+                    query[start:end], kv, there, own_lengths, tail
                 )
             start = end
         return attended, shares
@@ -102,14 +105,16 @@ class TorchKernels:
 
 
 def _attend_gathered(
-    query: torch.Tensor, kv: torch.Tensor, lengths: torch.Tensor, tail: int
+    query: torch.Tensor, kv: torch.Tensor, there: torch.Tensor, lengths: torch.Tensor, tail: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """``decode_attention`` over gathered caches [sequences, longest, 2, KV heads, head size]."""
+    """``decode_attention`` over gathered caches [sequences, most, 2, KV heads, head size].
+
+    ``there``: which tokens there are, bool [sequences, most]; the first ``lengths`` are not spilled.
+    """
     key, value = kv.to(query.dtype).unbind(2)
     grouped = query.view(len(query), key.shape[2], -1, query.shape[-1])
     logits = torch.matmul(grouped, key.permute(0, 2, 3, 1)).float() * query.shape[-1] ** -0.5
-    beyond = torch.arange(kv.shape[1], device=kv.device) >= lengths[:, None]
-    logits.masked_fill_(beyond[:, None, None], float("-inf"))
+    logits.masked_fill_(~there[:, None, None], float("-inf"))
     probabilities = logits.softmax(dim=-1)
     attended = torch.matmul(probabilities.to(value.dtype), value.transpose(1, 2))
     columns = lengths[:, None] - tail + torch.arange(tail, device=kv.device)

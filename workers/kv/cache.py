@@ -1,7 +1,6 @@
 """The KV cache of one shard: what every layer of every sequence holds, on the device and the host."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -23,21 +22,6 @@ from workers.kv.spilled_keys import SpilledKeys
 
 # With recall "step", a new token attends to one of so many tokens on the host.
 RECALLED_OF = 16
-
-
-@dataclass(frozen=True)
-class FetchedLayer:
-    """All KV of a layer of one sequence, on its way.
-
-    Attributes:
-        kv: [tokens, 2, KV heads, head size]: those on the device, on the host, and the rows begun.
-        slots: rows of the pool for the rows begun, int64.
-        copies: what must arrive first.
-    """
-
-    kv: torch.Tensor
-    slots: torch.Tensor
-    copies: tuple[Copy, ...]
 
 
 class ShardCache:
@@ -269,33 +253,33 @@ class ShardCache:
         entry.attention.clear()
         self._count(sequence, verified)
 
-    def begin_rows(self, sequence: int, rows: int) -> None:
-        """Makes room for ``rows`` new tokens in every layer, in place of what is not verified."""
-        entry = self._sequences[sequence]
-        lengths = self._tables.lengths(sequence) - entry.unverified + rows
-        self._tables.resize_layers(sequence, 0, lengths)
-        entry.unverified, entry.verifying = rows, True
+    def verify(self, sequences: Sequence[int], rows: Sequence[int]) -> tuple[PagedStep, Copy]:
+        """Makes room for new tokens of each sequence, in place of what is not verified.
 
-    def fetch(self, sequence: int, layer: int) -> "FetchedLayer":
-        """Starts to gather all KV of ``layer``, also from the host, with room for the rows begun."""
-        entry = self._sequences[sequence]
-        total = self._tables.length(sequence, layer)
-        rows = self._rows(sequence, layer, 0, total)
-        held = total - entry.unverified
-        spilled = self.host.count(sequence, layer)
-        shape = (held + spilled + entry.unverified, *self.pool.rows.shape[1:])
-        kv = self.pool.rows.new_empty(shape)
-        torch.index_select(self.pool.rows, 0, rows[:held], out=kv[:held])
-        copies = self.host.start_read(sequence, layer, kv[held : held + spilled])
-        return FetchedLayer(kv, rows[held:], copies)
-
-    def write_rows(self, fetched: "FetchedLayer", new: torch.Tensor) -> torch.Tensor:
-        """Stores the KV of the rows begun, [rows, 2, KV heads, head size]; returns it behind all others."""
-        self.pool.write(fetched.slots, new)
-        fetched.kv[len(fetched.kv) - len(new) :] = new
-        for copy in fetched.copies:
-            copy.wait()
-        return fetched.kv
+        Returns where all KV lies, also what is on the host, with a row for each new token; and a copy that
+        must be done before the step is.
+        """
+        repeated = [key for key, count in zip(sequences, rows, strict=True) for _ in range(count)]
+        slots = []
+        for sequence, count in zip(sequences, rows, strict=True):
+            entry = self._sequences[sequence]
+            before = self._tables.lengths(sequence) - entry.unverified
+            self._tables.resize_layers(sequence, 0, before + count)
+            entry.unverified, entry.verifying = count, True
+            own = self._tables.rows_of_layers(sequence, 0, before, before + count)
+            slots.append(own.reshape(self.layers, count))
+        pages, lengths = self._tables.batch(repeated)
+        # A token does not attend to those behind it.
+        behind = np.concatenate([np.arange(count)[::-1] for count in rows]).astype(np.int32)
+        spilled, copy = self.host.attend(repeated, self.layers)
+        step = PagedStep(
+            self.pool.rows,
+            self._on_device(np.concatenate(slots, axis=1)),
+            self._on_device(pages),
+            self._on_device(lengths - behind),
+            spilled,
+        )
+        return step, copy
 
     def suspend(self, sequence: int) -> None:
         """Moves all that ``sequence`` holds on the device to the host, which must have room for it.
@@ -358,6 +342,7 @@ class ShardCache:
             spilled_bytes=counts.spilled_bytes,
             recalled_bytes=counts.recalled_bytes,
             dropped_bytes=counts.dropped_bytes,
+            attended_bytes=counts.attended_bytes,
         )
         entry.peak_pages, entry.recalled = 0, [0] * self.layers
         return report

@@ -70,4 +70,5 @@ class ReleasedSequence:
     spilled_bytes: int
     recalled_bytes: int
     dropped_bytes: int
+    attended_bytes: int
     workspace_bytes: int = 0

@@ -12,7 +12,7 @@ from workers.kv.entry import Positions
 from workers.kv.link import Copy, HostLink
 from workers.kv.page_table import PageTables, Rows
 from workers.kv.pages import IntegrityError, PageAllocator, pages_for
-from workers.kv.pool import page_bytes
+from workers.kv.pool import PagedLayers, page_bytes
 
 
 @dataclass
@@ -26,6 +26,7 @@ class _Sequence:
     spilled_bytes: int = 0
     recalled_bytes: int = 0
     dropped_bytes: int = 0
+    attended_bytes: int = 0
     complete: bool = True
     fixed: bool = False
     writes: list[Copy] = field(default_factory=list)
@@ -33,11 +34,12 @@ class _Sequence:
 
 @dataclass(frozen=True)
 class SpillCounts:
-    """Bytes spilled, read back, and dropped because the store was full, of one sequence."""
+    """Bytes of one sequence: spilled, read back, dropped for want of room, and attended to in place."""
 
     spilled_bytes: int
     recalled_bytes: int
     dropped_bytes: int
+    attended_bytes: int
 
     def plus(self, other: "SpillCounts") -> "SpillCounts":
         """Both together."""
@@ -45,6 +47,7 @@ class SpillCounts:
             self.spilled_bytes + other.spilled_bytes,
             self.recalled_bytes + other.recalled_bytes,
             self.dropped_bytes + other.dropped_bytes,
+            self.attended_bytes + other.attended_bytes,
         )
 
 
@@ -113,8 +116,10 @@ class HostStore:
     def take_counts(self, sequence: Hashable) -> SpillCounts:
         """What became of ``sequence`` since this was asked last."""
         entry = self._sequences[sequence]
-        counts = SpillCounts(entry.spilled_bytes, entry.recalled_bytes, entry.dropped_bytes)
-        entry.spilled_bytes = entry.recalled_bytes = entry.dropped_bytes = 0
+        counts = SpillCounts(
+            entry.spilled_bytes, entry.recalled_bytes, entry.dropped_bytes, entry.attended_bytes
+        )
+        entry.spilled_bytes = entry.recalled_bytes = entry.dropped_bytes = entry.attended_bytes = 0
         return counts
 
     def positions(self, sequence: Hashable, layer: int) -> Positions:
@@ -204,6 +209,24 @@ class HostStore:
             self._link.start(kv[first:last], self._rows[row : row + last - first])
             for first, last, row in _runs(rows)
         )
+
+    def attend(self, sequences: Sequence[Hashable], layers: int) -> tuple[PagedLayers, Copy]:
+        """Where the KV of the first layers of sequences lies, to be read there; a copy that paces that.
+
+        A sequence that comes more than once is read once. Nothing must be spilled or dropped of any before
+        that is done.
+        """
+        size = 0
+        for sequence in dict.fromkeys(sequences):
+            entry = self._sequences[sequence]
+            self._sequences.move_to_end(sequence)
+            self._await_writes(entry)
+            own = int(self._tables.lengths(sequence)[:layers].sum()) * self._row_bytes
+            entry.attended_bytes += own
+            size += own
+        pages, lengths = self._tables.batch(sequences)
+        tables = (torch.from_numpy(each[:layers]) for each in (pages, lengths))
+        return PagedLayers(self._rows, *tables), self._link.read(size)
 
     def start_read_of(self, sequence: Hashable, layer: int, places: torch.Tensor, kv: torch.Tensor) -> Copy:
         """Starts to bring those at ``places``, int64, back into ``kv``; else as ``start_read``.

@@ -1,5 +1,6 @@
 """The way between device and host memory: every copy of KV in either direction goes through here."""
 
+import time
 from typing import Protocol
 
 import torch
@@ -20,6 +21,9 @@ class HostLink(Protocol):
 
     def start(self, destination: torch.Tensor, source: torch.Tensor) -> Copy:
         """Starts to overwrite ``destination`` with ``source``; keeps ``source`` alive until done."""
+
+    def read(self, size: int) -> Copy:
+        """Takes note that ``size`` bytes of host memory are attended to where they lie."""
 
     def host_memory(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         """Host memory that this link reaches fast, not initialised."""
@@ -42,8 +46,46 @@ class MemoryLink:
         destination.copy_(source)
         return Finished()
 
+    def read(self, size: int) -> Copy:
+        return Finished()
+
     def host_memory(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype)
+
+
+class PacedCopy:
+    """A copy that counts as done at a certain time."""
+
+    def __init__(self, due: float) -> None:
+        self._due = due
+
+    def done(self) -> bool:
+        return time.perf_counter() >= self._due
+
+    def wait(self) -> None:
+        time.sleep(max(0.0, self._due - time.perf_counter()))
+
+
+class PacedLink(MemoryLink):
+    """Host memory as far away as behind a bus: what is copied or read arrives as late as over that.
+
+    On a CPU, where both are the same memory, this is what makes the cost of recall honest.
+    """
+
+    def __init__(self, bytes_per_second: float, latency: float) -> None:
+        """``latency`` is in seconds."""
+        self._bytes_per_second, self._latency = bytes_per_second, latency
+        self._free = 0.0
+        self.moved = 0
+
+    def start(self, destination: torch.Tensor, source: torch.Tensor) -> Copy:
+        destination.copy_(source)
+        return self.read(source.nbytes)
+
+    def read(self, size: int) -> Copy:
+        self.moved += size
+        self._free = max(self._free, time.perf_counter()) + size / self._bytes_per_second
+        return PacedCopy(self._free + self._latency)
 
 
 class CudaCopy:
@@ -81,6 +123,9 @@ class CudaLink:
             if tensor.is_cuda:
                 tensor.record_stream(self._stream)
         return CudaCopy(source, event)
+
+    def read(self, size: int) -> Copy:
+        return Finished()  # attention that reads it has copied it itself
 
     def host_memory(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype, pin_memory=True)

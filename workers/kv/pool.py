@@ -16,11 +16,30 @@ class PagedBatch:
             ``pages[s // 16] * 16 + s % 16``.
         pages: int32 [sequences, most pages]; beyond a sequence's own there is anything.
         lengths: tokens of each sequence, int32 [sequences].
+        spilled: what they have in host memory, if that is wanted too.
     """
 
     rows: torch.Tensor
     pages: torch.Tensor
     lengths: torch.Tensor
+    spilled: "PagedBatch | None" = None
+
+    def gather_all(
+        self, start: int, end: int, longest: int, most: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """A copy of sequences ``start`` to ``end``, what is spilled behind, and which tokens there are.
+
+        [sequences, longest + most, 2, KV heads, head size] and bool [sequences, longest + most].
+        """
+        kv = self.gather(start, end, longest)
+        there = torch.arange(longest, device=kv.device) < self.lengths[start:end, None]
+        if self.spilled is None or not most:
+            return kv, there
+        back = self.spilled.gather(start, end, most)
+        own = torch.arange(most) < self.spilled.lengths[start:end, None]
+        # Of a sequence that has none there may be anything.
+        back = torch.where(own[:, :, None, None, None], back, 0).to(kv.device)
+        return torch.cat((kv, back), dim=1), torch.cat((there, own.to(kv.device)), dim=1)
 
     def gather(self, start: int, end: int, longest: int) -> torch.Tensor:
         """A copy of sequences ``start`` to ``end``: [sequences, longest, 2, KV heads, head size].
@@ -37,6 +56,19 @@ class PagedBatch:
 
 
 @dataclass(frozen=True)
+class PagedLayers:
+    """As ``PagedBatch``, of all layers: pages [layers, sequences, most], lengths [layers, sequences]."""
+
+    rows: torch.Tensor
+    pages: torch.Tensor
+    lengths: torch.Tensor
+
+    def batch(self, layer: int) -> PagedBatch:
+        """Where the KV of one layer lies."""
+        return PagedBatch(self.rows, self.pages[layer], self.lengths[layer])
+
+
+@dataclass(frozen=True)
 class PagedStep:
     """Where the KV of several sequences lies that all get a new token, in every layer.
 
@@ -45,12 +77,16 @@ class PagedStep:
         slots: row of the pool for the new token's KV, int64 [layers, sequences].
         pages: int32 [layers, sequences, most pages]; beyond a sequence's own there is anything.
         lengths: tokens of each sequence with the new one, int32 [layers, sequences].
+        spilled: what they have in host memory, if they attend to that too.
+
+    A sequence may be there more than once, with several new tokens: each is written before any attends.
     """
 
     rows: torch.Tensor
     slots: torch.Tensor
     pages: torch.Tensor
     lengths: torch.Tensor
+    spilled: PagedLayers | None = None
 
     def write(self, layer: int, kv: torch.Tensor) -> None:
         """Stores the new tokens' ``kv`` [sequences, 2, KV heads, head size] of one layer."""
@@ -58,7 +94,8 @@ class PagedStep:
 
     def batch(self, layer: int) -> PagedBatch:
         """Where the KV of one layer lies."""
-        return PagedBatch(self.rows, self.pages[layer], self.lengths[layer])
+        spilled = self.spilled.batch(layer) if self.spilled else None
+        return PagedBatch(self.rows, self.pages[layer], self.lengths[layer], spilled)
 
 
 class KVPool:

@@ -14,7 +14,7 @@ from workers.kernels.build import KernelBuildError, load_library
 from workers.kernels.native import FEW_ROWS, NativeKernels
 from workers.kernels.torch_kernels import TorchKernels
 from workers.kv.pages import PAGE_TOKENS, pages_for
-from workers.kv.pool import PagedStep
+from workers.kv.pool import PagedLayers, PagedStep
 from workers.model.config import ModelConfig
 from workers.model.llama import LlamaStage
 
@@ -74,6 +74,7 @@ def step_for(seed: int, lengths: list[list[int]], model: ModelConfig, dtype: tor
     biased=st.booleans(),
     dtype=st.sampled_from([torch.float32, torch.bfloat16]),
     tail=st.integers(0, 40),
+    spilled=st.sampled_from([0, 0, 7, 290]),
 )
 @settings(deadline=None)
 def test_one_call_is_all_layers_one_by_one(
@@ -85,6 +86,7 @@ def test_one_call_is_all_layers_one_by_one(
     biased: bool,
     dtype: torch.dtype,
     tail: int,
+    spilled: int,
 ) -> None:
     model = dataclasses.replace(
         MODEL, heads=heads[0], kv_heads=heads[1], attention_bias=biased, mlp_bias=biased
@@ -101,6 +103,13 @@ def test_one_call_is_all_layers_one_by_one(
     assert stage.fused is not None
     per_layer = [[max(1, length - layer * shrink) for length in lengths] for layer in range(LAYERS)]
     ours, theirs = (step_for(seed, per_layer, model, each) for each in (dtype, dtype))
+    if spilled:
+        counts = [[spilled * (layer + row) for row in range(len(lengths))] for layer in range(LAYERS)]
+        counts[-1][-1] += 1
+        there = step_for(seed + 1, counts, model, dtype)
+        for step, kind in ((ours, dtype), (theirs, torch.float32)):
+            own = PagedLayers(there.rows.to(kind), there.pages, there.lengths)
+            object.__setattr__(step, "spilled", own)
     theirs = dataclasses.replace(theirs, rows=theirs.rows.float())
     tokens = torch.randint(model.vocabulary, (len(lengths),))
     angles = torch.randn(len(lengths), model.head_size // 2)

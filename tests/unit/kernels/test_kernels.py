@@ -1,5 +1,6 @@
 """Every set of kernels does what the plain calculation in fp32 does, on ragged shapes."""
 
+import dataclasses
 from collections.abc import Callable
 
 import pytest
@@ -191,6 +192,7 @@ def scattered(
     dtypes,
     st.integers(0, 80),
     st.integers(1, 40_000),
+    st.sampled_from([0, 0, 3, 40, 300]),
 )
 @settings(deadline=None)
 def test_a_step_attends_to_each_cache_up_to_its_length(
@@ -202,19 +204,30 @@ def test_a_step_attends_to_each_cache_up_to_its_length(
     dtype: torch.dtype,
     tail: int,
     gathered_bytes: int,
+    spilled: int,
 ) -> None:
     kernels = kernels_for(dtype)
     query = draw(seed, len(lengths), heads[0], head_size).to(kernels.activations)
     batch, caches = scattered(seed + 1, lengths, heads[1], head_size, dtype)
+    behind = [cache[:0] for cache in caches]
+    if spilled:  # the first has nothing there
+        counts = [spilled * row for row in range(len(lengths))]
+        there, behind = scattered(seed + 9, [max(1, *counts), *counts], heads[1], head_size, dtype)
+        there, behind = (
+            dataclasses.replace(there, pages=there.pages[1:], lengths=there.lengths[1:]),
+            behind[1:],
+        )
+        batch = dataclasses.replace(batch, spilled=there)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch_kernels, "GATHER_BYTES", gathered_bytes)
         attended, shares = kernels.decode_attention(query, batch, tail)
     assert shares.shape == (len(lengths), tail)
     for row, (length, cache) in enumerate(zip(lengths, caches, strict=True)):
-        key, value = cache.float().repeat_interleave(heads[0] // heads[1], dim=2).unbind(1)
+        whole = torch.cat((cache, behind[row]))
+        key, value = whole.float().repeat_interleave(heads[0] // heads[1], dim=2).unbind(1)
         logits = torch.einsum("hd,nhd->hn", query[row].float(), key) / head_size**0.5
         probabilities = logits.softmax(dim=-1)
         assert near(attended[row], torch.einsum("hn,nhd->hd", probabilities, value).flatten(), dtype)
-        newest = probabilities.mean(dim=0)[max(0, length - tail) :]
+        newest = probabilities.mean(dim=0)[max(0, length - tail) : length]
         assert near(shares[row, tail - len(newest) :], newest, dtype)
         assert not shares[row, : tail - len(newest)].any()

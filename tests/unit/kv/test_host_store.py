@@ -129,7 +129,7 @@ class Spills(RuleBasedStateMachine):
     def close(self, sequence: int) -> None:
         own = self.held.pop(sequence)
         tokens = (own.spilled, own.recalled, own.dropped)
-        assert self.store.close(sequence) == SpillCounts(*(n * self.row_bytes for n in tokens))
+        assert self.store.close(sequence) == SpillCounts(*(n * self.row_bytes for n in (*tokens, 0)))
 
     @invariant()
     def books_and_memory_are_sound(self) -> None:
@@ -222,8 +222,8 @@ def test_the_least_recently_used_other_sequence_is_dropped_whole() -> None:
         back = store.read(sequence, 0)
         assert back is not None
         assert same_bits(back, kv)
-    assert store.close("a") == SpillCounts(2 * PAGE_BYTES, 0, 2 * PAGE_BYTES)
-    assert store.close("b") == SpillCounts(PAGE_BYTES, PAGE_BYTES, 0)
+    assert store.close("a") == SpillCounts(2 * PAGE_BYTES, 0, 2 * PAGE_BYTES, 0)
+    assert store.close("b") == SpillCounts(PAGE_BYTES, PAGE_BYTES, 0, 0)
 
 
 def test_reading_is_a_use() -> None:
@@ -246,7 +246,7 @@ def test_a_sequence_that_does_not_fit_alone_drops_itself_and_no_other() -> None:
     assert back is not None
     assert same_bits(back, kept)
     tokens = PAGE_BYTES // 16
-    assert store.close("b") == SpillCounts(49 * tokens, 0, 49 * tokens)
+    assert store.close("b") == SpillCounts(49 * tokens, 0, 49 * tokens, 0)
 
 
 def test_what_is_fixed_is_not_dropped_for_others() -> None:

@@ -130,26 +130,31 @@ static inline __attribute__((always_inline)) void mix_heads(const int heads, con
         case 3: if (bf16) call(3, 1, 1) else if (stored) call(3, 0, 1) else call(3, 0, 0) break; \
     }
 
-// One query row a sequence over its own pages: see PagedBatch for the layout.
+// One query row a sequence over its own pages, and over those of what is spilled: see PagedBatch for the layout.
 //
-// query, out [sequences, heads, head_size], head_size a multiple of 16; rows [*, 2, kv_heads, head_size];
-// pages [sequences, width]; partials: scratch, float [sequences, chunks of the longest, heads,
-// head_size + 2]; logits: scratch, float [sequences, heads, tail]; shares: float [sequences, tail], the
-// attention to the newest `tail` tokens, averaged over heads, 0 where there are fewer.
-void decode_attention_rows(const void *query, const void *rows, const int32_t *pages, const int32_t *lengths,
-                           void *out, float *partials, float *logits, float *shares, int64_t sequences,
-                           int64_t width, int64_t chunks, int64_t tail, int heads, int kv_heads, int head_size,
-                           int bf16, int stored) {
+// query, out [sequences, heads, head_size], head_size a multiple of 16; rows of both [*, 2, kv_heads, head_size],
+// pages [sequences, width], `chunks` of the longest, none where nothing is spilled; partials: scratch, float
+// [sequences, chunks of both, heads, head_size + 2]; logits: scratch, float [sequences, heads, tail]; shares:
+// float [sequences, tail], the attention to the newest `tail` tokens that are not spilled, averaged over heads, 0
+// where there are fewer.
+void decode_attention_rows(const void *query, const paged_cache *own_cache, const paged_cache *spilled, void *out,
+                           float *partials, float *logits, float *shares, int64_t sequences, int64_t tail,
+                           int heads, int kv_heads, int head_size, int bf16, int stored) {
+    const int64_t chunks = own_cache->chunks + spilled->chunks;
     const int group = heads / kv_heads, itemsize = stored ? 2 : 4;
     const float scale = LOG2_E / sqrtf(head_size);
     const int64_t size = PARTIAL(head_size), head_bytes = (int64_t)head_size * itemsize;
 #pragma omp for schedule(dynamic)
     for (int64_t task = 0; task < sequences * chunks; task++) {
-        const int64_t sequence = task / chunks, begin = task % chunks * CHUNK, length = lengths[sequence];
+        const int64_t sequence = task / chunks, chunk = task % chunks;
+        const int is_spilled = chunk >= own_cache->chunks;
+        const paged_cache *cache = is_spilled ? spilled : own_cache;
+        const int64_t begin = (is_spilled ? chunk - own_cache->chunks : chunk) * CHUNK;
+        const int64_t length = cache->lengths[sequence];
         if (begin >= length) continue;
         const cache_part part = {
-            .rows = rows,
-            .table = pages + sequence * width + begin / PAGE_TOKENS,
+            .rows = cache->rows,
+            .table = cache->pages + sequence * cache->width + begin / PAGE_TOKENS,
             .count = length - begin < CHUNK ? length - begin : CHUNK,
             .head_size = head_size,
             .row_bytes = 2 * kv_heads * head_bytes,
@@ -176,7 +181,7 @@ void decode_attention_rows(const void *query, const void *rows, const int32_t *p
         const int64_t to_column = begin - (length - tail), newest = to_column < 0 ? -to_column : 0;
         for (int head = 0; head < heads; head++) {
             float *target = logits + (sequence * heads + head) * tail + to_column;
-            for (int64_t t = newest; t < part.count; t++) target[t] = own[head * CHUNK + t];
+            for (int64_t t = newest; !is_spilled && t < part.count; t++) target[t] = own[head * CHUNK + t];
             float *sum = sums + head * size + head_size;
             sum[0] = exponentiate(own + head * CHUNK, part.count, bf16, &sum[1]);
         }
@@ -189,16 +194,19 @@ void decode_attention_rows(const void *query, const void *rows, const int32_t *p
     }
 #pragma omp for schedule(static)
     for (int64_t sequence = 0; sequence < sequences; sequence++) {
-        const int64_t length = lengths[sequence], used = (length + CHUNK - 1) / CHUNK;
+        const int64_t length = own_cache->lengths[sequence];
+        const int64_t own_end = (length + CHUNK - 1) / CHUNK;
+        const int64_t end = spilled->chunks ? own_cache->chunks + (spilled->lengths[sequence] + CHUNK - 1) / CHUNK : 0;
         const float *first = partials + sequence * chunks * heads * size;
         float *seen = shares + sequence * tail;
         memset(seen, 0, sizeof(float) * tail);
         for (int head = 0; head < heads; head++) {
             float mixed[head_size], best = -INFINITY, sum = 0;
             memset(mixed, 0, sizeof(float) * head_size);
-            for (int64_t c = 0; c < used; c++)
-                best = fmaxf(best, first[(c * heads + head) * size + head_size + 1]);
-            for (int64_t c = 0; c < used; c++) {
+            // Those of the sequence's own chunks, then of the spilled.
+#define EACH_CHUNK for (int64_t c = 0; c < own_end || c < end; c = c + 1 == own_end ? own_cache->chunks : c + 1)
+            EACH_CHUNK best = fmaxf(best, first[(c * heads + head) * size + head_size + 1]);
+            EACH_CHUNK {
                 const float *part = first + (c * heads + head) * size;
                 const float weight = exp2_lanes(all(part[head_size + 1] - best))[0];
                 sum += weight * part[head_size];
@@ -217,11 +225,10 @@ void decode_attention_rows(const void *query, const void *rows, const int32_t *p
     }
 }
 
-void decode_attention(const void *query, const void *rows, const int32_t *pages, const int32_t *lengths,
-                      void *out, float *partials, float *logits, float *shares, int64_t sequences,
-                      int64_t width, int64_t chunks, int64_t tail, int heads, int kv_heads, int head_size,
-                      int bf16, int stored, int threads) {
+void decode_attention(const void *query, const paged_cache *cache, const paged_cache *spilled, void *out,
+                      float *partials, float *logits, float *shares, int64_t sequences, int64_t tail, int heads,
+                      int kv_heads, int head_size, int bf16, int stored, int threads) {
 #pragma omp parallel num_threads(threads)
-    decode_attention_rows(query, rows, pages, lengths, out, partials, logits, shares, sequences, width, chunks,
-                          tail, heads, kv_heads, head_size, bf16, stored);
+    decode_attention_rows(query, cache, spilled, out, partials, logits, shares, sequences, tail, heads, kv_heads,
+                          head_size, bf16, stored);
 }

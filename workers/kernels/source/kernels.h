@@ -3,6 +3,13 @@
 
 #include <stdint.h>
 
+// KV of several sequences: pages [sequences, width], lengths [sequences], and parts of the longest.
+typedef struct {
+    void *rows;
+    const int32_t *pages, *lengths;
+    int64_t width, chunks;
+} paged_cache;
+
 void linear_rows(const void *x, const void *weight, const void *bias, float *out, int64_t rows, int64_t columns,
                  int64_t size, int add, int bf16, int stored);
 void rms_norm_rows(const void *x, const void *weight, void *out, int64_t rows, int64_t size, float epsilon,
@@ -11,7 +18,6 @@ void silu_product_rows(const void *gate_up, void *out, int64_t rows, int64_t siz
 void rotate_rows(const void *projected, const float *cos, const float *sin, void *query, void *kv,
                  const int64_t *slots, int64_t rows, int heads, int kv_heads, int head_size, int from_bf16,
                  int bf16, int stored);
-void decode_attention_rows(const void *query, const void *rows, const int32_t *pages, const int32_t *lengths,
-                           void *out, float *partials, float *logits, float *shares, int64_t sequences,
-                           int64_t width, int64_t chunks, int64_t tail, int heads, int kv_heads, int head_size,
-                           int bf16, int stored);
+void decode_attention_rows(const void *query, const paged_cache *own_cache, const paged_cache *spilled, void *out,
+                           float *partials, float *logits, float *shares, int64_t sequences, int64_t tail,
+                           int heads, int kv_heads, int head_size, int bf16, int stored);

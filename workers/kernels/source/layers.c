@@ -21,16 +21,24 @@ static void clock_to(double *sum, double *began) {
     *sum += now - *began, *began = now;
 }
 
+static paged_cache layer_of(const paged_cache *all, int64_t layer, int64_t sequences) {
+    paged_cache one = *all;
+    one.pages += layer * sequences * all->width;
+    one.lengths += layer * sequences;
+    return one;
+}
+
 // One new token of each sequence through all layers: a whole decode step in one call.
 //
-// hidden: float [sequences, hidden], changed; rows: the KV pool, into whose rows slots [layers, sequences]
-// the new tokens' keys and values are written; pages [layers, sequences, width], lengths [layers, sequences]
-// count them already; shares: float [layers, sequences, tail]. See `decode_attention`. scratch: as many
-// floats as fused.py says. seconds: what products, attention and the rest took is added to its three.
+// hidden: float [sequences, hidden], changed; cache: the first layer's, which others follow, its rows the KV pool,
+// into which slots [layers, sequences] the new tokens' keys and values are written, its pages
+// [layers, sequences, width] and lengths [layers, sequences] counting them already; spilled: likewise; shares: float
+// [layers, sequences, tail]. See `decode_attention`. scratch: as many floats as fused.py says. seconds: what
+// products, attention and the rest took is added to its three.
 void decode_layers(const layer_weights *weights, const layer_shape *shape, float *hidden, const float *cos,
-                   const float *sin, void *rows, const int64_t *slots, const int32_t *pages,
-                   const int32_t *lengths, float *scratch, float *shares, double *seconds, int64_t sequences,
-                   int64_t width, int64_t chunks, int64_t tail, int bf16, int stored, int threads) {
+                   const float *sin, const paged_cache *cache, const paged_cache *spilled, const int64_t *slots,
+                   float *scratch, float *shares, double *seconds, int64_t sequences, int64_t tail, int bf16,
+                   int stored, int threads) {
     const int64_t n = sequences, size = shape->hidden, inner = shape->intermediate;
     const int heads = shape->heads, kv_heads = shape->kv_heads, head_size = shape->head_size;
     const int64_t own = (int64_t)heads * head_size, projected_size = own + 2 * kv_heads * head_size;
@@ -47,12 +55,12 @@ void decode_layers(const layer_weights *weights, const layer_shape *shape, float
             clock_to(&seconds[2], &began);
             linear_rows(normed, w->qkv, w->qkv_bias, projected, n, projected_size, size, 0, bf16, stored);
             clock_to(&seconds[0], &began);
-            rotate_rows(projected, cos, sin, query, rows, slots + first, n, heads, kv_heads, head_size, 0, bf16,
+            rotate_rows(projected, cos, sin, query, cache->rows, slots + first, n, heads, kv_heads, head_size, 0, bf16,
                         stored);
             clock_to(&seconds[2], &began);
-            decode_attention_rows(query, rows, pages + first * width, lengths + first, attended, partials,
-                                  logits, shares + first * tail, n, width, chunks, tail, heads, kv_heads,
-                                  head_size, bf16, stored);
+            const paged_cache here = layer_of(cache, layer, n), there = layer_of(spilled, layer, n);
+            decode_attention_rows(query, &here, &there, attended, partials, logits, shares + first * tail, n, tail,
+                                  heads, kv_heads, head_size, bf16, stored);
             clock_to(&seconds[1], &began);
             linear_rows(attended, w->output, w->output_bias, hidden, n, size, own, 1, bf16, stored);
             clock_to(&seconds[0], &began);
