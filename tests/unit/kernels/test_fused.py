@@ -104,8 +104,7 @@ def test_one_call_is_all_layers_one_by_one(
     per_layer = [[max(1, length - layer * shrink) for length in lengths] for layer in range(LAYERS)]
     ours, theirs = (step_for(seed, per_layer, model, each) for each in (dtype, dtype))
     if spilled:
-        counts = [[spilled * (layer + row) for row in range(len(lengths))] for layer in range(LAYERS)]
-        counts[-1][-1] += 1
+        counts = [[1 + spilled * (layer + row) for row in range(len(lengths))] for layer in range(LAYERS)]
         there = step_for(seed + 1, counts, model, dtype)
         for step, kind in ((ours, dtype), (theirs, torch.float32)):
             own = PagedLayers(there.rows.to(kind), there.pages, there.lengths)

@@ -177,7 +177,7 @@ def scattered(
     caches = [draw(seed + row, length, 2, kv_heads, head_size) for row, length in enumerate(lengths)]
     caches = [cache.to(dtype) for cache in caches]
     for row, cache in enumerate(caches):
-        for index, part in enumerate(torch.split(cache, PAGE_TOKENS)):
+        for index, part in enumerate(torch.split(cache, PAGE_TOKENS) if len(cache) else ()):
             pages[row, index] = next(taken)
             first = pages[row, index] * PAGE_TOKENS
             pool[first : first + len(part)] = part
