@@ -24,17 +24,21 @@ class Likelihood:
 
 
 class Judge:
-    """Has an engine of one process read output that it did not choose."""
+    """Has an engine of one process read output that it did not choose.
+
+    Attributes:
+        rows: logits [outputs, vocabulary] of every step since they were cleared.
+    """
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._rows: list[torch.Tensor] = []
+        self.rows: list[torch.Tensor] = []
         model = engine.stages[-1]._model
         logits = model.logits
 
         def recorded(hidden: torch.Tensor) -> torch.Tensor:
             rows = logits(hidden)
-            self._rows.append(rows)
+            self.rows.append(rows)
             return rows
 
         model.logits = recorded  # type: ignore[method-assign]
@@ -47,7 +51,7 @@ class Judge:
         session_id: str = "",
     ) -> Likelihood:
         """How likely ``output_ids`` are behind a prompt; the turn leaves both to its session."""
-        self._rows.clear()
+        self.rows.clear()
         request = EngineRequest(
             prompt_ids,
             stopping=Stopping(max_tokens=len(output_ids), ignore_eos=True),
@@ -57,7 +61,7 @@ class Judge:
         )
         (reply,) = self._engine.generate([request])
         # Of a verification, the rows that stand; all do, as what is fed is known.
-        logits = torch.cat(self._rows)[: len(output_ids)]
+        logits = torch.cat(self.rows)[: len(output_ids)]
         chosen = logits.log_softmax(dim=-1)[torch.arange(len(output_ids)), torch.tensor(output_ids)]
         likeliest = tuple(logits.argmax(dim=-1).tolist())
         return Likelihood(tuple(chosen.tolist()), likeliest, reply.receipt)

@@ -24,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default=EMBEDDED, help="checkpoint; default: the embedded model")
     parser.add_argument("--policy", default="pyramid", help="full, streaming or pyramid (default)")
     parser.add_argument("--prefill", default="prune", help="prune (default) or evict")
+    parser.add_argument("--recall", default="off", help="off (default), turn, step or exact")
     parser.add_argument("--params", type=Path, metavar="FILE", help="JSON object of PyramidInfer's knobs")
     parser.add_argument(
         "--kv-keep", type=float, metavar="SHARE", help="of the prompt's KV, instead of knobs"
@@ -42,6 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
         prefill=arguments.prefill,
         kv_keep=arguments.kv_keep,
         pyramid=read_parameters(arguments.params) if arguments.params else None,
+        recall=arguments.recall,
     )
     if arguments.generate < 0:
         raise InvalidRequestError(f"--generate is {arguments.generate}; it must be 0 or more")
@@ -67,6 +69,12 @@ def run(arguments: argparse.Namespace) -> int:
         f"{receipt.policy}: {receipt.prompt_tokens} prompt tokens, "
         f"{receipt.kv_keep_reached:.3f}{target} kept{bound}"
     )
+    if receipt.recall != "off":
+        print(
+            f"recall {receipt.recall}: {receipt.spilled_bytes} bytes spilled, {receipt.recalled_bytes} "
+            f"recalled, {receipt.host_attended_bytes} attended to on the host; "
+            f"{receipt.accepted_tokens} of {receipt.drafted_tokens} drafts right"
+        )
     if arguments.json:
         arguments.json.write_text(json.dumps(trace_json(traced, arguments.generate)))
     if arguments.png:

@@ -11,6 +11,7 @@ from workers.engine.memory import PipelineLayout
 from workers.engine.stage import Stage, StageConfig, StageFacts
 from workers.engine.step import Step
 from workers.engine.turns import OnTurn, Turns, untold
+from workers.kv.link import HostLink
 
 Outcome = tuple[Step, tuple[int, ...]]
 
@@ -78,7 +79,12 @@ class Connected:
 Connect = Callable[[Sequence[StageConfig]], Connected]
 
 
-def connect_local(configs: Sequence[StageConfig], on_turn: OnTurn = untold) -> Connected:
-    """Builds all shards in this process. Raises CheckpointError or ConfigurationError."""
-    stages = tuple(map(Stage, configs))
+def connect_local(
+    configs: Sequence[StageConfig], on_turn: OnTurn = untold, link: Callable[[], HostLink] | None = None
+) -> Connected:
+    """Builds all shards in this process. Raises CheckpointError or ConfigurationError.
+
+    ``link`` builds each shard's link to the host, in place of the device's own.
+    """
+    stages = tuple(Stage(config, link() if link else None) for config in configs)
     return Connected(LocalPipeline(stages, on_turn), tuple(stage.facts("") for stage in stages), stages)

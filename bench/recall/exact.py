@@ -1,0 +1,156 @@
+"""With recall "exact": that replies are the full cache's, how often drafts are right, and what it costs."""
+
+import argparse
+import functools
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.recall.likelihood import Judge
+from bench.recall.texts import windows
+from pyramidserve.types import Compression, Receipt, Stopping
+from workers.engine.engine import Engine, EngineConfig, EngineRequest
+from workers.engine.pipeline import connect_local
+from workers.kv.link import PacedLink
+
+FULL = Compression()
+EXACT = Compression("pyramid", "evict", 0.45, recall="exact")
+OTHERS = (FULL, Compression("pyramid", "prune", 0.45), Compression("pyramid", "evict", 0.45, recall="step"))
+OUTPUT = 128
+# A stream is compared up to the first step whose two best logits are closer than this.
+MARGIN = 1e-3
+LATENCY = 10e-6
+GIGABYTE = 1e9
+
+
+def build(dtype: str, gigabytes_per_second: float, boundaries: tuple[int, ...] = ()) -> Engine:
+    """An engine whose host memory is behind a link of that bandwidth."""
+    config = EngineConfig(
+        dtype=dtype, boundaries=boundaries, kv_bytes=1 << 30, host_bytes=1 << 30, max_sequences=16
+    )
+    link = functools.partial(PacedLink, gigabytes_per_second * GIGABYTE, LATENCY)
+    return Engine(config, functools.partial(connect_local, link=link))
+
+
+def ask(ids: Sequence[int], compression: Compression) -> EngineRequest:
+    """A request for OUTPUT tokens."""
+    stopping = Stopping(max_tokens=OUTPUT, ignore_eos=True)
+    return EngineRequest(ids, stopping=stopping, compression=compression)
+
+
+def compare(prompts: list[list[int]], boundaries: tuple[int, ...]) -> dict[str, Any]:
+    """Runs every prompt with the full cache, alone, and with "exact" among others, fp32."""
+    engine = build("float32", 25, boundaries)
+    judge = Judge(engine)
+    expected, certain = [], []
+    for prompt in prompts:
+        (reply,) = engine.generate([ask(prompt, FULL)])
+        best = torch.cat(judge.rows).topk(2).values
+        judge.rows.clear()
+        ties = (best[:, 0] - best[:, 1] < MARGIN).nonzero().flatten().tolist()
+        expected.append(reply.token_ids)
+        certain.append(min(ties, default=OUTPUT))
+    receipts: list[Receipt] = []
+    for first in range(0, len(prompts), 5):
+        batch = prompts[first : first + 5]
+        others = [ask(prompt, OTHERS[i % len(OTHERS)]) for i, prompt in enumerate(batch)]
+        replies = engine.generate([ask(prompt, EXACT) for prompt in batch] + others)
+        judge.rows.clear()
+        for index, reply in enumerate(replies[: len(batch)], first):
+            end = certain[index]
+            if reply.token_ids[:end] != expected[index][:end]:
+                raise SystemExit(f"prompt {index}: {reply.token_ids[:end]} is not {expected[index][:end]}")
+            receipts.append(reply.receipt)
+    drafted = sum(receipt.drafted_tokens for receipt in receipts)
+    accepted = sum(receipt.accepted_tokens for receipt in receipts)
+    per_token = spilled = 0.0
+    for receipt in receipts:
+        spilled += receipt.spilled_bytes
+        per_token += receipt.host_attended_bytes / (OUTPUT - 1)
+    return {
+        "shards": len(boundaries) + 1,
+        "prompts": len(prompts),
+        "cut_short": sum(end < OUTPUT for end in certain),
+        "tokens_compared": sum(certain),
+        "acceptance": accepted / drafted,
+        "host_bytes_per_token_of_spilled": per_token / spilled,
+        "device_share": max(receipt.kv_keep_reached for receipt in receipts),
+    }
+
+
+def speed(
+    engine: Engine, tokens: int, sequences: int, compression: Compression
+) -> tuple[float, float, float]:
+    """Output tokens a second once all have begun, drafts right, and drafts accepted a verification."""
+    prompts = windows(engine.tokenizer, tokens, sequences)
+    for prompt in prompts:
+        engine.submit(replace(ask(prompt, compression), session_id=""))
+    left, began, receipts = sequences, 0.0, []
+    while not engine.idle:
+        for event in engine.step():
+            if hasattr(event, "receipt"):
+                receipts.append(event.receipt)
+            elif hasattr(event, "tokens") and event.tokens.index == 0:
+                left -= 1
+                began = time.perf_counter()
+    seconds = time.perf_counter() - began
+    drafted = sum(receipt.drafted_tokens for receipt in receipts)
+    accepted = sum(receipt.accepted_tokens for receipt in receipts)
+    rounds = sum(receipt.output_tokens - 1 for receipt in receipts) - accepted
+    return (
+        sequences * (OUTPUT - 1) / seconds,
+        accepted / max(1, drafted),
+        accepted / max(1, rounds),
+    )
+
+
+def main() -> None:
+    """Prints tables and writes the raw numbers."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--prompts", type=int, default=50, metavar="N", help="to be compared; 0: none")
+    parser.add_argument("--tokens", type=int, nargs="+", default=[1024, 4000], help="timed prompts")
+    parser.add_argument("--runs", type=int, default=3, metavar="N", help="in turns; medians are printed")
+    parser.add_argument("--output", type=Path)
+    arguments = parser.parse_args()
+    results: dict[str, Any] = {"equal": [], "speed": []}
+    if arguments.prompts:
+        judge = build("float32", 25)
+        lengths = torch.linspace(200, 4000, arguments.prompts).int().tolist()
+        text = [token for piece in windows(judge.tokenizer, 4000, 40) for token in piece]
+        starts = range(0, len(text) - 4000, max(1, (len(text) - 4000) // arguments.prompts))
+        prompts = [text[start : start + n] for start, n in zip(starts, lengths, strict=False)]
+        for boundaries in ((), (14,)):
+            results["equal"].append(compare(prompts, boundaries))
+            print(results["equal"][-1], flush=True)
+    for tokens in arguments.tokens:
+        for gigabytes in (25, 5):
+            engine = build("auto", gigabytes)
+            for sequences in (1, 2, 4, 8):
+                runs: dict[str, list[tuple[float, ...]]] = {"full": [], "exact": []}
+                for _ in range(arguments.runs):
+                    runs["full"].append(speed(engine, tokens, sequences, FULL))
+                    runs["exact"].append(speed(engine, tokens, sequences, EXACT))
+                middle = {
+                    mode: [sorted(each)[len(own) // 2] for each in zip(*own, strict=True)]
+                    for mode, own in runs.items()
+                }
+                results["speed"].append(
+                    {"tokens": tokens, "gigabytes": gigabytes, "sequences": sequences, "runs": runs}
+                )
+                print(
+                    f"{tokens} tokens, {gigabytes} GB/s, {sequences} at once: full {middle['full'][0]:.0f} "
+                    f"tokens/s, exact {middle['exact'][0]:.0f}, "
+                    f"{middle['exact'][1]:.2f} of drafts right, {middle['exact'][2]:.1f} a verification",
+                    flush=True,
+                )
+    if arguments.output:
+        arguments.output.write_text(json.dumps(results, indent=1))
+
+
+if __name__ == "__main__":
+    main()
