@@ -1,7 +1,7 @@
 """How many pipelines there should be, from the memory that requests want."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 METRIC = "demand"
@@ -39,11 +39,6 @@ class MemoryPressurePolicy:
 def pipelines_for(demand: float, target: float) -> int:
     """Pipelines that ``demand`` fills to ``target``; one at least."""
     return max(1, math.ceil(demand / target - 1e-9))
-
-
-def share(pages: Sequence[float], pools: Sequence[int]) -> float:
-    """The part of a pipeline that ``pages`` take, on the shard where they take most."""
-    return max(used / total for used, total in zip(pages, pools, strict=True))
 
 
 def pipelines_filled(running: Iterable[float], waiting: Iterable[float]) -> float:

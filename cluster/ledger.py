@@ -1,5 +1,6 @@
 """The router's books of one attached pipeline."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -8,12 +9,15 @@ from pyramidserve.errors import ConfigurationError, RequestTooLargeError
 from pyramidserve.types import PipelineState, StageState
 from pyramidserve.v1 import pipeline_pb2 as pb
 from workers.compression.policies import plan
-from workers.kv.footprint import ShardLayout
+from workers.kv.footprint import ShardLayout, host_pages
 from workers.kv.forecast import Forecast, Growth, growth
 
 
 class PipelineLedger(Forecast):
     """Pages of a pipeline's stages, and what sequences take of them until the head confirms their end.
+
+    Behind the pages of all stages' devices come those of their hosts, where a sequence may need room for
+    what it must not lose.
 
     Attributes:
         max_sequences: the most that it runs at once.
@@ -27,7 +31,8 @@ class PipelineLedger(Forecast):
             ConfigurationError: the stages do not follow each other from layer 0 on, or a size is
                 not positive.
         """
-        super().__init__([stage.pages_total for stage in stages], max(max_sequences, 0))
+        on_host = [stage.host_bytes_limit // max(1, stage.page_bytes) for stage in stages]
+        super().__init__([*(stage.pages_total for stage in stages), *on_host], max(max_sequences, 0))
         self.pipeline_id, self.max_sequences = pipeline_id, max_sequences
         self.memory: Sequence[pb.StageMemory] = ()
         self._stages = tuple(stages)
@@ -47,26 +52,42 @@ class PipelineLedger(Forecast):
             )
 
     def growth(self, request: ValidatedRequest, expected_tokens: int) -> Growth:
-        """Pages per stage that ``request`` takes, and will until ``expected_tokens`` or its last token."""
-        return growth(
-            plan(request.compression, len(request.prompt_ids), self._stages[-1].end_layer),
-            self._layouts,
-            expected_tokens,
-            request.max_tokens,
+        """Pages that ``request`` takes, and will until ``expected_tokens`` or its last token."""
+        keep = plan(request.compression, len(request.prompt_ids), self._stages[-1].end_layer)
+        more = growth(keep, self._layouts, expected_tokens, request.max_tokens)
+        on_host = tuple(host_pages(keep, layout, request.max_tokens) for layout in self._layouts)
+        return replace(
+            more,
+            first=more.first + on_host,
+            expected=more.expected + on_host,
+            most=more.most + on_host,
         )
 
     @property
     def free(self) -> tuple[int, ...]:
-        """Pages per stage that its sequences will not take together."""
-        return tuple(total - peak for total, peak in zip(self.pages, self.peak(), strict=True))
+        """Pages of each stage's device that its sequences will not take together."""
+        pairs = zip(self.pages, self.peak(), strict=True)
+        return tuple(total - peak for total, peak in itertools.islice(pairs, len(self._stages)))
+
+    def share(self, pages: Sequence[float]) -> float:
+        """The part that ``pages`` take of the device memory of the stage where they take most."""
+        return max(pages[rank] / stage.pages_total for rank, stage in enumerate(self._stages))
 
     def too_large(self, request: ValidatedRequest) -> RequestTooLargeError | None:
         """Why this pipeline could never hold ``request``; None if it could."""
         more = self.growth(request, request.max_tokens)
         if self.could_ever_hold(more):
             return None
-        needs = more.most
-        rank = max(range(len(needs)), key=lambda each: needs[each] / self.pages[each])
+        needs, stages = more.most, len(self._stages)
+        for rank in range(stages):
+            need, there = needs[stages + rank], self.pages[stages + rank]
+            if need > there:
+                return RequestTooLargeError(
+                    f"recall {request.compression.recall!r} needs {need} pages of host memory of stage "
+                    f"{rank} of pipeline {self.pipeline_id}, which has {there}; lower max_tokens (now "
+                    f"{request.max_tokens}), shorten the prompt or ask for recall 'off'"
+                )
+        rank = max(range(stages), key=lambda each: needs[each] / self.pages[each])
         stage = self._stages[rank]
         return RequestTooLargeError(
             f"the request needs {needs[rank]} pages of stage {rank} (layers {stage.first_layer} to "
@@ -79,7 +100,7 @@ class PipelineLedger(Forecast):
         """The books, with the memory that the head last reported."""
         stages = [
             replace(stage, pages_reserved=min(peak, stage.pages_total))
-            for stage, peak in zip(self._stages, self.peak(), strict=True)
+            for stage, peak in zip(self._stages, self.peak(), strict=False)
         ]
         for rank, memory in enumerate(self.memory[: len(stages)]):
             stages[rank] = replace(

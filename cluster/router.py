@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 
 from cluster.admission import Admission
-from cluster.autoscale import pipelines_filled, share
+from cluster.autoscale import pipelines_filled
 from cluster.ledger import PipelineLedger
 from cluster.live import Follower, LiveRequest
 from cluster.pipelines import AttachedPipeline
@@ -192,8 +192,8 @@ class Router:
         ledgers = [each.ledger for each in self._pipelines.values() if not each.leaving]
         if not ledgers:
             return 0.0
-        running = [share(ledger.peak(), ledger.pages) for ledger in ledgers]
-        waiting = [share(pages, ledgers[0].pages) for pages in self._admission.expected_pages(ledgers[0])]
+        running = [ledger.share(ledger.peak()) for ledger in ledgers]
+        waiting = [ledgers[0].share(pages) for pages in self._admission.expected_pages(ledgers[0])]
         return pipelines_filled(running, waiting)
 
     def tell_demand(self) -> None:

@@ -88,6 +88,37 @@ def test_a_stream_starts_counts_its_tokens_and_ends_in_a_receipt(client: Client)
     assert receipt.pipeline_id
 
 
+def test_a_session_goes_on_with_what_it_left_and_recalls_it(
+    client: Client, toy_engine: Callable[..., Engine], toy_cluster: RunningCluster
+) -> None:
+    stopping = Stopping(max_tokens=12, ignore_eos=True)
+    for compression in (
+        Compression("pyramid", "evict", kv_keep=0.7, recall="exact"),
+        Compression("pyramid", "evict", kv_keep=0.7, recall="step"),
+        Compression("pyramid", "prune", kv_keep=0.7, recall="turn"),
+        Compression(),
+    ):
+        messages = [ChatMessage("user", "What is a page? " * 4)]
+        left = 0
+        for turn in range(3):
+            reply = client.chat(messages, session_id="s", stopping=stopping, compression=compression)
+            receipt = reply.receipt
+            assert receipt.reused_tokens == left
+            assert receipt.recall == compression.recall
+            if compression.recall in ("off", "exact"):
+                full = client.chat(messages, stopping=stopping, compression=Compression())
+                assert turn > 0 or reply.token_ids == full.token_ids
+            left = receipt.prompt_tokens + receipt.output_tokens - 1
+            messages += [ChatMessage("assistant", reply.text), ChatMessage("user", "And then?")]
+        if compression.recall != "off":
+            assert receipt.recalled_bytes > 0
+        assert client.end_session("s") == 3
+    eventually(
+        lambda: not any(stage.pages_in_use for stage in toy_cluster.state().pipelines[0].stages),
+        "the ended sessions still hold pages",
+    )
+
+
 def test_device_pages_fall_as_host_bytes_rise(client: Client, toy_cluster: RunningCluster) -> None:
     def peak(compression: Compression) -> Receipt:
         return client.generate(PROMPT, stopping=LONG, compression=compression).receipt

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from cluster.autoscale import METRIC, MemoryPressurePolicy, pipelines_filled, pipelines_for, share
+from cluster.autoscale import METRIC, MemoryPressurePolicy, pipelines_filled, pipelines_for
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,5 @@ def test_without_a_report_all_stays_as_it_is(metrics: Mapping[str, Mapping[Any, 
     assert MemoryPressurePolicy(shards=2, target=0.5)(Told(metrics)) == (6, {})
 
 
-def test_a_pipeline_is_as_full_as_its_fullest_shard() -> None:
-    assert share((2, 6), (8, 8)) == 0.75
+def test_a_pipeline_is_never_more_than_full() -> None:
     assert pipelines_filled([0.75, 1.5], [0.5, 0.5]) == 2.75

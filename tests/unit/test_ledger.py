@@ -7,11 +7,11 @@ from fake_head import request
 
 from cluster.ledger import PipelineLedger
 from pyramidserve.errors import ConfigurationError
-from pyramidserve.types import Compression, StageState, Stopping
+from pyramidserve.types import Compression, StageState, Stopping, StreamingParameters
 from pyramidserve.v1 import pipeline_pb2 as pb
 
 
-def stage(first: int, end: int, pages: int = 8, page_bytes: int = 4096) -> StageState:
+def stage(first: int, end: int, pages: int = 8, page_bytes: int = 4096, host_pages: int = 0) -> StageState:
     return StageState(
         first_layer=first,
         end_layer=end,
@@ -22,7 +22,7 @@ def stage(first: int, end: int, pages: int = 8, page_bytes: int = 4096) -> Stage
         pages_reserved=0,
         page_bytes=page_bytes,
         host_bytes=0,
-        host_bytes_limit=0,
+        host_bytes_limit=host_pages * page_bytes,
         workspace_bytes=0,
         resident_bytes=0,
     )
@@ -35,7 +35,7 @@ def ledger(max_sequences: int = 4) -> PipelineLedger:
 
 def test_a_request_grows_on_every_stage() -> None:
     more = ledger().growth(replace(request(pages=3), stopping=Stopping(max_tokens=48)), 32)
-    assert (more.first, more.expected, more.most) == ((3, 6), (4, 8), (5, 10))
+    assert (more.first, more.expected, more.most) == ((3, 6, 0, 0), (4, 8, 0, 0), (5, 10, 0, 0))
 
 
 def test_a_compressed_request_needs_less_of_deep_stages() -> None:
@@ -54,6 +54,23 @@ def test_pages_are_counted_on_until_the_sequence_is_gone() -> None:
     assert books.could_ever_hold(more)
     books.remove(1)
     assert books.free == (8, 8)
+
+
+def test_what_a_request_must_not_lose_needs_room_on_the_hosts() -> None:
+    stages = [stage(0, 1, 100, host_pages=9), stage(1, 3, 100, host_pages=18)]
+    books = PipelineLedger("p", stages, 4)
+    window = StreamingParameters(sinks=1, window=15)
+    exact = Compression("streaming", streaming=window, recall="exact")
+    long = replace(request(), prompt_ids=(1,) * 112, compression=exact)
+    more = books.growth(long, 16)
+    assert more.most[2:] == (6, 12)
+    books.add(1, more)
+    assert not books.fits(more)
+    assert books.fits(books.growth(replace(long, compression=replace(exact, recall="off")), 16))
+    assert books.share((50, 20, 9, 9)) == 0.5
+    error = books.too_large(replace(long, prompt_ids=(1,) * 200))
+    assert error is not None
+    assert "needs 12 pages of host memory of stage 0 of pipeline p, which has 9" in error.message
 
 
 def test_sequences_are_bounded() -> None:
