@@ -1,12 +1,9 @@
 """Decides what a pipeline does next. Pure: no tensors, no time, no threads."""
 
 import itertools
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
-
-import numpy as np
-import numpy.typing as npt
 
 from workers.compression.policies import recall
 from workers.engine.cohorts import Cohorts
@@ -14,10 +11,7 @@ from workers.engine.memory import PipelineLayout, PipelineMemory
 from workers.engine.parked import ParkedSession, ParkedSessions
 from workers.engine.sequence import RunningSequence, SequenceRequest
 from workers.engine.step import VERIFIED_ROWS, SequenceSpec, Step, StepKind
-
-# A step, and the token ids of its rows.
-Work = tuple[Step, npt.NDArray[np.int64]]
-NO_TOKENS = np.zeros(0, dtype=np.int64)
+from workers.engine.steps import Steps, Work, spec_of
 
 # Prompts that begin together, in units of ``max_prefill_tokens``, at most.
 COHORT_PREFILLS = 32
@@ -54,17 +48,16 @@ class Scheduler:
         # Those whose KV is given up, and the one that moves to the host or back.
         self._restarting: set[int] = set()
         self._moving: int | None = None
-        self._under_way: dict[int, StepKind] = {}
-        self._steps = 0
+        self._steps = Steps(self.sequences)
 
     @property
     def idle(self) -> bool:
         """Whether nothing is to be done: no sequence is here, and no session to be given up."""
-        return not (self.sequences or self._discarded or self._under_way)
+        return not (self.sequences or self._discarded or len(self._steps))
 
     @property
     def steps_under_way(self) -> int:
-        return len(self._under_way)
+        return len(self._steps)
 
     def admit(self, sequence: RunningSequence) -> bool:
         """Queues the prefill of ``sequence``; False if there are too many, or no room for it alone."""
@@ -95,7 +88,7 @@ class Scheduler:
 
     def next_step(self) -> Work | None:
         """The next step to send down the pipeline and its token ids [rows]; None: wait for results."""
-        kinds = Counter(self._under_way.values())
+        kinds = self._steps.kinds()
         kinds[StepKind.DECODE] += kinds.pop(StepKind.VERIFY, 0)
         moving = kinds[StepKind.RELEASE] + kinds[StepKind.PARK] > 0 or self._moving is not None
         if (self._ended or self._discarded) and not moving:
@@ -103,7 +96,9 @@ class Scheduler:
         if self._ready and kinds[StepKind.DECODE] < len(self.layout.shards):
             keys = self._decode_group()
             if self.memory.hold(keys, self._fed(keys), more=1):
-                return self._decode(keys)
+                for key in keys:
+                    self._ready.remove(key)
+                return self._steps.decode(keys)
             return None if moving else self._make_room()
         if self.memory.suspended:
             return None if moving else self._resume() or self._make_room_of_parked()
@@ -113,7 +108,7 @@ class Scheduler:
 
     def finish_step(self, step: Step) -> None:
         """Takes note that ``step`` has passed all shards; outputs have been accepted before."""
-        del self._under_way[step.number]
+        self._steps.done(step)
         match step.kind:
             case StepKind.RELEASE:
                 for key in step.sequences:
@@ -259,7 +254,7 @@ class Scheduler:
 
     def _move(self, kind: StepKind, key: int) -> Work:
         self._moving = key
-        return self._step(kind, (key,)), NO_TOKENS
+        return self._steps.without_rows(kind, [key])
 
     def _form_cohort(self) -> None:
         """Makes those a cohort that wait now, as far as COHORT_PREFILLS micro-batches go."""
@@ -278,10 +273,10 @@ class Scheduler:
         leaving = [key for key in self._ended if key not in parking] + self._discarded
         if not leaving:
             self._ended.clear()
-            return self._step(StepKind.PARK, tuple(parking)), NO_TOKENS
+            return self._steps.without_rows(StepKind.PARK, parking)
         self._ended = deque(parking)
         self._discarded.clear()
-        return self._step(StepKind.RELEASE, tuple(leaving)), NO_TOKENS
+        return self._steps.without_rows(StepKind.RELEASE, leaving)
 
     def _parks(self, key: int) -> bool:
         sequence = self.sequences[key]
@@ -312,7 +307,7 @@ class Scheduler:
         if not keys:
             room = None if moving else self._make_room_of_parked()
             return room or self._wait_for_room()
-        return self._begin(keys, [_spec(self._request(key)) for key in keys])
+        return self._begin([spec_of(self._request(key)) for key in keys])
 
     def _session_of(self, key: int) -> ParkedSession | None:
         return self.parked.get(self._request(key).session_id)
@@ -332,29 +327,20 @@ class Scheduler:
         sequence = self.sequences[key]
         sequence.reused, sequence.whole = reused, session.whole
         recalls = recall(session.compression) != "off" or reused < session.prompt_tokens
-        spec = replace(_spec(sequence.request), continues=session.key, reused=reused, recall=recalls)
-        return self._begin([key], [spec])
+        spec = replace(spec_of(sequence.request), continues=session.key, reused=reused, recall=recalls)
+        return self._begin([spec])
 
-    def _begin(self, keys: list[int], specs: list[SequenceSpec]) -> Work:
+    def _begin(self, specs: list[SequenceSpec]) -> Work:
         """Sends the first that wait on their way."""
-        for _ in keys:
+        for _ in specs:
             self._waiting.popleft()
-        ids = [self._request(key).prompt_ids[spec.reused :] for key, spec in zip(keys, specs, strict=True)]
-        step = self._step(
-            StepKind.PREFILL,
-            tuple(keys),
-            rows=tuple(map(len, ids)),
-            positions=[np.arange(spec.reused, spec.prompt_tokens) for spec in specs],
-            new=tuple(specs),
-            slice_steps=BUSY_SLICE if self.queued or self._waiting else QUIET_SLICE,
-        )
-        return step, np.array(list(itertools.chain(*ids)))
+        return self._steps.prefill(specs, BUSY_SLICE if self.queued or self._waiting else QUIET_SLICE)
 
     def _wait_for_room(self) -> Work | None:
         """Wakes those that wait for prefills for which there is no room, as their end makes it."""
         for key in self._waiting:
             self._ready.extend(self._cohorts.remove(key))
-        return self.next_step() if self._ready and not self._under_way else None
+        return self.next_step() if self._ready and not len(self._steps) else None
 
     def _decode_group(self) -> list[int]:
         """Those that decode, or verify, next: of all that do, an equal part for each shard."""
@@ -369,70 +355,5 @@ class Scheduler:
         rows = itertools.accumulate(1 + len(self.sequences[key].ahead_ids) for key in keys[:group])
         return [key for key, total in zip(keys, rows, strict=False) if total <= VERIFIED_ROWS]
 
-    def _decode(self, keys: list[int]) -> Work:
-        sequences = [self.sequences[key] for key in keys]
-        kind = StepKind.VERIFY if sequences[0].verifies else StepKind.DECODE
-        for key in keys:
-            self._ready.remove(key)
-        fed = [[each.output_ids[each.fed], *each.ahead_ids] for each in sequences]
-        first = [len(each.request.prompt_ids) + each.fed for each in sequences]
-        if kind is StepKind.DECODE:
-            first = [start + len(ids) - 1 for start, ids in zip(first, fed, strict=True)]
-            fed = [ids[-1:] for ids in fed]
-        rows = tuple(map(len, fed))
-        positions = [start + np.arange(count) for start, count in zip(first, rows, strict=True)]
-        return self._step(kind, tuple(keys), rows, positions), np.array(list(itertools.chain(*fed)))
-
-    def _step(
-        self,
-        kind: StepKind,
-        keys: tuple[int, ...],
-        rows: tuple[int, ...] = (),
-        positions: Sequence[npt.NDArray[np.int64]] = (),
-        new: tuple[SequenceSpec, ...] = (),
-        slice_steps: float = 0.0,
-    ) -> Step:
-        self._steps += 1
-        self._under_way[self._steps] = kind
-        # Parked ones draw nothing.
-        sequences = [self.sequences.get(key) for key in keys]
-        drawn = [
-            _drawn(each, rows[row] if kind is StepKind.VERIFY else 0) for row, each in enumerate(sequences)
-        ]
-        return Step(
-            number=self._steps,
-            kind=kind,
-            sequences=keys,
-            rows=rows,
-            positions=np.concatenate([np.zeros(0), *positions]).astype(np.int32),
-            output_indices=tuple(itertools.chain(*drawn)),
-            forced=tuple(
-                -1 if each is None else each.forced(index)
-                for each, indices in zip(sequences, drawn, strict=True)
-                for index in indices
-            ),
-            generated=tuple(0 if each is None else max(0, each.fed) for each in sequences),
-            new=new,
-            slice_steps=slice_steps,
-        )
-
     def _request(self, key: int) -> SequenceRequest:
         return self.sequences[key].request
-
-
-def _drawn(sequence: RunningSequence | None, verified: int) -> range:
-    """The outputs that a step draws of ``sequence``: one behind its drafts, or of ``verified`` rows."""
-    if sequence is None:
-        return range(1)
-    first = sequence.reached if verified else sequence.reached + len(sequence.drafts)
-    return range(first, first + max(1, verified))
-
-
-def _spec(request: SequenceRequest) -> SequenceSpec:
-    return SequenceSpec(
-        sequence=request.sequence,
-        prompt_tokens=len(request.prompt_ids),
-        compression=request.compression,
-        sampling=request.sampling,
-        trace=request.trace,
-    )
