@@ -1,0 +1,331 @@
+"""Turns, drafts and moves in any order, in poisoned memory: no token is lost, stale or doubled."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from kv_doubles import DeferredLink, PoisoningAllocator, poison, same_bits
+
+from pyramidserve.types import Compression, PyramidParameters, StreamingParameters
+from workers.compression.policies import plan
+from workers.kv.cache import RECALLED_OF, ShardCache
+from workers.kv.entry import GatheredLayer
+from workers.kv.footprint import ShardLayout
+from workers.kv.host import HostStore
+from workers.kv.page_table import PageTables
+from workers.kv.pages import IntegrityError
+from workers.kv.pool import KVPool
+
+FIRST, END, MODEL_LAYERS, CONTEXT = 1, 3, 4, 400
+LAYERS = range(END - FIRST)
+TOKEN = (2, 1, 16)
+SESSIONS = 3
+PARAMETERS = PyramidParameters(min_context_length=4, exceed_length_to_compress=12, gen_decay_ratio=0.3)
+EVICT = Compression("pyramid", "evict", pyramid=PARAMETERS)
+KINDS = {
+    "full": Compression(),
+    "off": EVICT,
+    "turn": replace(EVICT, recall="turn"),
+    "step": replace(EVICT, recall="step"),
+    "exact": replace(EVICT, recall="exact"),
+    "streaming": Compression("streaming", streaming=StreamingParameters(2, 30), recall="exact"),
+    "prune": replace(EVICT, prefill="prune", recall="turn"),
+}
+
+
+class Session:
+    """What one session's tokens are: KV of every position by layer, and hidden states that wait."""
+
+    def __init__(self, kind: str, name: int) -> None:
+        self.kind, self.name = kind, name
+        self.kv: list[list[torch.Tensor]] = [[] for _ in LAYERS]
+        self.hidden: list[dict[int, torch.Tensor]] = [{} for _ in range(len(LAYERS) + 1)]
+        self.drafts = 0
+        self.suspended = False
+
+
+class Recalling(RuleBasedStateMachine):
+    """A shard's cache, and what it must hold."""
+
+    @initialize(
+        dtype=st.sampled_from((torch.float32, torch.bfloat16)), host_pages=st.sampled_from([30, 2000])
+    )
+    def build(self, dtype: torch.dtype, host_pages: int) -> None:
+        pool = KVPool(2000, *TOKEN[1:], dtype, torch.device("cpu"))
+        pool.allocator = PoisoningAllocator(2000, pool.rows)
+        self.link, self.dtype = DeferredLink(), dtype
+        layout = ShardLayout(FIRST, END, pool.page_bytes)
+        sizes = (3 * SESSIONS, len(LAYERS) + 1, 2 * CONTEXT)
+        self.scarce = host_pages < 100
+        host = poison(HostStore(host_pages * pool.page_bytes, self.link, *sizes, like=pool.rows))
+        tables = PageTables(pool.allocator, SESSIONS, len(LAYERS), CONTEXT)
+        self.cache = ShardCache(pool, tables, host, layout)
+        self.random = torch.Generator().manual_seed(3)
+        self.sessions: list[Session] = []
+        self.names = 0
+
+    def _new(self, session: Session, count: int) -> list[torch.Tensor]:
+        """Keys and values of ``count`` more tokens, for each layer."""
+        new = torch.randn(len(LAYERS), count, *TOKEN, generator=self.random).to(self.dtype)
+        for layer in LAYERS:
+            session.kv[layer] += new[layer].unbind()
+        return list(new)
+
+    def _truth(self, session: Session, layer: int, positions: np.ndarray) -> torch.Tensor:
+        rows = [session.kv[layer][position] for position in positions.tolist()]
+        return torch.stack(rows) if rows else torch.empty(0, *TOKEN, dtype=self.dtype)
+
+    def _name(self) -> int:
+        self.names += 1
+        return self.names
+
+    def _pick(self, data: st.DataObject, *, drafts: bool | None = None) -> Session:
+        return data.draw(st.sampled_from(self._active(drafts)))
+
+    def _active(self, drafts: bool | None = None) -> list[Session]:
+        return [
+            each
+            for each in self.sessions
+            if not each.suspended
+            and len(each.kv[0]) < CONTEXT - 40
+            and (drafts is None or (self.cache.plan(each.name).drafts > 0) == drafts)
+        ]
+
+    @precondition(lambda self: len(self.sessions) < SESSIONS)
+    @rule(kind=st.sampled_from(sorted(KINDS)), tokens=st.integers(1, 90))
+    def begin(self, kind: str, tokens: int) -> None:
+        if self.scarce and kind in ("step", "exact", "streaming"):
+            return  # admission sees to it that the host has room for these
+        session = Session(kind, self._name())
+        keep = plan(KINDS[kind], tokens, MODEL_LAYERS)
+        self.cache.open(session.name, keep)
+        new = self._new(session, tokens)
+        alive = torch.arange(tokens)
+        for layer in LAYERS:
+            kept = keep.kept[FIRST + layer]
+            chosen = alive[torch.randperm(len(alive), generator=self.random)[:kept].sort().values]
+            if keep.drops_hidden_states:
+                gone = alive[~torch.isin(alive, chosen)]
+                self._drop(session, layer, gone.tolist())
+                alive, keep_rows = chosen, None
+            else:
+                keep_rows = None if len(chosen) == tokens else chosen
+            rows = alive if keep.drops_hidden_states else torch.arange(tokens)
+            self.cache.store_prompt(
+                session.name, layer, rows.numpy().astype(np.int32), new[layer][rows], keep_rows
+            )
+        self.sessions.append(session)
+
+    def _drop(self, session: Session, layer: int, positions: list[int]) -> None:
+        if positions:
+            hidden = torch.randn(len(positions), 40, generator=self.random).to(self.dtype)
+            session.hidden[layer] |= dict(zip(positions, hidden, strict=True))
+            self.cache.hidden.spill(
+                session.name, layer, np.array(positions, dtype=np.int32), hidden.clone()
+            )
+
+    @precondition(lambda self: self._active())
+    @rule(data=st.data(), steps=st.integers(1, 30))
+    def decode(self, data: st.DataObject, steps: int) -> None:
+        """New tokens, one at a time; drafts where the session drafts."""
+        session = self._pick(data)
+        drafts = self.cache.plan(session.name).drafts
+        for _ in range(min(steps, drafts - session.drafts) if drafts else steps):
+            if drafts:
+                self.cache.settle(session.name, self._generated(session), drafts=True)
+            targets = self.cache.score_targets([session.name])
+            step = self.cache.extend([session.name])
+            for layer, new in zip(LAYERS, self._new(session, 1), strict=True):
+                step.write(layer, new)
+            if targets:
+                shares = torch.rand(len(LAYERS), 1, targets.tail, generator=self.random)
+                self.cache.add_scores([session.name], targets, shares)
+            self.cache.end_step([session.name])
+            session.drafts += drafts > 0
+
+    def _generated(self, session: Session) -> int:
+        """Verified tokens behind the prompt."""
+        return len(session.kv[0]) - session.drafts - self.cache.plan(session.name).prompt_tokens
+
+    @precondition(lambda self: self._active(drafts=True))
+    @rule(data=st.data())
+    def verify(self, data: st.DataObject) -> None:
+        """All drafts and one more token are fed anew; some of them stay."""
+        session = self._pick(data, drafts=True)
+        rows = session.drafts + 1
+        self.cache.settle(session.name, self._generated(session), drafts=True)
+        for layer in LAYERS:
+            del session.kv[layer][len(session.kv[layer]) - session.drafts :]
+        before = len(session.kv[0])
+        paged, copy = self.cache.verify([session.name], [rows])
+        new = self._new(session, rows)
+        for layer in LAYERS:
+            paged.write(layer, new[layer])
+            batch = paged.batch(layer)
+            assert batch.spilled
+            for row in range(rows):
+                count = int(batch.lengths[row])
+                own = batch.gather(row, row + 1, count)[0]
+                back = batch.spilled.gather(row, row + 1, int(batch.spilled.lengths[row]))[0]
+                device = self.cache.positions(session.name, layer)[:count]
+                host = self.cache.host.positions(session.name, layer)
+                assert sorted([*device, *host]) == list(range(before + row + 1))
+                assert same_bits(own, self._truth(session, layer, device))
+                assert same_bits(back, self._truth(session, layer, host))
+        copy.wait()
+        right = data.draw(st.integers(1, rows))
+        for layer in LAYERS:
+            del session.kv[layer][before + right :]
+        session.drafts = 0
+        self.cache.settle(session.name, self._generated(session), drafts=True)
+
+    @precondition(lambda self: self._active())
+    @rule(data=st.data(), new=st.integers(1, 30), kept=st.sampled_from([1.0, 1.0, 0.9, 0.3]))
+    def next_turn(self, data: st.DataObject, new: int, kept: float) -> None:
+        """A turn goes on with all, or the first, of what there is."""
+        session = self._pick(data)
+        name, old = self._name(), self.cache.plan(session.name)
+        self.cache.settle(session.name, self._generated(session), drafts=False)
+        whole = len(session.kv[0]) - session.drafts
+        reused = max(1, int(kept * whole))
+        if old.drops_hidden_states:
+            reused = max(reused, old.prompt_tokens)
+        for layer in LAYERS:
+            del session.kv[layer][reused:]
+        session.drafts = 0
+        recall = session.kind != "off" or reused < old.prompt_tokens
+        self.cache.reopen(session.name, name, plan(KINDS[session.kind], reused + new, MODEL_LAYERS), reused)
+        session.name = name
+        keep, fresh = self.cache.plan(name), self._new(session, new)
+        for layer in LAYERS:
+            past = self.cache.gather(name, layer, recall)
+            assert same_bits(past.kv, self._truth(session, layer, past.positions))
+            self._take_hidden(session, layer)
+            positions = np.concatenate([past.positions, np.arange(reused, reused + new, dtype=np.int32)])
+            places = np.concatenate([past.places, np.full(new, -1)])
+            tokens = GatheredLayer(positions, places, torch.cat([past.kv, fresh[layer]]))
+            count = min(keep.kept[FIRST + layer], len(positions))
+            chosen = torch.randperm(len(positions), generator=self.random)[:count].sort().values
+            self.cache.replace(name, layer, tokens, chosen)
+            assert self.cache.positions(name, layer).tolist() == positions[chosen.numpy()].tolist()
+
+    def _take_hidden(self, session: Session, layer: int) -> None:
+        if session.kind != "prune":
+            return
+        taken = self.cache.hidden.take(session.name, layer)
+        expected, session.hidden[layer] = session.hidden[layer], {}
+        if taken is not None:
+            assert taken[0].tolist() == list(expected)
+            assert same_bits(taken[1], torch.stack(list(expected.values())))
+        else:
+            assert self.scarce or not expected
+
+    @precondition(lambda self: self._active())
+    @rule(data=st.data())
+    def recall_some(self, data: st.DataObject) -> None:
+        """What a step attends to is all on the device and some that are on the host, each once."""
+        session = self._pick(data)
+        if not self.cache.recalls([session.name]):
+            return
+        for layer in LAYERS:
+            device = self.cache.positions(session.name, layer)
+            host = self.cache.host.positions(session.name, layer)
+            query = torch.randn(2, TOKEN[2], generator=self.random).to(self.dtype)
+            kv = self.cache.recall(session.name, layer, query, 3)
+            assert len(kv) == len(device) + -(-len(host) // RECALLED_OF)
+            assert same_bits(kv[-1], session.kv[layer][device[-1]])
+            found = {tuple(row.view(-1).tolist()) for row in kv}
+            assert len(found) == len(kv)
+            every = {tuple(row.view(-1).tolist()) for row in self._truth(session, layer, host)}
+            every |= {tuple(row.view(-1).tolist()) for row in self._truth(session, layer, device)}
+            assert found <= every
+
+    @precondition(lambda self: self._active() and not self.scarce)
+    @rule(data=st.data())
+    def suspend(self, data: st.DataObject) -> None:
+        session = self._pick(data)
+        self.cache.settle(session.name, self._generated(session), drafts=False)
+        for layer in LAYERS:
+            del session.kv[layer][len(session.kv[layer]) - session.drafts :]
+        session.drafts = 0
+        self.cache.suspend(session.name)
+        session.suspended = True
+
+    @precondition(lambda self: any(each.suspended for each in self.sessions))
+    @rule(data=st.data())
+    def resume(self, data: st.DataObject) -> None:
+        session = data.draw(st.sampled_from([each for each in self.sessions if each.suspended]))
+        self.cache.resume(session.name)
+        session.suspended = False
+
+    @rule(count=st.integers(1, 8))
+    def complete_some_copies(self, count: int) -> None:
+        self.link.complete(count)
+
+    @precondition(lambda self: self.sessions)
+    @rule(data=st.data())
+    def end(self, data: st.DataObject) -> None:
+        session = data.draw(st.sampled_from(self.sessions))
+        self.sessions.remove(session)
+        self.cache.release(session.name)
+
+    @invariant()
+    def what_is_held_is_right(self) -> None:
+        self.cache.check_integrity()
+        for session in self.sessions:
+            for layer in LAYERS:
+                device = self.cache.positions(session.name, layer)
+                host = self.cache.host.positions(session.name, layer)
+                held = sorted([*device.tolist(), *host.tolist()])
+                assert len(set(held)) == len(held)
+                if not self.scarce and session.kind != "prune":
+                    assert held == list(range(len(session.kv[layer])))
+                if not session.suspended:
+                    own = self.cache.read(session.name, layer)
+                    assert same_bits(own, self._truth(session, layer, device))
+                back = self.cache.host.read(session.name, layer)
+                if back is not None:
+                    assert same_bits(back, self._truth(session, layer, host))
+
+    def teardown(self) -> None:
+        for session in self.sessions:
+            self.cache.release(session.name)
+        self.link.complete(self.link.pending)
+        self.cache.check_integrity()
+        assert self.cache.pool.allocator.pages_in_use == self.cache.host.bytes_in_use == 0
+
+
+def test_whatever_happens_to_sessions_their_tokens_are_theirs() -> None:
+    chosen = settings(max_examples=60, stateful_step_count=30, deadline=None)
+    run_state_machine_as_test(Recalling, settings=chosen)
+
+
+def test_a_cache_that_forgets_to_empty_the_places_of_recalled_tokens_is_found_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    exchange = HostStore.exchange
+
+    def forgetful(store: HostStore, sequence: int, layer: int, freed: np.ndarray, *new: object) -> None:
+        exchange(store, sequence, layer, freed[:0], *new)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(HostStore, "exchange", forgetful)
+    chosen = settings(
+        max_examples=60,
+        stateful_step_count=30,
+        deadline=None,
+        phases=[Phase.generate],
+        report_multiple_bugs=False,
+    )
+    with pytest.raises((AssertionError, IntegrityError)):
+        run_state_machine_as_test(Recalling, settings=chosen)
