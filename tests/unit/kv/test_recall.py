@@ -326,6 +326,7 @@ def test_a_cache_that_forgets_to_empty_the_places_of_recalled_tokens_is_found_ou
         deadline=None,
         phases=[Phase.generate],
         report_multiple_bugs=False,
+        derandomize=True,
     )
     with pytest.raises((AssertionError, IntegrityError)):
         run_state_machine_as_test(Recalling, settings=chosen)
