@@ -114,6 +114,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--prompts", type=int, default=50, metavar="N", help="to be compared; 0: none")
     parser.add_argument("--tokens", type=int, nargs="+", default=[1024, 4000], help="timed prompts")
+    parser.add_argument("--sequences", type=int, nargs="+", default=[1, 2, 4, 8], help="at once, timed")
     parser.add_argument("--runs", type=int, default=3, metavar="N", help="in turns; medians are printed")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
@@ -130,7 +131,7 @@ def main() -> None:
     for tokens in arguments.tokens:
         for gigabytes in (25, 5):
             engine = build("auto", gigabytes)
-            for sequences in (1, 2, 4, 8):
+            for sequences in arguments.sequences:
                 runs: dict[str, list[tuple[float, ...]]] = {"full": [], "exact": []}
                 for _ in range(arguments.runs):
                     runs["full"].append(speed(engine, tokens, sequences, FULL))
