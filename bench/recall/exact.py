@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -21,6 +22,12 @@ from workers.kv.link import PacedLink
 FULL = Compression()
 EXACT = Compression("pyramid", "evict", 0.45, recall="exact")
 OTHERS = (FULL, Compression("pyramid", "prune", 0.45), Compression("pyramid", "evict", 0.45, recall="step"))
+TIMED = {
+    "full": FULL,
+    "off": Compression("pyramid", "evict", 0.45),
+    "step": Compression("pyramid", "evict", 0.45, recall="step"),
+    "exact": EXACT,
+}
 OUTPUT = 128
 # A stream is compared up to the first step whose two best logits are closer than this.
 MARGIN = 1e-3
@@ -113,7 +120,7 @@ def main() -> None:
     """Prints tables and writes the raw numbers."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--prompts", type=int, default=50, metavar="N", help="to be compared; 0: none")
-    parser.add_argument("--tokens", type=int, nargs="+", default=[1024, 4000], help="timed prompts")
+    parser.add_argument("--tokens", type=int, nargs="*", default=[1024, 4000], help="timed prompts")
     parser.add_argument("--sequences", type=int, nargs="+", default=[1, 2, 4, 8], help="at once, timed")
     parser.add_argument("--runs", type=int, default=3, metavar="N", help="in turns; medians are printed")
     parser.add_argument("--output", type=Path)
@@ -132,21 +139,19 @@ def main() -> None:
         for gigabytes in (25, 5):
             engine = build("auto", gigabytes)
             for sequences in arguments.sequences:
-                runs: dict[str, list[tuple[float, ...]]] = {"full": [], "exact": []}
+                runs: dict[str, list[tuple[float, ...]]] = {mode: [] for mode in TIMED}
                 for _ in range(arguments.runs):
-                    runs["full"].append(speed(engine, tokens, sequences, FULL))
-                    runs["exact"].append(speed(engine, tokens, sequences, EXACT))
-                middle = {
-                    mode: [sorted(each)[len(own) // 2] for each in zip(*own, strict=True)]
-                    for mode, own in runs.items()
-                }
+                    for mode, compression in TIMED.items():
+                        runs[mode].append(speed(engine, tokens, sequences, compression))
                 results["speed"].append(
                     {"tokens": tokens, "gigabytes": gigabytes, "sequences": sequences, "runs": runs}
                 )
+                rates = {mode: median(run[0] for run in own) for mode, own in runs.items()}
                 print(
-                    f"{tokens} tokens, {gigabytes} GB/s, {sequences} at once: full {middle['full'][0]:.0f} "
-                    f"tokens/s, exact {middle['exact'][0]:.0f}, "
-                    f"{middle['exact'][1]:.2f} of drafts right, {middle['exact'][2]:.1f} a verification",
+                    f"{tokens} tokens, {gigabytes} GB/s, {sequences} at once, tokens/s: "
+                    + ", ".join(f"{mode} {rate:.0f}" for mode, rate in rates.items())
+                    + f"; {median(run[1] for run in runs['exact']):.2f} of drafts right, "
+                    f"{median(run[2] for run in runs['exact']):.1f} a verification",
                     flush=True,
                 )
     if arguments.output:
