@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from cluster.requests import ValidatedRequest
-from pyramidserve.errors import ConfigurationError, RequestTooLargeError
+from pyramidserve.errors import ConfigurationError, InvalidRequestError, RequestTooLargeError
 from pyramidserve.types import PipelineState, StageState
 from pyramidserve.v1 import pipeline_pb2 as pb
 from workers.compression.policies import plan
@@ -95,6 +95,25 @@ class PipelineLedger(Forecast):
             f"lower max_tokens (now {request.max_tokens}) or kv_keep, or shorten the prompt of "
             f"{len(request.prompt_ids)} tokens"
         )
+
+    def take(self, memory: Sequence[pb.StageMemory]) -> None:
+        """Takes in what the head reports of each stage.
+
+        Raises:
+            InvalidRequestError: it cannot be true.
+        """
+        if len(memory) != len(self._stages):
+            raise InvalidRequestError(
+                f"pipeline {self.pipeline_id!r} has {len(self._stages)} stages and reports the memory of "
+                f"{len(memory)}"
+            )
+        for rank, (stage, told) in enumerate(zip(self._stages, memory, strict=True)):
+            if not 0 <= told.pages_in_use <= stage.pages_total or told.host_bytes < 0:
+                raise InvalidRequestError(
+                    f"stage {rank} of pipeline {self.pipeline_id!r} reports {told.pages_in_use} of "
+                    f"{stage.pages_total} pages and {told.host_bytes} bytes of host memory in use"
+                )
+        self.memory = memory
 
     def state(self) -> PipelineState:
         """The books, with the memory that the head last reported."""

@@ -159,11 +159,14 @@ class Router:
         self._dispatch()
 
     def report(self, pipeline: AttachedPipeline, step: pb.StepReport) -> None:
-        """Takes in what a step of a pipeline brought; nothing if it is detached."""
+        """Takes in what a step of a pipeline brought; nothing if it is detached.
+
+        Raises InvalidRequestError if it says of its memory what cannot be true.
+        """
         if self._pipelines.get(pipeline.pipeline_id) is not pipeline:
             return
         if step.memory:
-            pipeline.ledger.memory = step.memory
+            pipeline.ledger.take(step.memory)
         for new in step.tokens:
             self._live.append(pipeline, new)
         for finished in step.finished:

@@ -6,7 +6,7 @@ import pytest
 from fake_head import request
 
 from cluster.ledger import PipelineLedger
-from pyramidserve.errors import ConfigurationError
+from pyramidserve.errors import ConfigurationError, InvalidRequestError
 from pyramidserve.types import Compression, StageState, Stopping, StreamingParameters
 from pyramidserve.v1 import pipeline_pb2 as pb
 
@@ -41,7 +41,7 @@ def test_a_request_grows_on_every_stage() -> None:
 def test_a_compressed_request_needs_less_of_deep_stages() -> None:
     books = PipelineLedger("p", [stage(0, 1, 999), stage(1, 2, 999)], 1)
     long = replace(request(), prompt_ids=(1,) * 1600, compression=Compression("pyramid", kv_keep=0.6))
-    shallow, deep = books.growth(long, 1).most
+    shallow, deep = books.growth(long, 1).most[:2]
     assert deep < shallow
 
 
@@ -92,10 +92,12 @@ def test_what_never_fits_is_told_by_its_tightest_stage() -> None:
 def test_the_state_joins_promises_and_what_the_head_reports() -> None:
     books = ledger()
     books.add(1, books.growth(request(pages=2), 16))
-    books.memory = [
-        pb.StageMemory(pages_in_use=1, host_bytes=2, resident_bytes=3),
-        pb.StageMemory(pages_in_use=4, host_bytes=5, resident_bytes=6),
-    ]
+    books.take(
+        [
+            pb.StageMemory(pages_in_use=1, host_bytes=2, resident_bytes=3),
+            pb.StageMemory(pages_in_use=4, host_bytes=5, resident_bytes=6),
+        ]
+    )
     state = books.state()
     assert (state.pipeline_id, state.sequences, state.max_sequences) == ("p", 1, 4)
     first, second = state.stages
@@ -106,6 +108,24 @@ def test_the_state_joins_promises_and_what_the_head_reports() -> None:
         3,
     )
     assert (second.pages_reserved, second.pages_in_use) == (4, 4)
+
+
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        ([(0, 0)], "has 2 stages and reports the memory of 1"),
+        ([(0, 0), (9, 0)], "stage 1 of pipeline 'p' reports 9 of 8 pages"),
+        ([(-1, 0), (0, 0)], "stage 0 of pipeline 'p' reports -1 of 8 pages"),
+        ([(0, -5), (0, 0)], "-5 bytes of host memory"),
+    ],
+)
+def test_a_head_that_tells_what_cannot_be_is_not_believed(
+    told: list[tuple[int, int]], message: str
+) -> None:
+    books = ledger()
+    with pytest.raises(InvalidRequestError, match=message):
+        books.take([pb.StageMemory(pages_in_use=pages, host_bytes=size) for pages, size in told])
+    assert not books.memory
 
 
 @pytest.mark.parametrize(

@@ -242,6 +242,33 @@ def test_a_stream_goes_on_with_another_head_when_one_is_lost() -> None:
     run(scenario)
 
 
+def test_a_head_that_lies_about_its_pages_is_sent_away_and_another_goes_on() -> None:
+    async def scenario() -> None:
+        async with site() as at:
+            async with at.head() as liar:
+                stream = at.stream()
+                await anext(stream)
+                start = await liar.started()
+                absurd = [pipeline_pb2.StageMemory(pages_in_use=-1)] * 2
+                told = [tokens(start.sequence_id, 0, 0)]
+                await liar.report(pipeline_pb2.StepReport(tokens=told, memory=absurd))
+                with pytest.raises(grpc.aio.AioRpcError) as ended:
+                    await liar.ended()
+                assert ended.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+                assert "reports -1 of 8 pages" in str(ended.value.details())
+            async with at.head(hello("other")) as head:
+                answering = asyncio.create_task(head.run())
+                *rest, receipt = await events_of(stream)
+                answering.cancel()
+            chunks = [event for event in rest if isinstance(event, Tokens)]
+            assert [token for chunk in chunks for token in chunk.token_ids] == list(range(16))
+            assert isinstance(receipt, Receipt)
+            assert receipt.replays == 1
+            await at.emptied()
+
+    run(scenario)
+
+
 def test_what_a_head_had_no_room_for_is_sent_again() -> None:
     async def scenario() -> None:
         async with site() as at, at.head() as head:
