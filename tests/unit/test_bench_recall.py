@@ -1,0 +1,47 @@
+"""The measures of recall: real text in pieces, facts all over it, and an interval for what is recovered."""
+
+import pytest
+
+from bench.recall import texts
+from bench.recall.facts import FACTS, LATER_TURNS, recovered, talks
+from bench.recall.texts import windows
+
+
+class Words:
+    """A tokenizer of whole words."""
+
+    def __init__(self) -> None:
+        self.words: list[str] = []
+
+    def encode(self, text: str) -> list[int]:
+        first = len(self.words)
+        self.words += text.split(" ")
+        return list(range(first, len(self.words)))
+
+    def decode(self, ids: list[int]) -> str:
+        return " ".join(self.words[token] for token in ids)
+
+
+def test_pieces_are_of_one_length_and_do_not_overlap(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(texts, "topics", {"a": "x " * 9, "b": "y " * 4, "c": "z " * 12})
+    pieces = windows(Words(), 10, 9)  # type: ignore[arg-type]
+    assert [len(piece) for piece in pieces] == [10, 10]
+    assert sorted(token for piece in pieces for token in piece) == list(range(20))
+
+
+def test_a_document_has_all_its_facts_and_later_turns_ask_for_some() -> None:
+    made = talks(Words(), 300, 3, seed=2)  # type: ignore[arg-type]
+    assert made == talks(Words(), 300, 3, seed=2)  # type: ignore[arg-type]
+    for talk in made:
+        assert talk.document.count(" keeps the ") == FACTS
+        assert len(set(talk.asked)) == LATER_TURNS
+        for fact in talk.asked:
+            assert fact.sentence in talk.document
+            assert "".join(fact.answer) + "." == fact.sentence.strip()
+
+
+def test_what_is_recovered_is_a_share_of_all_gaps_within_its_interval() -> None:
+    share, low, high = recovered([(1.0, 1.0), (1.0, 0.5), (2.0, 1.5)] * 20, seed=1)
+    assert share == pytest.approx(0.75)
+    assert low < share < high
+    assert recovered([(1.0, 1.0)] * 9, seed=1) == (1.0, 1.0, 1.0)
