@@ -85,6 +85,7 @@ def compare(prompts: list[list[int]], boundaries: tuple[int, ...]) -> dict[str, 
         "cut_short": sum(end < OUTPUT for end in certain),
         "tokens_compared": sum(certain),
         "acceptance": accepted / drafted,
+        "accepted_a_verification": accepted / (len(prompts) * (OUTPUT - 1) - accepted),
         "host_bytes_per_token_of_spilled": per_token / spilled,
         "device_share": max(receipt.kv_keep_reached for receipt in receipts),
     }
