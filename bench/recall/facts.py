@@ -118,10 +118,10 @@ class Asking:
 
 def _answer(read: Likelihood, reply: list[int], given: int) -> dict[str, Any]:
     return {
-        "log_probability": sum(read.log_probabilities[given:]),
+        "log_probability": round(sum(read.log_probabilities[given:]), 4),
         "exact": list(read.likeliest[given:]) == reply[given:],
-        "device_share": read.receipt.kv_keep_reached,
-        "reused": read.receipt.reused_tokens / read.receipt.prompt_tokens,
+        "device_share": round(read.receipt.kv_keep_reached, 4),
+        "reused": round(read.receipt.reused_tokens / read.receipt.prompt_tokens, 4),
         "recalled_bytes": read.receipt.recalled_bytes,
     }
 
@@ -156,7 +156,10 @@ def main() -> None:
     print()
     report(results, arguments.seed)
     if arguments.output:
-        arguments.output.write_text(json.dumps(results, indent=1))
+        columns = {
+            mode: {name: [each[name] for each in own] for name in own[0]} for mode, own in results.items()
+        }
+        arguments.output.write_text(json.dumps(columns) + "\n")
 
 
 def report(results: dict[str, list[dict[str, Any]]], seed: int) -> None:
