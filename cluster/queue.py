@@ -1,6 +1,6 @@
 """The order in which requests wait: fair between tenants, by priority and age within each. Pure."""
 
-from bisect import insort
+from bisect import bisect_left, insort
 from collections.abc import Iterator, Mapping
 from typing import Generic, Protocol, TypeVar
 
@@ -36,6 +36,16 @@ class _Line(Generic[Item]):
         self.served = 0.0
         self.items: list[Item] = []
 
+    def place(self, item: Item) -> int | None:
+        """Where ``item`` stands; None if it does not."""
+        rank = _rank(item)
+        for place in range(bisect_left(self.items, rank, key=_rank), len(self.items)):
+            if self.items[place] is item:
+                return place
+            if _rank(self.items[place]) > rank:
+                break
+        return None
+
 
 class Queue(Generic[Item]):
     """Tenants take turns by what they have been served (start-time fair queueing, Goyal et al., 1996).
@@ -55,7 +65,7 @@ class Queue(Generic[Item]):
         return self._length
 
     def __contains__(self, item: Item) -> bool:
-        return any(each is item for each in self._line(item).items)
+        return self._line(item).place(item) is not None
 
     def __iter__(self) -> Iterator[Item]:
         """All that wait, in the order in which they would be served now."""
@@ -81,11 +91,12 @@ class Queue(Generic[Item]):
     def remove(self, item: Item) -> bool:
         """Takes an item out; returns whether it was there."""
         line = self._line(item)
-        kept = [each for each in line.items if each is not item]
-        removed = len(kept) < len(line.items)
-        line.items = kept
-        self._length -= removed
-        return removed
+        place = line.place(item)
+        if place is None:
+            return False
+        del line.items[place]
+        self._length -= 1
+        return True
 
     def serve(self, item: Item) -> None:
         """Takes an item out that is served now."""
