@@ -1,6 +1,6 @@
 """The order in which requests wait: fair between tenants, by priority and age within each. Pure."""
 
-from bisect import bisect_left, insort
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterator, Mapping
 from typing import Generic, Protocol, TypeVar
 
@@ -39,12 +39,8 @@ class _Line(Generic[Item]):
     def place(self, item: Item) -> int | None:
         """Where ``item`` stands; None if it does not."""
         rank = _rank(item)
-        for place in range(bisect_left(self.items, rank, key=_rank), len(self.items)):
-            if self.items[place] is item:
-                return place
-            if _rank(self.items[place]) > rank:
-                break
-        return None
+        first, end = (bisect(self.items, rank, key=_rank) for bisect in (bisect_left, bisect_right))
+        return next((place for place in range(first, end) if self.items[place] is item), None)
 
 
 class Queue(Generic[Item]):

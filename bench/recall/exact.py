@@ -5,7 +5,6 @@ import functools
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -16,6 +15,7 @@ from bench.recall.likelihood import Judge
 from bench.recall.texts import windows
 from pyramidserve.types import Compression, Receipt, Stopping
 from workers.engine.engine import Engine, EngineConfig, EngineRequest
+from workers.engine.loop import SequenceFinished, SequenceTokens
 from workers.engine.pipeline import connect_local
 from workers.kv.link import PacedLink
 
@@ -73,8 +73,7 @@ def compare(prompts: list[list[int]], boundaries: tuple[int, ...]) -> dict[str, 
             if reply.token_ids[:end] != expected[index][:end]:
                 raise SystemExit(f"prompt {index}: {reply.token_ids[:end]} is not {expected[index][:end]}")
             receipts.append(reply.receipt)
-    drafted = sum(receipt.drafted_tokens for receipt in receipts)
-    accepted = sum(receipt.accepted_tokens for receipt in receipts)
+    right, accepted = drafting(receipts)
     per_token = spilled = 0.0
     for receipt in receipts:
         spilled += receipt.spilled_bytes
@@ -84,11 +83,19 @@ def compare(prompts: list[list[int]], boundaries: tuple[int, ...]) -> dict[str, 
         "prompts": len(prompts),
         "cut_short": sum(end < OUTPUT for end in certain),
         "tokens_compared": sum(certain),
-        "acceptance": accepted / drafted,
-        "accepted_a_verification": accepted / (len(prompts) * (OUTPUT - 1) - accepted),
+        "acceptance": right,
+        "accepted_a_verification": accepted,
         "host_bytes_per_token_of_spilled": per_token / spilled,
         "device_share": max(receipt.kv_keep_reached for receipt in receipts),
     }
+
+
+def drafting(receipts: Sequence[Receipt]) -> tuple[float, float]:
+    """The share of all drafts that were right, and how many were accepted a verification."""
+    drafted = sum(receipt.drafted_tokens for receipt in receipts)
+    accepted = sum(receipt.accepted_tokens for receipt in receipts)
+    rounds = sum(receipt.output_tokens - 1 for receipt in receipts) - accepted
+    return accepted / max(1, drafted), accepted / max(1, rounds)
 
 
 def speed(
@@ -97,24 +104,16 @@ def speed(
     """Output tokens a second once all have begun, drafts right, and drafts accepted a verification."""
     prompts = windows(engine.tokenizer, tokens, sequences)
     for prompt in prompts:
-        engine.submit(replace(ask(prompt, compression), session_id=""))
-    left, began, receipts = sequences, 0.0, []
+        engine.submit(ask(prompt, compression))
+    began, receipts = 0.0, []
     while not engine.idle:
         for event in engine.step():
-            if hasattr(event, "receipt"):
+            if isinstance(event, SequenceFinished):
                 receipts.append(event.receipt)
-            elif hasattr(event, "tokens") and event.tokens.index == 0:
-                left -= 1
+            elif isinstance(event, SequenceTokens) and event.tokens.index == 0:
                 began = time.perf_counter()
     seconds = time.perf_counter() - began
-    drafted = sum(receipt.drafted_tokens for receipt in receipts)
-    accepted = sum(receipt.accepted_tokens for receipt in receipts)
-    rounds = sum(receipt.output_tokens - 1 for receipt in receipts) - accepted
-    return (
-        sequences * (OUTPUT - 1) / seconds,
-        accepted / max(1, drafted),
-        accepted / max(1, rounds),
-    )
+    return sequences * (OUTPUT - 1) / seconds, *drafting(receipts)
 
 
 def main() -> None:
