@@ -3,13 +3,14 @@
 import itertools
 import math
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from statistics import median
 from typing import Generic, Protocol, TypeVar
 
 from cluster.ledger import PipelineLedger
 from cluster.lengths import OutputLengths
+from cluster.placement import Misses, Placement
 from cluster.queue import Queue, Waiting
 from cluster.requests import ValidatedRequest
 from cluster.sessions import Sessions
@@ -20,7 +21,9 @@ UNKNOWN_RETRY_DELAY = 1.0
 RETRY_DELAY_RANGE = (0.1, 30.0)
 # One for which there is no room may be overtaken by smaller ones for so many seconds. After that nobody is
 # admitted before it, so that it waits for those that run at most. So many are looked at behind the first.
-PATIENCE, LOOKAHEAD = 4.0, 32
+PATIENCE, LOOKAHEAD = 4.0, 16
+# How often the queue is gone through for those that will miss their deadline, in seconds.
+LATE_INTERVAL = 0.1
 
 
 class Dated(Waiting, Protocol):
@@ -31,6 +34,14 @@ class Dated(Waiting, Protocol):
 
 
 Item = TypeVar("Item", bound=Dated)
+
+
+@dataclass(frozen=True)
+class _Miss:
+    """Since when something has found no room, and the pipelines' gains when it was tried last."""
+
+    since: float
+    gains: int
 
 
 @dataclass(frozen=True)
@@ -57,7 +68,8 @@ class Admission(Generic[Item]):
         self.decisions: Counter[str] = Counter()
         self._clock = clock
         self._queue: Queue[Item] = Queue(weights)
-        self._missed: dict[int, float] = {}
+        self._missed: dict[int, _Miss] = {}
+        self._late_looked = -math.inf
         self._sequence_ids = itertools.count(1)
         self._lengths = OutputLengths()
         self._completions: deque[float] = deque(maxlen=COMPLETIONS)
@@ -69,7 +81,7 @@ class Admission(Generic[Item]):
     def __contains__(self, item: Item) -> bool:
         return item in self._queue
 
-    def enqueue(self, item: Item, ledgers: Sequence[PipelineLedger]) -> None:
+    def enqueue(self, item: Item, ledgers: Iterable[PipelineLedger]) -> None:
         """Puts ``item`` into the queue.
 
         Raises:
@@ -94,22 +106,34 @@ class Admission(Generic[Item]):
         self._queue.remove(item)
         self._missed.pop(id(item), None)
 
-    def choose(self, ledgers: Sequence[PipelineLedger], sessions: Sessions) -> list[Admitted[Item]]:
-        """Takes from the queue what fits ``ledgers`` until its end, and adds it to them.
+    def choose(self, placement: Placement, sessions: Sessions) -> list[Admitted[Item]]:
+        """Takes from the queue what fits the pipelines until its end, and adds it to their ledgers.
 
         In the queue's order; smaller ones may overtake one that does not fit, for a while. A request
-        goes to the pipeline of its session if it fits there, else to the one with the most free pages.
+        goes to the pipeline of its session if it fits there, else to the one with the most room.
         """
         admitted = []
-        for item in self._candidates() if ledgers else ():
-            expected = self._lengths.expected(item.request)
-            ledger = _place(item.request, expected, ledgers, sessions)
+        misses = Misses()
+        for item in self._candidates() if len(placement) else ():
+            request, missed = item.request, self._missed.get(id(item))
+            if missed and missed.gains == placement.gains:
+                continue
+            expected = self._lengths.expected(request)
+            ledger = placement.find(
+                request,
+                expected,
+                missed.gains if missed else None,
+                sessions.pipeline(request.session_id),
+                misses,
+            )
             if ledger is None:
-                self._missed.setdefault(id(item), self._clock())
+                since = missed.since if missed else self._clock()
+                self._missed[id(item)] = _Miss(since, placement.gains)
                 continue
             self._missed.pop(id(item), None)
             sequence_id = next(self._sequence_ids)
-            ledger.add(sequence_id, ledger.growth(item.request, expected))
+            ledger.add(sequence_id, ledger.growth(request, expected))
+            placement.took(ledger)
             admitted.append(Admitted(sequence_id, item, ledger.pipeline_id, expected))
         for each in admitted:
             self._queue.serve(each.item)
@@ -118,12 +142,12 @@ class Admission(Generic[Item]):
 
     def _candidates(self) -> Iterator[Item]:
         """Those that may be admitted, in order, as long as no one that waits holds the rest back."""
-        misses = 0
+        misses, now = 0, self._clock()
         for item in self._queue:
             yield item
             if (missed := self._missed.get(id(item))) is not None:
                 misses += 1
-                if misses > LOOKAHEAD or self._clock() - missed > PATIENCE:
+                if misses > LOOKAHEAD or now - missed.since > PATIENCE:
                     return
 
     def expected_pages(self, ledger: PipelineLedger) -> list[tuple[int, ...]]:
@@ -134,13 +158,22 @@ class Admission(Generic[Item]):
         ]
 
     def take_too_late(self) -> list[tuple[Item, RequestTimeoutError]]:
-        """Takes from the queue what could not end before its deadline even if it ran now."""
+        """Takes from the queue what could not end before its deadline even if it ran now.
+
+        Nothing if that was looked for within LATE_INTERVAL.
+        """
+        now = self._clock()
+        if now < self._late_looked + LATE_INTERVAL:
+            return []
+        self._late_looked = now
         late = [(item, error) for item in self._queue if (error := self._too_late(item, 0.0))]
         for item, _ in late:
             self.remove(item)
         return late
 
-    def take_too_large(self, ledgers: Sequence[PipelineLedger]) -> list[tuple[Item, RequestTooLargeError]]:
+    def take_too_large(
+        self, ledgers: Collection[PipelineLedger]
+    ) -> list[tuple[Item, RequestTooLargeError]]:
         """Takes from the queue what none of ``ledgers`` could ever hold, with the reason."""
         taken = [(item, error) for item in self._queue if (error := too_large(item.request, ledgers))]
         for item, _ in taken:
@@ -196,7 +229,7 @@ class Admission(Generic[Item]):
         )
 
 
-def too_large(request: ValidatedRequest, ledgers: Sequence[PipelineLedger]) -> RequestTooLargeError | None:
+def too_large(request: ValidatedRequest, ledgers: Iterable[PipelineLedger]) -> RequestTooLargeError | None:
     """Why none of ``ledgers`` could ever hold ``request``; None if one could, or there is none."""
     errors = []
     for ledger in ledgers:
@@ -205,18 +238,3 @@ def too_large(request: ValidatedRequest, ledgers: Sequence[PipelineLedger]) -> R
             return None
         errors.append(error)
     return errors[0] if errors else None
-
-
-def _place(
-    request: ValidatedRequest,
-    expected_tokens: int,
-    ledgers: Sequence[PipelineLedger],
-    sessions: Sessions,
-) -> PipelineLedger | None:
-    home = sessions.pipeline(request.session_id)
-    fitting = [ledger for ledger in ledgers if ledger.fits(ledger.growth(request, expected_tokens))]
-    return max(
-        fitting,
-        key=lambda ledger: (ledger.pipeline_id == home, sum(ledger.free)),
-        default=None,
-    )

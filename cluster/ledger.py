@@ -3,11 +3,13 @@
 import itertools
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 
 from cluster.requests import ValidatedRequest
 from pyramidserve.errors import ConfigurationError, InvalidRequestError, RequestTooLargeError
 from pyramidserve.types import PipelineState, StageState
 from pyramidserve.v1 import pipeline_pb2 as pb
+from workers.compression.plan import KeepPlan
 from workers.compression.policies import plan
 from workers.kv.footprint import ShardLayout, host_pages
 from workers.kv.forecast import Forecast, Growth, growth
@@ -54,14 +56,13 @@ class PipelineLedger(Forecast):
     def growth(self, request: ValidatedRequest, expected_tokens: int) -> Growth:
         """Pages that ``request`` takes, and will until ``expected_tokens`` or its last token."""
         keep = plan(request.compression, len(request.prompt_ids), self._stages[-1].end_layer)
-        more = growth(keep, self._layouts, expected_tokens, request.max_tokens)
-        on_host = tuple(host_pages(keep, layout, request.max_tokens) for layout in self._layouts)
-        return replace(
-            more,
-            first=more.first + on_host,
-            expected=more.expected + on_host,
-            most=more.most + on_host,
-        )
+        return _growth(keep, self._layouts, expected_tokens, request.max_tokens)
+
+    @property
+    def room(self) -> float:
+        """The part of the device memory, of the stage with the least, that is promised to nobody."""
+        stages = len(self._stages)
+        return float((1 - self.promised[:stages] / self.pages[:stages]).min())
 
     @property
     def free(self) -> tuple[int, ...]:
@@ -129,3 +130,13 @@ class PipelineLedger(Forecast):
                 resident_bytes=memory.resident_bytes,
             )
         return PipelineState(self.pipeline_id, tuple(stages), len(self), self.max_sequences)
+
+
+@lru_cache(maxsize=1 << 14)
+def _growth(plan: KeepPlan, layouts: tuple[ShardLayout, ...], expected: int, most: int) -> Growth:
+    """How a sequence grows on the devices of all stages, with what it needs of their hosts behind that."""
+    more = growth(plan, layouts, expected, most)
+    on_host = tuple(host_pages(plan, layout, most) for layout in layouts)
+    return replace(
+        more, first=more.first + on_host, expected=more.expected + on_host, most=more.most + on_host
+    )

@@ -21,6 +21,7 @@ class LiveRequest:
         arrived: when the request arrived; seconds, as all times here, on the router's clock.
         deadline: when its client gives up, or infinite.
         sent: when it was last sent to a pipeline that had room, before any was lost.
+        pipeline_id: the pipeline that it was last sent to, or "".
         losses: pipelines that were lost while they ran it.
     """
 
@@ -38,6 +39,7 @@ class LiveRequest:
         self.arrived = arrived
         self.deadline = deadline
         self.sent = arrived
+        self.pipeline_id = ""
         self.losses = 0
         self._abandoned = abandoned
         self._chunks: list[Tokens] = []

@@ -11,6 +11,7 @@ from cluster.autoscale import pipelines_filled
 from cluster.ledger import PipelineLedger
 from cluster.live import Follower, LiveRequest
 from cluster.pipelines import AttachedPipeline
+from cluster.placement import Placement
 from cluster.registry import LOST_RETRY_DELAY, Registry
 from cluster.requests import ValidatedRequest
 from cluster.sessions import Sessions
@@ -70,6 +71,7 @@ class Router:
         self._sessions = Sessions(session_limit, session_max_age, clock)
         self._live = Registry(self._admission, self._sessions, clock)
         self._pipelines: dict[str, AttachedPipeline] = {}
+        self._placement = Placement()
         self._draining = False
 
     @property
@@ -137,6 +139,7 @@ class Router:
         if hello.pipeline_id in self._pipelines:
             self.detach(self._pipelines[hello.pipeline_id])
         self._pipelines[hello.pipeline_id] = pipeline
+        self._placement.gained(pipeline.ledger)
         log.info("pipeline_attached pipeline_id=%r stages=%d", hello.pipeline_id, len(hello.stages))
         self._refuse_too_large()
         self._dispatch()
@@ -147,6 +150,7 @@ class Router:
         if self._pipelines.get(pipeline.pipeline_id) is not pipeline:
             return
         del self._pipelines[pipeline.pipeline_id]
+        self._placement.close(pipeline.pipeline_id)
         pipeline.orders.put_nowait(None)
         log.info(
             "pipeline_detached pipeline_id=%r sequences=%d",
@@ -177,6 +181,7 @@ class Router:
             refused = any(each.cause == each.CAUSE_NO_ROOM for each in step.failed)
             freed = step.finished or any(each.cause != each.CAUSE_NO_ROOM for each in step.failed)
             pipeline.refused = refused and not freed
+            self._gained(pipeline)
             if pipeline.refused and not pipeline.sequences:
                 self._call_later(REFUSAL_PAUSE, lambda: self._try_again(pipeline))
             self._dispatch()
@@ -188,6 +193,7 @@ class Router:
             "pipeline_leaving pipeline_id=%r sequences=%d", pipeline.pipeline_id, len(pipeline.sequences)
         )
         pipeline.leaving = True
+        self._placement.close(pipeline.pipeline_id)
         self._let_go(pipeline)
 
     def demand(self) -> float:
@@ -220,6 +226,8 @@ class Router:
     async def drain(self, timeout: float) -> None:
         """Refuses new requests, waits ``timeout`` seconds for the live ones, then lets all go."""
         self._draining = True
+        for pipeline in self._pipelines.values():
+            self._gained(pipeline)
         self._dispatch()
         if self._live:
             try:
@@ -267,13 +275,11 @@ class Router:
     def _dispatch(self) -> None:
         for live, error in self._admission.take_too_late():
             self._live.fail(live, error)
-        # When all is shut down, pipelines that leave have to do what waits.
-        pipelines = [each for each in self._pipelines.values() if self._draining or not each.leaving]
-        open_ledgers = [each.ledger for each in pipelines if not each.refused]
-        for admitted in self._admission.choose(open_ledgers, self._sessions):
+        for admitted in self._admission.choose(self._placement, self._sessions):
             live, request = admitted.item, admitted.item.request
             if not live.losses:
                 live.sent = self._clock()
+            live.pipeline_id = admitted.pipeline_id
             if request.session_id:
                 self._sessions.place(request.session_id, admitted.pipeline_id)
             self._pipelines[admitted.pipeline_id].start(admitted, len(self._admission))
@@ -283,6 +289,14 @@ class Router:
                 admitted.sequence_id,
                 admitted.pipeline_id,
             )
+
+    def _gained(self, pipeline: AttachedPipeline) -> None:
+        """Something has ended on a pipeline, or it may be given requests again."""
+        # When all is shut down, pipelines that leave have to do what waits.
+        if pipeline.refused or (pipeline.leaving and not self._draining):
+            self._placement.close(pipeline.pipeline_id)
+        else:
+            self._placement.gained(pipeline.ledger)
 
     def _let_go(self, pipeline: AttachedPipeline) -> None:
         waiting = self._draining and len(self._admission)
@@ -295,11 +309,13 @@ class Router:
 
     def _try_again(self, pipeline: AttachedPipeline) -> None:
         pipeline.refused = False
+        if self._pipelines.get(pipeline.pipeline_id) is pipeline:
+            self._gained(pipeline)
         self._dispatch()
 
     def _cancel(self, live: LiveRequest) -> None:
         """Ends a request that nobody follows; its pages stay promised until the head confirms."""
-        for pipeline in self._pipelines.values():
+        if pipeline := self._pipelines.get(live.pipeline_id):
             for sequence_id, running in pipeline.sequences.items():
                 if running is live:
                     pipeline.cancel(sequence_id)

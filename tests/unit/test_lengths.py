@@ -16,21 +16,21 @@ def test_nothing_is_concluded_from_a_few_replies() -> None:
         lengths.count(ASKED, 10)
     assert lengths.expected(ASKED) == 100
     lengths.count(ASKED, 10)
-    assert lengths.expected(ASKED) == 10
+    assert lengths.expected(ASKED) == 16
 
 
-def test_three_in_four_are_no_longer_than_expected() -> None:
+def test_three_in_four_are_no_longer_than_expected_in_whole_pages() -> None:
     lengths = OutputLengths()
     for tokens in range(1, 101):
         lengths.count(ASKED, tokens)
-    assert lengths.expected(replace(ASKED, stopping=Stopping(max_tokens=1000))) in (75, 76)
+    assert lengths.expected(replace(ASKED, stopping=Stopping(max_tokens=1000))) == 80
 
 
 def test_old_replies_are_forgotten() -> None:
     lengths = OutputLengths()
-    for tokens in [90] * REMEMBERED + [5] * REMEMBERED:
+    for tokens in [90] * REMEMBERED + [16] * REMEMBERED:
         lengths.count(ASKED, tokens)
-    assert lengths.expected(ASKED) == 5
+    assert lengths.expected(ASKED) == 16
 
 
 def test_the_limit_and_what_there_is_already_bound_it() -> None:

@@ -7,7 +7,7 @@ Gong et al., "Past-Future Scheduler for LLM Serving under SLA Guarantees", ASPLO
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,8 @@ from workers.kv.pages import IntegrityError
 
 Pages = tuple[int, ...]
 _Floats = npt.NDArray[np.float64]
+# Of sums of pages that are whole in truth.
+ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
@@ -36,43 +38,95 @@ class Growth:
     most: Pages
     most_tokens: int
 
+    @cached_property
+    def slopes(self) -> _Floats:
+        """Pages a token, to the expected end and to the latest: [2, shards]."""
+        grown = np.array([self.expected, self.most]) - self.first
+        return grown / np.maximum(1, [[self.expected_tokens], [self.most_tokens]])
 
-@lru_cache(maxsize=4096)
+    def covers(self, other: "Growth") -> bool:
+        """Whether this takes, from now on and at any time, at least what ``other`` takes."""
+        return (
+            # One that is expected to end at once is counted to its latest end.
+            self.expected_tokens >= other.expected_tokens > 0
+            and all(more >= less for more, less in zip(self.first, other.first, strict=True))
+            and bool((self.slopes[0] >= other.slopes[0]).all())
+        )
+
+
+@lru_cache(maxsize=1 << 14)
 def growth(plan: KeepPlan, shards: tuple[ShardLayout, ...], expected: int, most: int) -> Growth:
     """How a sequence with ``plan`` grows until it has ``expected``, or ``most``, output tokens."""
     return Growth(
         first=tuple(pages_held(plan, shard, 0) for shard in shards),
-        expected=tuple(peak_pages(plan, shard, expected) for shard in shards),
+        expected=_peaks(plan, shards, expected),
         expected_tokens=expected - 1,
-        most=tuple(peak_pages(plan, shard, most) for shard in shards),
+        most=_peaks(plan, shards, most),
         most_tokens=most - 1,
     )
 
 
+@lru_cache(maxsize=1 << 14)
+def _peaks(plan: KeepPlan, shards: tuple[ShardLayout, ...], tokens: int) -> Pages:
+    return tuple(peak_pages(plan, shard, tokens) for shard in shards)
+
+
+@dataclass(frozen=True)
+class _Profile:
+    """Sequences in the order of their ends, the last first.
+
+    Attributes:
+        left: tokens to the end of each: [sequences].
+        held, slopes: pages now and pages a token of the first none, one, two ... of them together:
+            [sequences + 1, shards].
+        peaks: pages of those that are still there when each comes to its end: [sequences, shards].
+        highest: the most of the first none, one, two ... of ``peaks``: [sequences + 1, shards].
+        free: pages that nobody takes now: [shards].
+    """
+
+    left: _Floats
+    held: _Floats
+    slopes: _Floats
+    peaks: _Floats
+    highest: _Floats
+    free: list[float]
+
+
 class Forecast:
-    """The growth of all sequences of a pipeline, and how far each has come."""
+    """The growth of all sequences of a pipeline, and how far each has come.
+
+    Attributes:
+        pages: the pool of each shard.
+        promised: what the sequences would take if all came to their expected ends together: [shards].
+    """
 
     def __init__(self, pages: Sequence[int], sequences: int) -> None:
         """For at most so many ``sequences`` on shards with pools of ``pages``."""
         self.pages = tuple(pages)
-        self._sequences: dict[Hashable, int] = {}
-        self._unused = list(range(sequences - 1, -1, -1))
+        self.promised = np.zeros(len(pages))
+        self._limit = sequences
+        self._room = np.array(pages) + ROUNDING
+        # Where each has its row; rows have no gaps.
+        self._rows: dict[Hashable, int] = {}
+        self._keys: list[Hashable] = []
         self._first = np.zeros((sequences, len(pages)))
+        self._expected = np.zeros((sequences, len(pages)))
         # To the expected end, and to the latest.
         self._slope = np.zeros((sequences, 2, len(pages)))
         self._tokens = np.zeros((sequences, 2))
         self._done = np.zeros(sequences)
+        self._profile: _Profile | None = None
 
     def __len__(self) -> int:
-        return len(self._sequences)
+        return len(self._rows)
 
     def __contains__(self, sequence: Hashable) -> bool:
-        return sequence in self._sequences
+        return sequence in self._rows
 
     @property
     def full(self) -> bool:
         """Whether there are as many sequences as there may be."""
-        return not self._unused
+        return len(self._rows) == self._limit
 
     def could_ever_hold(self, more: Growth) -> bool:
         """Whether a sequence fits when nothing else is there."""
@@ -80,51 +134,73 @@ class Forecast:
 
     def fits(self, more: Growth, done: int = 0) -> bool:
         """Whether one more sequence finds room until its end, ``done`` of whose output tokens are fed."""
-        return not self.full and bool((self._peak(more, done) <= self.pages).all())
+        there = self._ends()
+        # Most that have no room have none even now.
+        if self.full or any(need > free for need, free in zip(more.first, there.free, strict=True)):
+            return False
+        late = done >= more.expected_tokens
+        slope = more.slopes[int(late)]
+        left = max((more.most_tokens if late else more.expected_tokens) - done, 0)
+        now = more.first + slope * done
+        longer = int(np.searchsorted(-there.left, -left, side="right"))
+        sooner = there.peaks[longer:] + now + slope * there.left[longer:, None]
+        then = there.held[longer] + now + (there.slopes[longer] + slope) * left
+        return all(bool((peak <= self._room).all()) for peak in (then, sooner, there.highest[longer]))
 
     def peak(self) -> Pages:
         """The most pages of each shard that the sequences will take together."""
-        return tuple(np.ceil(self._peak()).astype(int).tolist())
+        return tuple(np.ceil(self._ends().highest[-1] - ROUNDING).astype(int).tolist())
 
     def add(self, sequence: Hashable, more: Growth, done: int = 0) -> None:
         """Takes ``sequence`` in. Raises IntegrityError if it is there, or one too many."""
-        if sequence in self._sequences or not self._unused:
+        if sequence in self._rows or self.full:
             raise IntegrityError(f"{sequence!r} cannot be added to {len(self)} sequences")
-        index = self._sequences[sequence] = self._unused.pop()
-        self._first[index] = more.first
-        self._slope[index] = _slopes(more)
-        self._tokens[index] = more.expected_tokens, more.most_tokens
-        self._done[index] = done
+        row = self._rows[sequence] = len(self._rows)
+        self._keys.append(sequence)
+        self._first[row] = more.first
+        self._expected[row] = more.expected
+        self._slope[row] = more.slopes
+        self._tokens[row] = more.expected_tokens, more.most_tokens
+        self._done[row] = done
+        self.promised += more.expected
+        self._profile = None
 
     def advance(self, sequence: Hashable, done: int) -> None:
         """Notes that ``done`` output tokens of ``sequence`` have been fed."""
-        self._done[self._sequences[sequence]] = done
+        self._done[self._rows[sequence]] = done
+        self._profile = None
 
     def remove(self, sequence: Hashable) -> None:
         """Forgets ``sequence``."""
-        self._unused.append(self._sequences.pop(sequence))
+        row = self._rows.pop(sequence)
+        self.promised -= self._expected[row]
+        last = self._keys.pop()
+        if last != sequence:
+            self._rows[last], self._keys[row] = row, last
+            for column in (self._first, self._expected, self._slope, self._tokens, self._done):
+                column[row] = column[len(self._keys)]
+        self._profile = None
 
-    def _peak(self, more: Growth | None = None, more_done: int = 0) -> _Floats:
-        index = list(self._sequences.values())
-        first, slope = self._first[index], self._slope[index]
-        tokens, done = self._tokens[index], self._done[index]
-        if more is not None:
-            first, slope = np.append(first, [more.first], axis=0), np.append(slope, [_slopes(more)], axis=0)
-            tokens = np.append(tokens, [(more.expected_tokens, more.most_tokens)], axis=0)
-            done = np.append(done, more_done)
-        if not len(done):
-            return np.zeros(len(self.pages))
-        # One that has come to its expected end may go on to the latest.
-        rows, end = np.arange(len(done)), (done >= tokens[:, 0]).astype(int)
-        slope, left = slope[rows, end], np.maximum(tokens[rows, end] - done, 0)
-        order = np.argsort(-left)
-        # When one ends, those are left that have at least as far to go.
-        held = (first + slope * done[:, None])[order].cumsum(axis=0)
-        peaks: _Floats = (held + slope[order].cumsum(axis=0) * left[order][:, None]).max(axis=0)
-        return peaks
-
-
-def _slopes(more: Growth) -> _Floats:
-    """Pages a token, to the expected end and to the latest: [2, shards]."""
-    grown = np.array([more.expected, more.most]) - more.first
-    return grown / np.maximum(1, [[more.expected_tokens], [more.most_tokens]])
+    def _ends(self) -> _Profile:
+        if self._profile is None:
+            count = len(self._rows)
+            done, tokens = self._done[:count], self._tokens[:count]
+            # One that has come to its expected end may go on to the latest.
+            rows, end = np.arange(count), (done >= tokens[:, 0]).astype(int)
+            left = np.maximum(tokens[rows, end] - done, 0)
+            order = np.argsort(-left)
+            slope, left = self._slope[order, end[order]], left[order]
+            # When one ends, those are left that have at least as far to go.
+            held = (self._first[order] + slope * done[order, None]).cumsum(axis=0)
+            slopes = slope.cumsum(axis=0)
+            peaks = held + slopes * left[:, None]
+            nothing = np.zeros((1, len(self.pages)))
+            self._profile = _Profile(
+                left,
+                np.concatenate((nothing, held)),
+                np.concatenate((nothing, slopes)),
+                peaks,
+                np.concatenate((nothing, np.maximum.accumulate(peaks))),
+                (self._room - (held[-1] if count else 0.0)).tolist(),
+            )
+        return self._profile

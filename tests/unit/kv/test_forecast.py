@@ -1,8 +1,8 @@
 """The most that sequences will take together, against a simulation token by token."""
 
+import math
 from collections.abc import Sequence
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -56,7 +56,7 @@ def test_the_peak_is_that_of_a_run(wanted: list[tuple[Growth, int]]) -> None:
         forecast.add(key, more)
     for key, (_, done) in enumerate(wanted):
         forecast.advance(key, done)
-    assert np.allclose(forecast._peak(), _simulated(wanted))
+    assert forecast.peak() == tuple(math.ceil(pages - 1e-6) for pages in _simulated(wanted))
 
 
 @settings(deadline=None)
@@ -70,6 +70,35 @@ def test_what_fits_is_what_leaves_the_peak_within_the_pools(
         forecast.add(key, each, done)
     expected = all(p <= total + 1e-9 for p, total in zip(_simulated([*wanted, more]), pages, strict=True))
     assert forecast.fits(*more) == expected
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(growths(), st.booleans()), max_size=8))
+def test_nothing_is_left_of_those_that_are_removed(wanted: list[tuple[tuple[Growth, int], bool]]) -> None:
+    forecast, rest = Forecast((1, 1), 8), []
+    for key, ((more, done), _) in enumerate(wanted):
+        forecast.add(key, more, done)
+    for key, ((more, done), stays) in enumerate(wanted):
+        if stays:
+            rest.append((more, done))
+        else:
+            forecast.remove(key)
+    assert forecast.peak() == tuple(math.ceil(pages - 1e-6) for pages in _simulated(rest))
+    assert forecast.promised.tolist() == [sum(more.expected[rank] for more, _ in rest) for rank in range(2)]
+    assert [key in forecast for key in range(len(wanted))] == [stays for _, stays in wanted]
+
+
+@settings(deadline=None)
+@given(growths(), growths(), st.lists(growths(), max_size=4))
+def test_what_covers_one_that_has_no_room_has_none(
+    some: tuple[Growth, int], other: tuple[Growth, int], there: list[tuple[Growth, int]]
+) -> None:
+    forecast = Forecast((60, 60), 5)
+    for key, (each, done) in enumerate(there):
+        forecast.add(key, each, done)
+    assert some[0].covers(some[0]) == (some[0].expected_tokens > 0)
+    if some[0].covers(other[0]) and not forecast.fits(other[0]):
+        assert not forecast.fits(some[0])
 
 
 def test_more_fit_when_they_end_at_different_times() -> None:

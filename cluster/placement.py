@@ -1,0 +1,122 @@
+"""Which pipeline has room: found in a time that grows with the logarithm of how many there are."""
+
+from bisect import bisect_left, insort
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from itertools import islice
+
+from cluster.ledger import PipelineLedger
+from cluster.requests import ValidatedRequest
+from workers.kv.forecast import Growth
+
+# A request that comes is tried on so many pipelines, those with the most room; afterwards on each one where
+# something ends. With memory that far from full, or full everywhere, more would not find more.
+ROOMIEST = 4
+
+
+class Misses:
+    """What has found no room in one look at the queue: the smallest that each pipeline refused."""
+
+    def __init__(self) -> None:
+        self._least: dict[str, Growth] = {}
+
+    def fits(self, ledger: PipelineLedger, more: Growth) -> bool:
+        """Whether ``ledger`` has room for ``more``; quick if that is no smaller than what had none."""
+        least = self._least.get(ledger.pipeline_id)
+        if least is not None and more.covers(least):
+            return False
+        if ledger.fits(more):
+            return True
+        if least is None or least.covers(more):
+            self._least[ledger.pipeline_id] = more
+        return False
+
+
+class Placement:
+    """The pipelines that may be given requests, by the room that their ledgers leave.
+
+    Attributes:
+        gains: how often there came to be room where there might have been none.
+    """
+
+    def __init__(self) -> None:
+        self.gains = 0
+        self._ledgers: dict[str, tuple[float, PipelineLedger]] = {}
+        self._by_room: list[tuple[float, str]] = []
+        # Pipelines and their last gain, the latest last.
+        self._gained: OrderedDict[str, int] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._ledgers)
+
+    def __iter__(self) -> Iterator[PipelineLedger]:
+        """All of them, the roomiest first."""
+        return (self._ledgers[pipeline_id][1] for _, pipeline_id in reversed(self._by_room))
+
+    def gained(self, ledger: PipelineLedger) -> None:
+        """Takes a pipeline in, or notes that something has ended there."""
+        self._sort(ledger)
+        self.gains += 1
+        self._gained[ledger.pipeline_id] = self.gains
+        self._gained.move_to_end(ledger.pipeline_id)
+
+    def took(self, ledger: PipelineLedger) -> None:
+        """Notes that a pipeline has been given something."""
+        self._sort(ledger)
+
+    def close(self, pipeline_id: str) -> None:
+        """Gives a pipeline nothing more; harmless twice."""
+        if pipeline_id in self._ledgers:
+            self._unsort(pipeline_id)
+            del self._gained[pipeline_id]
+
+    def find(
+        self,
+        request: ValidatedRequest,
+        expected_tokens: int,
+        since: int | None,
+        home: str | None,
+        misses: Misses,
+    ) -> PipelineLedger | None:
+        """A pipeline with room for ``request`` until it has ``expected_tokens``, or None.
+
+        Args:
+            since: the gains when it was looked for last: only those that have gained since are tried.
+            home: the pipeline that is preferred, as it has the request's session.
+            misses: of this look at the queue.
+        """
+        first = self._ledgers.get(home) if home else None
+        if since is None:
+            candidates: Iterable[PipelineLedger] = self._roomiest(request)
+        else:
+            candidates = self._gained_since(since)
+        if first and (since is None or self._gained[first[1].pipeline_id] > since):
+            candidates = (first[1], *(each for each in candidates if each is not first[1]))
+        return next(
+            (each for each in candidates if misses.fits(each, each.growth(request, expected_tokens))), None
+        )
+
+    def _roomiest(self, request: ValidatedRequest) -> Iterator[PipelineLedger]:
+        able = (ledger for ledger in self if ledger.too_large(request) is None)
+        return islice(able, ROOMIEST)
+
+    def _gained_since(self, since: int) -> Iterator[PipelineLedger]:
+        """Those with a gain after ``since``, the roomiest first."""
+        gained = []
+        for pipeline_id, gain in reversed(self._gained.items()):
+            if gain <= since:
+                break
+            gained.append(self._ledgers[pipeline_id])
+        gained.sort(key=lambda each: each[0], reverse=True)
+        return (ledger for _, ledger in gained)
+
+    def _sort(self, ledger: PipelineLedger) -> None:
+        if ledger.pipeline_id in self._ledgers:
+            self._unsort(ledger.pipeline_id)
+        room = ledger.room
+        self._ledgers[ledger.pipeline_id] = room, ledger
+        insort(self._by_room, (room, ledger.pipeline_id))
+
+    def _unsort(self, pipeline_id: str) -> None:
+        room, _ = self._ledgers.pop(pipeline_id)
+        del self._by_room[bisect_left(self._by_room, (room, pipeline_id))]
