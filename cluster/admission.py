@@ -3,11 +3,12 @@
 import itertools
 import math
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Generic, Protocol, TypeVar
 
+from cluster.autoscale import pipelines_filled
 from cluster.ledger import PipelineLedger
 from cluster.lengths import OutputLengths
 from cluster.placement import Misses, Placement
@@ -150,12 +151,14 @@ class Admission(Generic[Item]):
                 if misses > LOOKAHEAD or now - missed.since > PATIENCE:
                     return
 
-    def expected_pages(self, ledger: PipelineLedger) -> list[tuple[int, ...]]:
-        """Pages per stage of ``ledger`` that each of those that wait will take at its expected end."""
-        lengths = self._lengths
-        return [
-            ledger.growth(each.request, lengths.expected(each.request)).expected for each in self._queue
-        ]
+    def demand(self, ledgers: Sequence[PipelineLedger]) -> float:
+        """How many pipelines those of ``ledgers`` and all that waits would fill; 0 without ledgers."""
+        if not ledgers:
+            return 0.0
+        running = [ledger.share(ledger.peak()) for ledger in ledgers]
+        usual, lengths = ledgers[0], self._lengths
+        waiting = [usual.growth(each.request, lengths.expected(each.request)) for each in self._queue]
+        return pipelines_filled(running, [usual.share(more.expected) for more in waiting])
 
     def take_too_late(self) -> list[tuple[Item, RequestTimeoutError]]:
         """Takes from the queue what could not end before its deadline even if it ran now.

@@ -2,8 +2,8 @@
 
 from bisect import bisect_left, insort
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
-from itertools import islice
+from collections.abc import Iterator
+from itertools import chain
 
 from cluster.ledger import PipelineLedger
 from cluster.requests import ValidatedRequest
@@ -86,19 +86,20 @@ class Placement:
             misses: of this look at the queue.
         """
         first = self._ledgers.get(home) if home else None
-        if since is None:
-            candidates: Iterable[PipelineLedger] = self._roomiest(request)
-        else:
-            candidates = self._gained_since(since)
+        candidates = self._gained_since(since) if since is not None else iter(self)
         if first and (since is None or self._gained[first[1].pipeline_id] > since):
-            candidates = (first[1], *(each for each in candidates if each is not first[1]))
-        return next(
-            (each for each in candidates if misses.fits(each, each.growth(request, expected_tokens))), None
-        )
-
-    def _roomiest(self, request: ValidatedRequest) -> Iterator[PipelineLedger]:
-        able = (ledger for ledger in self if ledger.too_large(request) is None)
-        return islice(able, ROOMIEST)
+            candidates = chain([first[1]], candidates)
+        tries = 0
+        for ledger in candidates:
+            more = ledger.growth(request, expected_tokens)
+            if not ledger.could_ever_hold(more):
+                continue
+            if misses.fits(ledger, more):
+                return ledger
+            tries += 1
+            if since is None and tries == ROOMIEST:
+                break
+        return None
 
     def _gained_since(self, since: int) -> Iterator[PipelineLedger]:
         """Those with a gain after ``since``, the roomiest first."""

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Mapping
 
 from cluster.admission import Admission
-from cluster.autoscale import pipelines_filled
 from cluster.ledger import PipelineLedger
 from cluster.live import Follower, LiveRequest
 from cluster.pipelines import AttachedPipeline
@@ -198,12 +197,8 @@ class Router:
 
     def demand(self) -> float:
         """How many pipelines the requests would fill that run or wait here; 0 without pipelines."""
-        ledgers = [each.ledger for each in self._pipelines.values() if not each.leaving]
-        if not ledgers:
-            return 0.0
-        running = [ledger.share(ledger.peak()) for ledger in ledgers]
-        waiting = [ledgers[0].share(pages) for pages in self._admission.expected_pages(ledgers[0])]
-        return pipelines_filled(running, waiting)
+        staying = [each.ledger for each in self._pipelines.values() if not each.leaving]
+        return self._admission.demand(staying)
 
     def tell_demand(self) -> None:
         """Tells all pipelines how much there is to do, for the autoscaler."""

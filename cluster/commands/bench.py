@@ -22,7 +22,7 @@ from workers.bench.gang import gang
 from workers.bench.measure import Run, TurnLog, measure
 from workers.bench.roofline import floor, machine_limits
 from workers.bench.stall import measure_stall
-from workers.bench.workload import LATE_PROMPT, STREAMS, WORKLOADS, Workload, requests
+from workers.bench.workload import LATE_PROMPT, STREAMS, WORKLOADS, Workload, named_workload, requests
 from workers.compression.policies import plan
 from workers.engine.engine import Engine, EngineConfig
 from workers.engine.pipeline import connect_local
@@ -42,7 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of the command."""
     subjects = parser.add_subparsers(metavar="SUBJECT", required=True)
     engine = subjects.add_parser("engine", help=ENGINE, description=ENGINE)
-    engine.add_argument("--workload", choices=WORKLOADS, default="W2")
+    engine.add_argument(
+        "--workload", default="W2", help=f"{', '.join(WORKLOADS)}, or sizes like 8x1024+64; default: W2"
+    )
     engine.add_argument(
         "--shards", type=int, default=1, metavar="N", help="processes that share the layers and threads"
     )
@@ -75,7 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def run_engine(arguments: argparse.Namespace) -> dict[str, Any]:
     """Measures and prints a workload."""
-    workload = WORKLOADS[arguments.workload]
+    workload = named_workload(arguments.workload)
     compression = Compression(arguments.policy, arguments.prefill, arguments.kv_keep)
     with _engine(arguments, workload, compression, arguments.shards) as (engine, log):
         work = requests(workload, engine.tokenizer, compression)
@@ -98,6 +100,8 @@ def run_engine(arguments: argparse.Namespace) -> dict[str, Any]:
     results = {
         "workload": {"name": arguments.workload, **dataclasses.asdict(workload)},
         "compression": dataclasses.asdict(compression),
+        "model": dataclasses.asdict(engine.model),
+        "pool_bytes": workload.pool_bytes(engine.model, dtype.itemsize),
         "dtype": str(dtype).removeprefix("torch."),
         "threads": arguments.threads,
         "shards": arguments.shards,

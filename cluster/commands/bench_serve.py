@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import itertools
 import json
+import math
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
@@ -51,10 +52,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Plays the trace at every rate and prints what users saw."""
-    if min(arguments.rate) <= 0 or not 0 <= arguments.warm_up < arguments.seconds:
+    finite = all(0 < rate < math.inf for rate in arguments.rate)
+    if not finite or not 0 <= arguments.warm_up < arguments.seconds:
         raise InvalidRequestError(
             f"--rate {arguments.rate}, --warm-up {arguments.warm_up}, --seconds {arguments.seconds}: "
-            "rates must be above 0, and the warm-up shorter than the run"
+            "rates must be finite and above 0, and the warm-up shorter than the run"
         )
     sessions = read_trace(arguments.trace)
     print(describe_trace(sessions))

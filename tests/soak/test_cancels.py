@@ -18,7 +18,12 @@ from cluster_process import eventually, running_cluster
 from test_kills import routers, shards
 
 from pyramidserve import ChatMessage, Client, Compression, Stopping
-from pyramidserve.errors import OverloadedError, RequestTimeoutError, UnknownSessionError
+from pyramidserve.errors import (
+    InvalidRequestError,
+    OverloadedError,
+    RequestTimeoutError,
+    UnknownSessionError,
+)
 
 MINUTES = float(os.environ.get("PYRAMIDSERVE_SOAK_MINUTES", "30"))
 USERS = 8
@@ -75,6 +80,10 @@ def talk(client: Client, chance: random.Random, name: str) -> int:
                         threading.Event().wait(pause)
         except (OverloadedError, RequestTimeoutError):
             return ended
+        except InvalidRequestError as error:
+            if "the context of" in error.message:  # the session has become too long
+                return ended
+            raise
         ended += 1
         history.append(ChatMessage("assistant", text))
     if chance.random() < 0.5:
@@ -120,7 +129,7 @@ def test_nothing_is_left_of_those_who_come_and_go(tmp_path: Path, toy: Callable[
         samples: list[Held] = []
         until = time.monotonic() + 60 * MINUTES
         try:
-            while time.monotonic() < until:
+            while time.monotonic() < until and not any(user.done() for user in using):
                 over.wait(SAMPLE_SECONDS)
                 samples.append(held(pids))
         finally:

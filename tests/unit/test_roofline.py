@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 
 from workers.bench.measure import Run
-from workers.bench.roofline import Limits, floor, prefill_flops
+from workers.bench.roofline import floor
+from workers.bench.work import Limits, prefill_flops
 from workers.bench.workload import Workload
 from workers.compression.plan import KeepPlan
 from workers.model.config import ModelConfig

@@ -1,8 +1,10 @@
 """What the engine is measured with."""
 
+import re
 from dataclasses import dataclass
 from pydoc_data.topics import topics
 
+from pyramidserve.errors import InvalidRequestError
 from pyramidserve.types import Compression, Stopping
 from workers.engine.engine import EngineRequest
 from workers.model.config import ModelConfig
@@ -35,6 +37,20 @@ WORKLOADS = {
     "W3": Workload(8, 4096, 128),
     "W4": Workload(24, 4096, 128, 512 << 20),
 }
+
+
+def named_workload(name: str) -> Workload:
+    """The workload of a name, or of sizes like ``8x1024+64``. Raises InvalidRequestError."""
+    if name in WORKLOADS:
+        return WORKLOADS[name]
+    sizes = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)\+([1-9]\d*)", name)
+    if not sizes:
+        raise InvalidRequestError(
+            f"workload {name!r} is neither one of {', '.join(WORKLOADS)} nor REQUESTSxPROMPT+OUTPUT, "
+            "as in 8x1024+64"
+        )
+    return Workload(*map(int, sizes.groups()))
+
 
 # Streams that run while a prompt of so many tokens comes.
 STREAMS, LATE_PROMPT = Workload(8, 512, 1024), 4096

@@ -1,0 +1,134 @@
+"""What is simulated: a model on devices, and how many pipelines of them."""
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+from cluster.partition import boundaries, layer_costs
+from cluster.simulation.timing import Costs
+from pyramidserve.errors import InvalidRequestError
+from pyramidserve.types import Compression, StageState
+from workers.bench.work import Limits, weights_read
+from workers.kv.pages import PAGE_TOKENS
+from workers.model.config import ModelConfig
+
+
+def _llama(layers: int, hidden: int, heads: int, kv_heads: int, intermediate: int) -> ModelConfig:
+    return ModelConfig(
+        layers=layers,
+        hidden=hidden,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_size=hidden // heads,
+        intermediate=intermediate,
+        vocabulary=32_000,
+        norm_epsilon=1e-5,
+        attention_bias=False,
+        mlp_bias=False,
+        tied_embeddings=False,
+        context=8192,
+        eos_ids=(),
+        dtype="bfloat16",
+    )
+
+
+# Llama 2 (arXiv 2307.09288, table 1), with a context that holds any session of the traces.
+MODELS = {
+    "7b": _llama(32, 4096, 32, 32, 11_008),
+    "13b": _llama(40, 5120, 40, 40, 13_824),
+    "70b": _llama(80, 8192, 64, 8, 28_672),
+}
+# The fewest GPUs of 80 GB that hold the weights and leave a third of their memory for KV.
+SHARDS = {"7b": 1, "13b": 1, "70b": 3}
+# The data sheet of an A100 with 80 GB: bytes and bf16 operations a second.
+GPU, GPU_BYTES = Limits(2.0e12, 312e12), 80_000_000_000
+# What is not for weights and KV: activations, the runtime.
+RESERVED = 0.1
+# What servers reach of that: 70 % of the bandwidth, half of the operations.
+USUAL = Costs(weights=1.4, kv=1.4, rows=2.0, prefill=2.0)
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """How the number of pipelines follows the demand; seconds as in ClusterConfig.
+
+    Attributes:
+        most: pipelines at most.
+        start_seconds: until a new one serves.
+    """
+
+    most: int
+    target_pressure: float = 0.8
+    up_seconds: float = 2.0
+    down_seconds: float = 60.0
+    start_seconds: float = 60.0
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A cluster.
+
+    Attributes:
+        itemsize: bytes of a weight, and of a number in the KV.
+        shards: devices of a pipeline.
+        limits, costs: of a device.
+        pool_bytes: memory for KV of each device.
+        pipelines: how many there are, or at least with ``scaling``.
+    """
+
+    model: ModelConfig
+    itemsize: int
+    shards: int
+    limits: Limits
+    costs: Costs
+    pool_bytes: int
+    compression: Compression
+    pipelines: int = 1
+    scaling: Scaling | None = None
+    max_sequences: int = 256
+    queue_limit: int = 1024
+
+    @property
+    def page_bytes(self) -> int:
+        """Bytes of a page of one layer."""
+        return PAGE_TOKENS * 2 * self.model.kv_heads * self.model.head_size * self.itemsize
+
+    def stages(self) -> list[StageState]:
+        """A pipeline's stages, idle."""
+        cuts = boundaries(*layer_costs(self.model, self.compression), self.shards)
+        return [
+            StageState(
+                first_layer=first,
+                end_layer=end,
+                pid=0,
+                node="",
+                pages_total=self.pool_bytes // self.page_bytes,
+                pages_in_use=0,
+                pages_reserved=0,
+                page_bytes=self.page_bytes,
+                host_bytes=0,
+                host_bytes_limit=0,
+                workspace_bytes=0,
+                resident_bytes=0,
+            )
+            for first, end in pairwise((0, *cuts, self.model.layers))
+        ]
+
+
+def gpu_setup(
+    model: str,
+    shards: int,
+    compression: Compression,
+    costs: Costs,
+    pipelines: int,
+    scaling: Scaling | None,
+) -> Setup:
+    """A cluster of 80 GB GPUs. Raises InvalidRequestError if ``shards`` of them cannot hold the model."""
+    config, itemsize = MODELS[model], 2
+    weights = (weights_read(config) + config.vocabulary * config.hidden) * itemsize
+    pool = int((GPU_BYTES * (1 - RESERVED)) - weights / shards)
+    if pool <= 0:
+        raise InvalidRequestError(
+            f"{shards} GPUs of {GPU_BYTES / 1e9:.0f} GB cannot hold the {weights / 1e9:.0f} GB of "
+            f"{model}; give more --shards"
+        )
+    return Setup(config, itemsize, shards, GPU, costs, pool, compression, pipelines, scaling)
