@@ -82,10 +82,12 @@ def write_config(file: Path, **settings: Any) -> Path:
     return file
 
 
-def run_serve(folder: Path, config: Path, program: Path = PYRAMIDSERVE) -> subprocess.Popen[str]:
+def run_serve(
+    folder: Path, config: Path, program: Path = PYRAMIDSERVE, address: str = ""
+) -> subprocess.Popen[str]:
     """Starts `pyramidserve serve` in ``folder``, which is not the project's."""
     return subprocess.Popen(
-        [program, "serve", "--config", config],
+        [program, "serve", "--config", config, "--address", address],
         cwd=folder,
         stderr=subprocess.PIPE,
         text=True,
@@ -94,12 +96,15 @@ def run_serve(folder: Path, config: Path, program: Path = PYRAMIDSERVE) -> subpr
 
 @contextmanager
 def running_cluster(
-    folder: Path, program: Path = PYRAMIDSERVE, **settings: Any
+    folder: Path, program: Path = PYRAMIDSERVE, address: str = "", **settings: Any
 ) -> Iterator[RunningCluster]:
-    """A cluster with these settings; it is shut down in order at the end."""
+    """A cluster with these settings; it is shut down in order at the end.
+
+    ``address``: of the Ray cluster that it is to run on; "": its own.
+    """
     port = free_port()
     config = write_config(folder / f"serve-{port}.yaml", router_port=port, **settings)
-    process = run_serve(folder, config, program)
+    process = run_serve(folder, config, program, address)
     assert process.stderr is not None
     timer = threading.Timer(READY_SECONDS, process.kill)
     timer.start()

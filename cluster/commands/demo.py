@@ -24,10 +24,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Asks both questions and shows the last one's receipt and pyramid."""
-    from cluster.local import local_cluster, own_client, read_deployment
+    from cluster.serving import own_client, read_deployment, serving
 
     deployment = read_deployment(arguments.config)
-    with local_cluster(deployment, say), own_client(deployment.config) as client:
+    with serving(deployment, "", say), own_client(deployment.config) as client:
         ask(client, "Why is the sky blue?", "", "prune")
         ask(client, "What is a block?", DOCUMENT, "prune")
         receipt = ask(client, "What is a block?", DOCUMENT, "evict")

@@ -1,4 +1,4 @@
-"""`pyramidserve serve`: a local cluster that stays up."""
+"""`pyramidserve serve`: a cluster that stays up."""
 
 import argparse
 import signal
@@ -6,7 +6,7 @@ import sys
 import threading
 from pathlib import Path
 
-SUMMARY = "keep a cluster up on this machine"
+SUMMARY = "keep a cluster up, on this machine or on the nodes of a Ray cluster"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -14,16 +14,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config", type=Path, metavar="FILE", help="Serve config file; default: the embedded model"
     )
+    parser.add_argument(
+        "--address", default="", help="of a Ray cluster to serve on; default: a new one on this machine"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Serves until it is interrupted or terminated."""
-    from cluster.local import local_cluster, read_deployment
+    from cluster.serving import read_deployment, serving
 
     stopped = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopped.set())
-    with local_cluster(read_deployment(arguments.config), say) as target:
+    with serving(read_deployment(arguments.config), arguments.address, say) as target:
         say(f"serving at {target}; `pyramidserve chat --target {target}` talks to it; Ctrl-C ends it")
         stopped.wait()
     return 0

@@ -1,4 +1,4 @@
-"""A Ray cluster on this machine that serves what a Serve config file says."""
+"""Serves what a Serve config file says, on a Ray cluster of its own or on one that is there."""
 
 import logging
 import os
@@ -30,7 +30,8 @@ from workers.model.weights import CheckpointFiles
 
 OBJECT_STORE_BYTES = 100 << 20
 POLL_SECONDS = 0.1
-READY_SECONDS = 180.0
+# Until all pipelines are attached; longer on a cluster that may have to add nodes for them.
+READY_SECONDS, NODES_SECONDS = 180.0, 900.0
 
 Progress = Callable[[str], None]
 
@@ -75,17 +76,40 @@ def quiet() -> None:
 
 
 @contextmanager
-def local_cluster(deployment: Deployment, progress: Progress) -> Iterator[str]:
-    """Starts Ray, deploys, and yields the router's address once a pipeline is attached.
+def serving(deployment: Deployment, address: str, progress: Progress) -> Iterator[str]:
+    """Deploys, and yields the router's address once a pipeline is attached; ends it all at the end.
 
-    Everything is shut down at the end. Raises UnschedulableError when this machine lacks a resource
-    that the shards need, ConfigurationError when the deployment fails.
+    Args:
+        address: of a Ray cluster that is there; "" starts one on this machine.
+
+    Raises UnschedulableError when this machine lacks a resource that the shards need,
+    ConfigurationError when there is no such cluster or the deployment fails.
     """
     quiet()
     read_tenants(deployment.config.tenants_file)
     server_credentials(deployment.config.tls_certificate, deployment.config.tls_key)
-    check_port(deployment.config)
     check_model(deployment.config, progress)
+    if address:
+        _join(address, progress)
+    else:
+        check_port(deployment.config)
+        _start(deployment.config, progress)
+    try:
+        with _deployed(deployment, NODES_SECONDS if address else READY_SECONDS, progress) as target:
+            yield target
+    finally:
+        ray.shutdown()
+
+
+def _join(address: str, progress: Progress) -> None:
+    progress(f"joining the Ray cluster at {address}")
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, RuntimeError) as error:
+        raise ConfigurationError(f"there is no Ray cluster at {address!r}: {error}") from error
+
+
+def _start(config: ClusterConfig, progress: Progress) -> None:
     progress("starting a local Ray cluster")
     ray.init(
         address="local",
@@ -96,15 +120,14 @@ def local_cluster(deployment: Deployment, progress: Progress) -> Iterator[str]:
         logging_level=logging.ERROR,
     )
     try:
-        check_resources(deployment.config)
-        with _deployed(deployment, progress) as target:
-            yield target
-    finally:
+        check_resources(config)
+    except UnschedulableError:
         ray.shutdown()
+        raise
 
 
 @contextmanager
-def _deployed(deployment: Deployment, progress: Progress) -> Iterator[str]:
+def _deployed(deployment: Deployment, patience: float, progress: Progress) -> Iterator[str]:
     config = deployment.config
     serve.start(proxy_location=ProxyLocation.Disabled)
     progress(f"deploying {config.pipelines} pipeline(s) of {config.shards} shard(s)")
@@ -113,8 +136,8 @@ def _deployed(deployment: Deployment, progress: Progress) -> Iterator[str]:
     assert client is not None
     client.deploy_apps(deployment.schema)
     try:
-        await_running(deployment.name)
-        await_pipelines(config)
+        await_running(deployment.name, patience)
+        await_pipelines(config, patience)
         yield router_target(config)
     finally:
         progress("shutting down")
@@ -154,9 +177,12 @@ def check_resources(config: ClusterConfig) -> None:
             )
 
 
-def await_running(name: str) -> None:
-    """Waits until the application runs. Raises ConfigurationError when it fails or takes too long."""
-    deadline = time.monotonic() + READY_SECONDS
+def await_running(name: str, patience: float) -> None:
+    """Waits ``patience`` seconds until the application runs.
+
+    Raises ConfigurationError when it fails or takes longer.
+    """
+    deadline = time.monotonic() + patience
     message = ""
     while time.monotonic() < deadline:
         overview = serve.status().applications.get(name)
@@ -168,7 +194,7 @@ def await_running(name: str) -> None:
             if overview.status in (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY):
                 raise ConfigurationError(f"the deployment failed: {message}")
         time.sleep(POLL_SECONDS)
-    raise ConfigurationError(f"the deployment was not ready after {READY_SECONDS:g} s: {message}")
+    raise ConfigurationError(f"the deployment was not ready after {patience:g} s: {message}")
 
 
 def router_target(config: ClusterConfig) -> str:
@@ -182,9 +208,12 @@ def own_client(config: ClusterConfig) -> Client:
     return Client(router_target(config), token=first_token(config.tenants_file), certificate=certificate)
 
 
-def await_pipelines(config: ClusterConfig) -> None:
-    """Waits until the router answers and has all its pipelines attached."""
-    deadline = time.monotonic() + READY_SECONDS
+def await_pipelines(config: ClusterConfig, patience: float) -> None:
+    """Waits ``patience`` seconds until the router answers and has all its pipelines attached.
+
+    Raises ConfigurationError when that takes longer.
+    """
+    deadline = time.monotonic() + patience
     with own_client(config) as client:
         while time.monotonic() < deadline:
             try:
@@ -194,5 +223,5 @@ def await_pipelines(config: ClusterConfig) -> None:
                 pass
             time.sleep(POLL_SECONDS)
     raise ConfigurationError(
-        f"no pipeline attached to the router at {router_target(config)} in {READY_SECONDS:g} s"
+        f"no pipeline attached to the router at {router_target(config)} in {patience:g} s"
     )

@@ -1,0 +1,84 @@
+"""Gangs bring nodes as in ``deploy/ray-cluster.yaml``, lose one under load, and take them away."""
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+from cluster_process import RunningCluster, eventually, running_cluster
+from fake_nodes import SETTINGS, Nodes, autoscaling_nodes
+
+from pyramidserve import Client, Reply, Stopping
+
+TYPES = Path(__file__).parents[2] / "deploy" / "ray-cluster.yaml"
+LONG = Stopping(max_tokens=150, ignore_eos=True)
+PROMPT = list(range(3, 103))
+BURST = 300
+
+
+@pytest.fixture
+def nodes_and_cluster(
+    tmp_path: Path, toy: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[Nodes, RunningCluster]]:
+    """One pipeline of two shards on nodes with a GPU each, in name, and room for another."""
+    types: dict[str, Any] = yaml.safe_load(TYPES.read_text())["available_node_types"]
+    for each in types.values():
+        each["node_config"] = {}
+    head = types.pop("head")["resources"]
+    settings: dict[str, Any] = {
+        "model": str(toy("gqa")),
+        "shards": 2,
+        "pipelines": 1,
+        "max_pipelines": 2,
+        "kv_bytes": 600_000,  # a few sequences of 250 tokens
+        "scale_up_seconds": 0.5,
+        "scale_down_seconds": 5.0,
+        "cpus_per_shard": 1.0,
+        "gpus_per_shard": 1.0,
+        "compression": {"policy": "full"},
+    }
+    for name, value in SETTINGS.items():
+        monkeypatch.setenv(name, value)
+    with (
+        autoscaling_nodes(head, types, idle_minutes=0.1) as nodes,
+        running_cluster(tmp_path, address=nodes.address, **settings) as cluster,
+    ):
+        yield nodes, cluster
+
+
+@pytest.mark.timeout(900)
+def test_nodes_come_and_go_with_the_load_and_one_that_dies_costs_no_stream(
+    nodes_and_cluster: tuple[Nodes, RunningCluster],
+) -> None:
+    nodes, cluster = nodes_and_cluster
+    with Client(cluster.target) as client, ThreadPoolExecutor(BURST) as users:
+
+        def pipelines() -> int:
+            return len(cluster.state().pipelines)
+
+        def ask(number: int) -> Reply:
+            return client.generate(PROMPT, request_id=f"r{number}", stopping=LONG)
+
+        def second_runs() -> bool:
+            return pipelines() == 2 and all(each.sequences for each in cluster.state().pipelines)
+
+        assert (pipelines(), nodes.added()) == (1, 2)
+        replies = [users.submit(ask, number) for number in range(BURST)]
+        eventually(second_runs, "no gang was added", 120)
+        assert nodes.added() == 4
+        shard = cluster.state().pipelines[-1].stages[-1].pid
+        node = psutil.Process(shard).parent()
+        assert node is not None
+        assert "raylet" in node.name()
+        os.kill(node.pid, signal.SIGKILL)
+        answers = [reply.result() for reply in replies]
+        assert {reply.token_ids for reply in answers} == {answers[0].token_ids}
+        assert all(len(reply.token_ids) == 150 for reply in answers)
+        assert any(reply.receipt.replays for reply in answers)
+        eventually(lambda: (pipelines(), nodes.added()) == (1, 2), "the nodes have not gone", 120)
+        cluster.check_empty()
