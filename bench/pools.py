@@ -1,0 +1,87 @@
+"""How many requests pools of several sizes serve, compressed and not, saturated, on one shard."""
+
+import argparse
+import json
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from cluster.commands.serve import say
+from cluster.serving import Deployment, read_deployment, serving
+from pyramidserve.cli import main as command
+
+CONFIG = Path(__file__).parent / "chat.yaml"
+# `chat.yaml` has a pool of so many sequences of the trace's mean length.
+FULL_SEQUENCES = 4
+POLICIES = {
+    "full": ["--policy", "full"],
+    "pyramid": ["--policy", "pyramid", "--kv-keep", "0.45"],
+}
+
+
+def with_pool(deployment: Deployment, sequences: int) -> Deployment:
+    """The same with a pool of ``sequences`` full ones."""
+    config = replace(deployment.config, kv_bytes=deployment.config.kv_bytes * sequences // FULL_SEQUENCES)
+    schema = deployment.schema.model_copy(deep=True)
+    schema.applications[0].args["kv_bytes"] = config.kv_bytes
+    return Deployment(schema, deployment.name, config)
+
+
+def measure(target: str, policy: str, rate: float, seconds: float) -> dict[str, Any]:
+    """What `bench serve` tells of a run."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "out.json"
+        options = ["--rate", str(rate), "--seconds", str(seconds), "--warm-up", str(seconds / 4)]
+        command(["bench", "serve", "--target", target, *POLICIES[policy], *options, "--json", str(out)])
+        (told,) = json.loads(out.read_text())
+    del told["series"]
+    return dict(told)
+
+
+def draw(results: list[dict[str, Any]], file: Path) -> None:
+    """Draws requests a second, and the part of the pool in use, over its size."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    matplotlib.use("Agg")
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    served, used = figure.subplots(1, 2)
+    for policy in POLICIES:
+        runs = [each for each in results if each["policy"] == policy]
+        pools = [each["pool"] for each in runs]
+        served.plot(pools, [each["requests_per_second"] for each in runs], "o-", label=policy)
+        used.plot(pools, [100 * (each["pool_used_when_queued"] or 0) for each in runs], "o-", label=policy)
+    served.set(ylabel="requests a second, saturated", ylim=(0, None))
+    used.set(ylabel="pool in use while requests waited, %", ylim=(0, 100))
+    for panel in (served, used):
+        panel.set(xlabel="pool, in full sequences of the mean length", xscale="log")
+        panel.set_xticks([each["pool"] for each in results], [str(each["pool"]) for each in results])
+        panel.minorticks_off()
+        panel.legend()
+    figure.savefig(file, dpi=110)
+
+
+def main() -> None:
+    """Measures every pool under every policy, writes the numbers and the picture."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--pools", type=int, nargs="+", default=[2, 4, 8, 16], metavar="N")
+    parser.add_argument("--rate", type=float, default=3.0, help="turns a second: more than can be served")
+    parser.add_argument("--seconds", type=float, default=80.0)
+    parser.add_argument("--json", type=Path, metavar="OUT")
+    parser.add_argument("--plot", type=Path, metavar="OUT")
+    arguments = parser.parse_args()
+    results = []
+    for pool in arguments.pools:
+        with serving(with_pool(read_deployment(CONFIG), pool), "", say) as target:
+            for policy in POLICIES:
+                told = measure(target, policy, arguments.rate, arguments.seconds)
+                results.append({"pool": pool, "policy": policy, **told})
+    if arguments.json:
+        arguments.json.write_text(json.dumps(results, indent=1))
+    if arguments.plot:
+        draw(results, arguments.plot)
+
+
+if __name__ == "__main__":
+    main()
