@@ -19,7 +19,6 @@ from workers.model.checkpoint import resolve_checkpoint
 from workers.model.config import ModelConfig, read_config
 from workers.shard import Shard, ShardConfig
 
-ROUTER_KEY = "router"
 # A resource of the node that clients reach; the router runs there.
 ROUTER_RESOURCE = "pyramidserve_router"
 ROUTER_SHARE = 0.001
@@ -42,7 +41,7 @@ def build(arguments: dict[str, Any]) -> serve.Application:
         ray_actor_options={"num_cpus": 0, "resources": {ROUTER_RESOURCE: ROUTER_SHARE}},
         graceful_shutdown_timeout_s=config.drain_seconds + 5,
     )(Edge)
-    return edge.bind(config, ROUTER_KEY, shards)
+    return edge.bind(config, shards)
 
 
 def shard_settings(config: ClusterConfig, model: ModelConfig) -> ShardConfig:
@@ -64,7 +63,6 @@ def shard_settings(config: ClusterConfig, model: ModelConfig) -> ShardConfig:
         session_seconds=config.session_max_age,
         max_prefill_tokens=config.max_prefill_tokens,
         host=config.shard_host,
-        router_key=ROUTER_KEY,
         threads=config.threads,
         stall_seconds=config.stall_seconds,
     )

@@ -44,6 +44,8 @@ class ClusterConfig:
         queue_limit: requests that may wait.
         session_limit: sessions that the router remembers.
         session_max_age: seconds that a session, and its KV, is remembered after its last use.
+        take_over: the router listens beside one that has its port, as soon as all pipelines are there;
+            `pyramidserve rollout` sets it.
         bind_seconds: how long the router waits for its port.
         drain_seconds: how long requests may go on when the cluster shuts down.
         compression: of requests that do not ask for any.
@@ -71,6 +73,7 @@ class ClusterConfig:
     shard_host: str = "127.0.0.1"
     router_host: str = "127.0.0.1"
     router_port: int = 8700
+    take_over: bool = False
     tls_certificate: str = ""
     tls_key: str = ""
     tenants_file: str = ""
@@ -157,6 +160,8 @@ def _checked(wanted: Any, value: Any, name: str) -> Any:
         return _typed(kind, value, f"{name}.")
     if kind in (int, float) and (isinstance(value, bool) or not isinstance(value, int | kind)):
         raise ConfigurationError(f"{name} is {value!r}; it must be a number ({kind.__name__})")
+    if kind is bool and not isinstance(value, bool):
+        raise ConfigurationError(f"{name} is {value!r}; it must be true or false")
     if kind is str and not isinstance(value, str):
         raise ConfigurationError(f"{name} is {value!r}; it must be a text")
     return value

@@ -15,7 +15,7 @@ from workers.model.checkpoint import resolve_checkpoint
 from workers.model.config import read_config
 from workers.model.tokenizer import Tokenizer
 from workers.model.transcript import Transcript
-from workers.rendezvous import announce, node_address
+from workers.rendezvous import announce, node_address, router_key
 
 logger = logging.getLogger("ray.serve")
 
@@ -25,9 +25,7 @@ DEMAND_SECONDS = 0.5
 class Edge:
     """Listens for clients and pipelines, and announces where."""
 
-    async def __init__(  # type: ignore[misc]  # Serve awaits it
-        self, config: ClusterConfig, router_key: str, shards: Any
-    ) -> None:
+    async def __init__(self, config: ClusterConfig, shards: Any) -> None:  # type: ignore[misc]
         """``shards`` is the handle of the shards' deployment; it makes them part of the application."""
         self._server: RouterServer | None = None
         self._telling: asyncio.Task[None] | None = None
@@ -48,6 +46,10 @@ class Edge:
         )
         self._grace = config.drain_seconds
         registry_host = config.shard_host or node_address()
+
+        def tell_where(port: int) -> None:
+            announce(router_key(), {"host": registry_host, "port": port})
+
         self._server = await serve(
             router,
             validate,
@@ -58,11 +60,10 @@ class Edge:
             registry_host=registry_host,
             max_message_bytes=MAX_MESSAGE_BYTES,
             bind_timeout=config.bind_seconds,
+            tell_where=tell_where,
+            beside_pipelines=config.pipelines if config.take_over else 0,
         )
         self._telling = asyncio.create_task(_tell_demand(router)) if config.max_pipelines else None
-        await asyncio.to_thread(
-            announce, router_key, {"host": registry_host, "port": self._server.registry_port}
-        )
 
     async def __del__(self) -> None:
         if self._telling is not None:

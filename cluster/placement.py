@@ -12,6 +12,9 @@ from workers.kv.forecast import Growth
 # A request that comes is tried on so many pipelines, those with the most room; afterwards on each one where
 # something ends. With memory that far from full, or full everywhere, more would not find more.
 ROOMIEST = 4
+# What it is worth to go where one's session is, as a part of a pipeline's memory: more room elsewhere than
+# that draws a request away, as all that run at its home would decode more slowly.
+AFFINITY = 0.5
 
 
 class Misses:
@@ -82,13 +85,13 @@ class Placement:
 
         Args:
             since: the gains when it was looked for last: only those that have gained since are tried.
-            home: the pipeline that is preferred, as it has the request's session.
+            home: the pipeline that has the request's session, which is preferred within AFFINITY.
             misses: of this look at the queue.
         """
-        first = self._ledgers.get(home) if home else None
+        first = self._home(home) if home else None
         candidates = self._gained_since(since) if since is not None else iter(self)
-        if first and (since is None or self._gained[first[1].pipeline_id] > since):
-            candidates = chain([first[1]], candidates)
+        if first is not None and (since is None or self._gained[first.pipeline_id] > since):
+            candidates = chain([first], candidates)
         tries = 0
         for ledger in candidates:
             more = ledger.growth(request, expected_tokens)
@@ -100,6 +103,12 @@ class Placement:
             if since is None and tries == ROOMIEST:
                 break
         return None
+
+    def _home(self, pipeline_id: str) -> PipelineLedger | None:
+        if pipeline_id not in self._ledgers:
+            return None
+        (most, _), (room, ledger) = self._by_room[-1], self._ledgers[pipeline_id]
+        return ledger if most - room <= AFFINITY else None
 
     def _gained_since(self, since: int) -> Iterator[PipelineLedger]:
         """Those with a gain after ``since``, the roomiest first."""

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ from ray.serve.schema import ApplicationStatus, ServeDeploySchema
 
 from cluster.app import ROUTER_RESOURCE, demand, shard_settings
 from cluster.config import ClusterConfig, parse_config
-from cluster.server import server_credentials
+from cluster.server import port_problem, server_credentials
 from cluster.tenants import first_token, read_tenants
 from pyramidserve import Client
 from pyramidserve.errors import ConfigurationError, PortInUseError, UnavailableError, UnschedulableError
@@ -85,12 +84,9 @@ def serving(deployment: Deployment, address: str, progress: Progress) -> Iterato
     Raises UnschedulableError when this machine lacks a resource that the shards need,
     ConfigurationError when there is no such cluster or the deployment fails.
     """
-    quiet()
-    read_tenants(deployment.config.tenants_file)
-    server_credentials(deployment.config.tls_certificate, deployment.config.tls_key)
-    check_model(deployment.config, progress)
+    check(deployment.config, progress)
     if address:
-        _join(address, progress)
+        join(address, progress)
     else:
         check_port(deployment.config)
         _start(deployment.config, progress)
@@ -101,7 +97,19 @@ def serving(deployment: Deployment, address: str, progress: Progress) -> Iterato
         ray.shutdown()
 
 
-def _join(address: str, progress: Progress) -> None:
+def check(config: ClusterConfig, progress: Progress) -> None:
+    """Looks at all files that the deployment needs, so that what is wrong shows before anything starts.
+
+    Raises CheckpointError or ConfigurationError.
+    """
+    quiet()
+    read_tenants(config.tenants_file)
+    server_credentials(config.tls_certificate, config.tls_key)
+    check_model(config, progress)
+
+
+def join(address: str, progress: Progress) -> None:
+    """Connects this process to a Ray cluster. Raises ConfigurationError if there is none."""
     progress(f"joining the Ray cluster at {address}")
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
@@ -131,10 +139,7 @@ def _deployed(deployment: Deployment, patience: float, progress: Progress) -> It
     config = deployment.config
     serve.start(proxy_location=ProxyLocation.Disabled)
     progress(f"deploying {config.pipelines} pipeline(s) of {config.shards} shard(s)")
-    # What the dashboard does with a config file: the public calls restart gangs on every change.
-    client = _get_global_client()
-    assert client is not None
-    client.deploy_apps(deployment.schema)
+    deploy(deployment.schema)
     try:
         await_running(deployment.name, patience)
         await_pipelines(config, patience)
@@ -143,6 +148,13 @@ def _deployed(deployment: Deployment, patience: float, progress: Progress) -> It
         progress("shutting down")
         # Lets the replicas go in order; the rest of Serve ends with the cluster.
         serve.delete(deployment.name)
+
+
+def deploy(schema: ServeDeploySchema) -> None:
+    """Does what the dashboard does with a config file: the public calls restart gangs on every change."""
+    client = _get_global_client()
+    assert client is not None
+    client.deploy_apps(schema)
 
 
 def check_model(config: ClusterConfig, progress: Progress) -> None:
@@ -154,15 +166,12 @@ def check_model(config: ClusterConfig, progress: Progress) -> None:
 
 def check_port(config: ClusterConfig) -> None:
     """Raises PortInUseError when the router could not listen."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((config.router_host, config.router_port))
-        except OSError as error:
-            raise PortInUseError(
-                f"cannot listen on {config.router_host}:{config.router_port}: {error.strerror}; "
-                "stop the process that listens there or choose another router_port"
-            ) from error
+    problem = port_problem(config.router_host, config.router_port)
+    if problem is not None:
+        raise PortInUseError(
+            f"cannot listen on {config.router_host}:{config.router_port}: {problem}; "
+            "stop the process that listens there or choose another router_port"
+        )
 
 
 def check_resources(config: ClusterConfig) -> None:

@@ -5,6 +5,7 @@ import json
 from datetime import timedelta
 
 import ray
+from ray import serve
 from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _internal_kv_put
 from torch.distributed import Store, TCPStore  # type: ignore[attr-defined]
 
@@ -14,6 +15,11 @@ POLL_SECONDS = 0.05
 def node_address() -> str:
     """Where other nodes reach this one."""
     return str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
+
+
+def router_key() -> str:
+    """Where the router of this replica's application announces its address."""
+    return f"router/{serve.get_replica_context().app_name}"
 
 
 def announce(key: str, value: dict[str, str | int]) -> None:

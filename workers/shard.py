@@ -28,7 +28,7 @@ from workers.head import Head
 from workers.model.checkpoint import resolve_checkpoint
 from workers.model.config import ModelConfig, read_config
 from workers.model.tokenizer import Tokenizer
-from workers.rendezvous import meet, node_address
+from workers.rendezvous import meet, node_address, router_key
 
 logger = logging.getLogger("ray.serve")
 
@@ -43,7 +43,6 @@ class ShardConfig:
         model: checkpoint, see ``resolve_checkpoint``.
         boundaries: first layers of the shards behind the first.
         host: interface of the gang's own traffic.
-        router_key: where the router announces its address.
         threads: of torch, in each shard.
         stall_seconds: a step that takes longer fails the health check.
     """
@@ -59,7 +58,6 @@ class ShardConfig:
     session_seconds: float
     max_prefill_tokens: int
     host: str
-    router_key: str
     threads: int
     stall_seconds: float
 
@@ -175,7 +173,7 @@ class Shard:
             config.max_sessions,
             config.max_prefill_tokens,
         )
-        self._head = head = Head(_hello(self._place.gang, config, facts), config.router_key)
+        self._head = head = Head(_hello(self._place.gang, config, facts), router_key())
         events = asyncio.get_running_loop()
 
         def on_report(report: Report) -> None:

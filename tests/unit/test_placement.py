@@ -6,7 +6,7 @@ import pytest
 from fake_head import hello, request
 
 from cluster.ledger import PipelineLedger
-from cluster.placement import ROOMIEST, Misses, Placement
+from cluster.placement import AFFINITY, ROOMIEST, Misses, Placement
 from cluster.requests import ValidatedRequest
 from pyramidserve.wire import stage_state_from_message
 from workers.kv.forecast import Growth
@@ -96,9 +96,18 @@ def test_one_that_has_missed_is_tried_only_where_something_has_ended() -> None:
 def test_home_is_preferred_if_it_has_room(home: str | None, found: str) -> None:
     books = ledgers(8, 8, 8)
     placement = opened(books)
-    fill(placement, books[1], 7)
+    fill(placement, books[1], 3)
     fill(placement, books[2], 1)
-    assert find(placement, request(pages=4), home=home) == found
+    assert find(placement, request(pages=6), home=home) == found
+
+
+def test_home_is_worth_so_much_room_and_no_more() -> None:
+    books = ledgers(40, 40)
+    placement = opened(books)
+    fill(placement, books[0], round(40 * AFFINITY))
+    assert find(placement, request(pages=4), home="p0") == "p0"
+    fill(placement, books[0], 1, "one more")
+    assert find(placement, request(pages=4), home="p0") == "p1"
 
 
 def test_a_closed_pipeline_is_given_nothing_until_it_opens_again() -> None:

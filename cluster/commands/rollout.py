@@ -1,0 +1,25 @@
+"""`pyramidserve rollout`: new settings, code or weights in the place of what serves."""
+
+import argparse
+from pathlib import Path
+
+from cluster.commands.serve import say
+
+SUMMARY = "put a new deployment in the place of one that serves, without losing a stream"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the options of the command."""
+    parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="Serve config file")
+    parser.add_argument(
+        "--address", default="auto", help="of the Ray cluster; default: the one on this machine"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Rolls out, and returns when the old deployment has gone."""
+    from cluster.rollout import roll_out
+    from cluster.serving import read_deployment
+
+    roll_out(read_deployment(arguments.config), arguments.address, say)
+    return 0

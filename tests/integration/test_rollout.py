@@ -1,0 +1,71 @@
+"""A new deployment takes the place of the old one under load, and no stream is lost."""
+
+import subprocess
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cluster_process import PYRAMIDSERVE, eventually, running_cluster, write_config
+
+from pyramidserve import Client, Reply, Stopping
+
+LONG = Stopping(max_tokens=150, ignore_eos=True)
+PROMPT = list(range(3, 103))
+USERS = 6
+
+
+def roll_out(config: Path, folder: Path) -> subprocess.CompletedProcess[str]:
+    command: list[str | Path] = [PYRAMIDSERVE, "rollout", "--config", config]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.timeout(900)
+def test_a_rollout_loses_no_stream(tmp_path: Path, toy: Callable[[str], Path]) -> None:
+    settings: dict[str, Any] = {
+        "model": str(toy("gqa")),
+        "dtype": "float32",
+        "shards": 2,
+        "cpus_per_shard": 0.25,
+        "kv_bytes": 2_000_000,
+        "compression": {"policy": "full"},
+    }
+    over = threading.Event()
+    with running_cluster(tmp_path, **settings) as cluster, ThreadPoolExecutor(USERS) as users:
+
+        def pages() -> set[int]:
+            stages = [stage for each in cluster.state().pipelines for stage in each.stages]
+            return {stage.pages_total for stage in stages}
+
+        def use(user: int) -> list[Reply]:
+            replies: list[Reply] = []
+            while not over.is_set():
+                with Client(cluster.target) as client:
+                    name = f"{user}-{len(replies)}"
+                    replies.append(client.generate(PROMPT, request_id=name, stopping=LONG))
+            return replies
+
+        def new_config(**changes: Any) -> Path:
+            port = int(cluster.target.rpartition(":")[2])
+            return write_config(tmp_path / "new.yaml", router_port=port, **settings | changes)
+
+        (before,) = pages()
+        using = [users.submit(use, user) for user in range(USERS)]
+        try:
+            failed = roll_out(new_config(kv_bytes=1), tmp_path)
+            assert failed.returncode != 0
+            assert "kv_bytes is 1" in failed.stderr
+            assert pages() == {before}
+            done = roll_out(new_config(kv_bytes=4_000_000), tmp_path)
+            assert done.returncode == 0, done.stderr
+            eventually(lambda: len(pages()) == 1 and before not in pages(), "the old one still serves")
+            assert not any(user.done() for user in using)
+        finally:
+            over.set()
+        replies = [reply for user in using for reply in user.result()]
+        assert len({reply.receipt.pipeline_id for reply in replies}) == 2
+        assert {reply.token_ids for reply in replies} == {replies[0].token_ids}
+        assert all(len(reply.token_ids) == 150 for reply in replies)
+        cluster.check_empty()
