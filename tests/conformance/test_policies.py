@@ -1,6 +1,7 @@
 """Policies, prefill, shards and dtypes, crossed: memory follows the plan, and all of it comes back."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -156,6 +157,49 @@ def test_forced_output_continues_as_if_never_interrupted(engine: Engine) -> None
             (reply,) = engine.generate([resumed])
             assert reply.token_ids == whole[17:]
             assert reply.receipt.output_tokens == 40
+
+
+CHUNKS = {
+    "full": Compression(),
+    "streaming": Compression("streaming", streaming=StreamingParameters(sinks=2, window=24)),
+    **{
+        prefill: Compression(
+            "pyramid",
+            prefill,
+            pyramid=PyramidParameters(
+                min_context_length=8, exceed_length_to_compress=8, gen_compress_ratio=0.9
+            ),
+        )
+        for prefill in ("prune", "evict")
+    },
+}
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_known_output_is_fed_in_chunks_that_end_where_compression_runs(
+    toy_engine: Callable[..., Engine], shards: int
+) -> None:
+    engine = toy_engine("gqa", shards)
+    for name, compression in CHUNKS.items():
+        stopping = Stopping(max_tokens=150, ignore_eos=True)
+        requests = [
+            EngineRequest(list(range(3 + shift, 43 + shift)), stopping=stopping, compression=compression)
+            for shift in range(3)
+        ]
+        whole = [reply.token_ids for reply in engine.generate(requests)]
+        resumed = [
+            replace(request, resume_output_ids=ids[:known])
+            for request, ids, known in zip(requests, whole, (1, 100, 149), strict=True)
+        ]
+        replies = engine.generate(resumed)
+        assert [reply.token_ids for reply in replies] == [
+            ids[known:] for ids, known in zip(whole, (1, 100, 149), strict=True)
+        ], name
+        before = engine.loop.scheduler._steps._made
+        engine.generate(resumed[-1:])
+        # A prefill, a release, and a step for each chunk, instead of 149.
+        chunks = 150 / (8 if compression.policy == "pyramid" else 16)
+        assert engine.loop.scheduler._steps._made - before <= chunks + 6, name
 
 
 def test_closing_a_stream_at_any_token_frees_everything(engine: Engine) -> None:

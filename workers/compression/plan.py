@@ -24,6 +24,10 @@ class GenerationPlan:
         """Chunks compressed once ``generated`` tokens are in the cache."""
         return max(0, generated - self.window) // self.chunk
 
+    def until_chunk(self, generated: int) -> int:
+        """Tokens that may follow ``generated`` ones until the next chunk is compressed behind the last."""
+        return self.window + (self.chunks(generated) + 1) * self.chunk - generated
+
     @property
     def scores(self) -> bool:
         """Whether attention must be accumulated to choose what stays."""

@@ -130,7 +130,7 @@ class EngineLoop:
             events.append(SequenceTraced(top.sequence, shards, top))
         counts = step.rows if step.kind is StepKind.VERIFY else (1,) * len(step.sequences)
         ids = iter(drawn)
-        for key, count in zip(step.sequences, counts, strict=True):
+        for row, (key, count) in enumerate(zip(step.sequences, counts, strict=True)):
             sequence, own = self.scheduler.sequences[key], list(itertools.islice(ids, count))
             if sequence.cancelled:
                 continue
@@ -139,6 +139,8 @@ class EngineLoop:
             elif step.kind is StepKind.DECODE and sequence.drafting is not None:
                 sequence.drafts += own
                 continue
+            elif step.kind is StepKind.DECODE:
+                own = [*sequence.known_ahead(step.rows[row] - 1), *own]
             events += self._output(key, sequence, own, now)
         return events
 
@@ -150,9 +152,10 @@ class EngineLoop:
         text = ""
         for token in ids:
             known = sequence.reached < len(sequence.known_ids)
-            text += sequence.accept(token, now, self._eos_ids)
+            added = sequence.accept(token, now, self._eos_ids)
             if not known:
                 new.append(token)
+                text += added
             if sequence.ended:
                 break
         if not new:

@@ -160,12 +160,12 @@ class PipelineMemory:
         self.remove(parked)
         return True
 
-    def hold(self, keys: Sequence[int], fed: Sequence[int], more: int = 0) -> bool:
+    def hold(self, keys: Sequence[int], fed: Sequence[int], more: Sequence[int] = ()) -> bool:
         """Makes sequences hold what they need, or returns False where there is no room for all.
 
         Args:
             fed: output tokens of each that are in its KV.
-            more: those of the next step, before it compresses.
+            more: those of each in the next step, before it compresses; none unless given.
         """
         needs = self.ledger.needs(keys, fed, more)
         if not self.ledger.fits(keys, needs):

@@ -95,10 +95,11 @@ class Scheduler:
             return self._release()
         if self._ready and kinds[StepKind.DECODE] < len(self.layout.shards):
             keys = self._decode_group()
-            if self.memory.hold(keys, self._fed(keys), more=1):
+            counts = self._counts(keys)
+            if self.memory.hold(keys, self._fed(keys), counts):
                 for key in keys:
                     self._ready.remove(key)
-                return self._steps.decode(keys)
+                return self._steps.decode(keys, counts)
             return None if moving else self._make_room()
         if self.memory.suspended:
             return None if moving else self._resume() or self._make_room_of_parked()
@@ -354,6 +355,15 @@ class Scheduler:
         keys = [key for key in self._ready if self.sequences[key].verifies or self.sequences[key].drafts]
         rows = itertools.accumulate(1 + len(self.sequences[key].ahead_ids) for key in keys[:group])
         return [key for key, total in zip(keys, rows, strict=False) if total <= VERIFIED_ROWS]
+
+    def _counts(self, keys: Sequence[int]) -> list[int]:
+        """Tokens that a decode step feeds of each: the newest, and what is known behind it."""
+        counts, room = [], max(0, VERIFIED_ROWS - len(keys))
+        for key in keys:
+            ahead = len(self.sequences[key].known_ahead(room))
+            counts.append(1 + ahead)
+            room -= ahead
+        return counts
 
     def _request(self, key: int) -> SequenceRequest:
         return self.sequences[key].request

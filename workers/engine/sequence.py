@@ -105,6 +105,17 @@ class RunningSequence:
         most = min(self.drafting.most, self._most_ahead)
         return list(self.known_ids[self.reached : self.reached + most])
 
+    def known_ahead(self, most: int) -> list[int]:
+        """Known outputs, at most so many, that a decode step can feed behind the newest one.
+
+        None behind a compression, and none where drafts are verified or attention chooses from the host.
+        """
+        if self.drafting is not None or self.plan.indexes:
+            return []
+        if self.plan.generation is not None:
+            most = min(most, self.plan.generation.until_chunk(self.fed) - 1)
+        return list(self.known_ids[self.reached : self.reached + most])
+
     @property
     def _most_ahead(self) -> int:
         """The last output is nobody's draft."""

@@ -170,8 +170,7 @@ class Stage:
                 return self._report(step), inputs
             case StepKind.VERIFY:
                 return self._pass_on(step, self._verify(step, inputs))
-        lengths = [(1, int(position) + 1) for position in step.positions]
-        return self._pass_on(step, self._decode(step, inputs, self._rotation(step, lengths)))
+        return self._pass_on(step, self._decode(step, inputs))
 
     def begin(self, step: Step, inputs: torch.Tensor) -> Prefill:
         """Begins a prefill; ``inputs`` as for ``run``, and given away."""
@@ -215,29 +214,34 @@ class Stage:
         positions = torch.from_numpy(step.positions.astype(np.int64)).to(self._device)
         return self._rope.rotation(positions, lengths)
 
-    def _decode(self, step: Step, inputs: torch.Tensor, rotation: Rotation) -> torch.Tensor:
-        targets = self.cache.score_targets(step.sequences)
+    def _decode(self, step: Step, inputs: torch.Tensor) -> torch.Tensor:
+        fed = [key for key, count in zip(step.sequences, step.rows, strict=True) for _ in range(count)]
+        targets = self.cache.score_targets(fed)
         tail = targets.tail if targets else 0
-        paged = self.cache.extend(step.sequences)
+        paged = self.cache.extend(fed)
         attend = DecodeAttend(paged, tail, self._kernels)
-        if self.cache.recalls(step.sequences):
-            attend = RecallAttend(self.cache, step.sequences, paged, tail, self._kernels)
-        hidden, shares = self._through_layers(inputs, rotation, paged, attend)
+        if self.cache.recalls(fed):
+            attend = RecallAttend(self.cache, fed, paged, tail, self._kernels)
+        hidden, shares = self._through_layers(inputs, self._rotation_behind(step), paged, attend)
         if targets:
-            self.cache.add_scores(step.sequences, targets, shares)
-        self.cache.end_step(step.sequences)
+            self.cache.add_scores(fed, targets, shares)
+        self.cache.end_step(fed)
         return hidden
 
     def _verify(self, step: Step, inputs: torch.Tensor) -> torch.Tensor:
+        paged, copy = self.cache.verify(step.sequences, step.rows)
+        attend = DecodeAttend(paged, 0, self._kernels)
+        hidden, _ = self._through_layers(inputs, self._rotation_behind(step), paged, attend)
+        copy.wait()
+        return hidden
+
+    def _rotation_behind(self, step: Step) -> Rotation:
+        """Of tokens that are fed behind what their sequences have."""
         ends = np.cumsum(step.rows)
         lengths = [
             (rows, int(step.positions[end - 1]) + 1) for rows, end in zip(step.rows, ends, strict=True)
         ]
-        paged, copy = self.cache.verify(step.sequences, step.rows)
-        attend = DecodeAttend(paged, 0, self._kernels)
-        hidden, _ = self._through_layers(inputs, self._rotation(step, lengths), paged, attend)
-        copy.wait()
-        return hidden
+        return self._rotation(step, lengths)
 
     def _through_layers(
         self, inputs: torch.Tensor, rotation: Rotation, paged: PagedStep, attend: DecodeAttend

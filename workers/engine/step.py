@@ -9,7 +9,7 @@ import numpy.typing as npt
 from pyramidserve.types import Compression, Sampling
 from workers.kv.entry import ReleasedSequence
 
-# Rows of a verification, at most.
+# Rows of a verification, and of a decode step that feeds known outputs, at most.
 VERIFIED_ROWS = 64
 NO_POSITIONS: npt.NDArray[np.int32] = np.zeros(0, dtype=np.int32)
 
@@ -76,8 +76,8 @@ class TopLogits:
 class Step:
     """One micro-batch on its way through the shards, or sequences to be moved, parked or released.
 
-    A decode adds one token to each sequence, which may be a draft; a verification adds several at once, in
-    place of all drafts, attending to what is on the host too.
+    A decode adds one token to each sequence, which may be a draft, or several whose outputs are known; a
+    verification adds several at once, in place of all drafts, attending to what is on the host too.
 
     Attributes:
         number: counts the steps of a pipeline.

@@ -50,15 +50,16 @@ class Steps:
         step = self._make(StepKind.PREFILL, keys, rows, positions, tuple(specs), slice_steps)
         return step, np.array(list(itertools.chain(*ids)))
 
-    def decode(self, keys: Sequence[int]) -> Work:
-        """Feeds the newest token of each sequence; or, to verify, all that are not verified."""
+    def decode(self, keys: Sequence[int], counts: Sequence[int]) -> Work:
+        """Feeds ``counts`` tokens of each sequence, known ones behind the newest; or all to be verified."""
         sequences = [self._sequences[key] for key in keys]
         kind = StepKind.VERIFY if sequences[0].verifies else StepKind.DECODE
         fed = [[each.output_ids[each.fed], *each.ahead_ids] for each in sequences]
         first = [len(each.request.prompt_ids) + each.fed for each in sequences]
         if kind is StepKind.DECODE:
             first = [start + len(ids) - 1 for start, ids in zip(first, fed, strict=True)]
-            fed = [ids[-1:] for ids in fed]
+            ahead = [each.known_ahead(count - 1) for each, count in zip(sequences, counts, strict=True)]
+            fed = [[ids[-1], *known] for ids, known in zip(fed, ahead, strict=True)]
         rows = tuple(map(len, fed))
         positions = [start + np.arange(count) for start, count in zip(first, rows, strict=True)]
         return self._make(kind, keys, rows, positions), np.array(list(itertools.chain(*fed)))
@@ -75,9 +76,7 @@ class Steps:
         self._made += 1
         self._under_way[self._made] = kind
         sequences = [self._sequences.get(key) for key in keys]
-        drawn = [
-            _drawn(each, rows[row] if kind is StepKind.VERIFY else 0) for row, each in enumerate(sequences)
-        ]
+        drawn = [_drawn(kind, each, rows[row] if rows else 0) for row, each in enumerate(sequences)]
         return Step(
             number=self._made,
             kind=kind,
@@ -107,9 +106,11 @@ def spec_of(request: SequenceRequest) -> SequenceSpec:
     )
 
 
-def _drawn(sequence: RunningSequence | None, verified: int) -> range:
-    """The outputs that a step draws of ``sequence``: one behind its drafts, or of ``verified`` rows."""
+def _drawn(kind: StepKind, sequence: RunningSequence | None, rows: int) -> range:
+    """The outputs that a step draws of ``sequence``: one behind all that is fed, or of each row."""
     if sequence is None:
         return range(1)
-    first = sequence.reached if verified else sequence.reached + len(sequence.drafts)
-    return range(first, first + max(1, verified))
+    if kind is StepKind.VERIFY:
+        return range(sequence.reached, sequence.reached + rows)
+    first = sequence.reached + len(sequence.drafts) + (rows - 1 if kind is StepKind.DECODE else 0)
+    return range(first, first + 1)

@@ -1,5 +1,6 @@
 """The KV cache of one shard: what every layer of every sequence holds, on the device and the host."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,9 +15,9 @@ from workers.kv.footprint import ShardLayout, score_pages
 from workers.kv.hidden import HiddenStore
 from workers.kv.host import HostStore
 from workers.kv.link import Copy
-from workers.kv.page_table import PageTables
+from workers.kv.page_table import Lengths, PageTables, Rows
 from workers.kv.pages import IntegrityError
-from workers.kv.pool import KVPool, PagedStep
+from workers.kv.pool import KVPool, PagedLayers, PagedStep
 from workers.kv.scores import GenerationScores, ScoreTargets
 from workers.kv.spilled_keys import SpilledKeys
 
@@ -161,12 +162,18 @@ class ShardCache:
         self._note_peak(sequence)
 
     def extend(self, sequences: Sequence[int]) -> PagedStep:
-        """Makes room for a new token of each sequence in every layer; says where all KV lies."""
-        slots = self._tables.extend(sequences)
-        pages, lengths = self._tables.batch(sequences)
-        return PagedStep(
-            self.pool.rows, self._on_device(slots), self._on_device(pages), self._on_device(lengths)
-        )
+        """Makes room for a new token of each of ``sequences`` in every layer; says where all KV lies.
+
+        One may be there several times in a row, with as many tokens.
+        """
+        counts = Counter(sequences)
+        if len(counts) == len(sequences):
+            return self._paged(sequences, self._tables.extend(sequences), list(counts.values()))
+        grown = [
+            self._grow(sequence, self._tables.lengths(sequence), count)
+            for sequence, count in counts.items()
+        ]
+        return self._paged(sequences, np.concatenate(grown, axis=1), list(counts.values()))
 
     def read(self, sequence: int, layer: int, start: int = 0) -> torch.Tensor:
         """A copy of the KV of ``layer`` from slot ``start`` on: [tokens, 2, KV heads, head size]."""
@@ -203,11 +210,12 @@ class ShardCache:
     def score_targets(self, sequences: Sequence[int]) -> ScoreTargets | None:
         """Where the attention of the step's new tokens is to be accumulated; None if nowhere."""
         entries = [self._sequences[sequence] for sequence in sequences]
-        return self._scores.targets(
-            sequences,
-            [entry.plan for entry in entries],
-            [entry.uncompressed + entry.unverified + 1 for entry in entries],
-        )
+        come: Counter[int] = Counter()
+        uncompressed = []
+        for sequence, entry in zip(sequences, entries, strict=True):
+            come[sequence] += 1
+            uncompressed.append(entry.uncompressed + entry.unverified + come[sequence])
+        return self._scores.targets(sequences, [entry.plan for entry in entries], uncompressed)
 
     def add_scores(self, sequences: Sequence[int], targets: ScoreTargets, shares: torch.Tensor) -> None:
         """Accumulates attention to the newest tokens, fp32 [layers, sequences, targets.tail].
@@ -260,26 +268,13 @@ class ShardCache:
         must be done before the step is.
         """
         repeated = [key for key, count in zip(sequences, rows, strict=True) for _ in range(count)]
-        slots = []
+        grown = []
         for sequence, count in zip(sequences, rows, strict=True):
             entry = self._sequences[sequence]
-            before = self._tables.lengths(sequence) - entry.unverified
-            self._tables.resize_layers(sequence, 0, before + count)
+            grown.append(self._grow(sequence, self._tables.lengths(sequence) - entry.unverified, count))
             entry.unverified, entry.verifying = count, True
-            own = self._tables.rows_of_layers(sequence, 0, before, before + count)
-            slots.append(own.reshape(self.layers, count))
-        pages, lengths = self._tables.batch(repeated)
-        # A token does not attend to those behind it.
-        behind = np.concatenate([np.arange(count)[::-1] for count in rows]).astype(np.int32)
         spilled, copy = self.host.attend(repeated, self.layers)
-        step = PagedStep(
-            self.pool.rows,
-            self._on_device(np.concatenate(slots, axis=1)),
-            self._on_device(pages),
-            self._on_device(lengths - behind),
-            spilled,
-        )
-        return step, copy
+        return self._paged(repeated, np.concatenate(grown, axis=1), rows, spilled), copy
 
     def suspend(self, sequence: int) -> None:
         """Moves all that ``sequence`` holds on the device to the host, which must have room for it.
@@ -400,6 +395,31 @@ class ShardCache:
             for layer, (own, count) in enumerate(zip(positions, before, strict=True), first):
                 start, end = end, end + len(own)
                 self._keys.append(sequence, layer, kv[start:end, 0], count)
+
+    def _grow(self, sequence: int, before: Lengths, count: int) -> Rows:
+        """Makes every layer hold ``count`` tokens more than ``before``: their rows, [layers, count]."""
+        self._tables.resize_layers(sequence, 0, before + count)
+        rows: Rows = self._tables.rows_of_layers(sequence, 0, before, before + count)
+        return rows.reshape(self.layers, count)
+
+    def _paged(
+        self,
+        sequences: Sequence[int],
+        slots: Rows,
+        counts: Sequence[int],
+        spilled: PagedLayers | None = None,
+    ) -> PagedStep:
+        """A step with a row for each of ``sequences``, ``counts`` of each in a row."""
+        pages, lengths = self._tables.batch(sequences)
+        # A token does not attend to those behind it.
+        behind = np.concatenate([np.arange(count)[::-1] for count in counts]).astype(np.int32)
+        return PagedStep(
+            self.pool.rows,
+            self._on_device(slots),
+            self._on_device(pages),
+            self._on_device(lengths - behind),
+            spilled,
+        )
 
     def _count(self, sequence: int, verified: int) -> None:
         """Counts unverified tokens as generated, and compresses chunks that are due by that."""

@@ -66,7 +66,7 @@ class Ledger:
         self.hold([sequence], np.zeros((1, len(self.pages)), dtype=np.int64))
         self._unused.append(self._index.pop(sequence))
 
-    def needs(self, sequences: Sequence[Hashable], fed: Sequence[int], more: int = 0) -> Counts:
+    def needs(self, sequences: Sequence[Hashable], fed: Sequence[int], more: Sequence[int] = ()) -> Counts:
         """Pages of each shard with ``fed`` generated tokens each, and ``more`` before they are compressed.
 
         int64 [sequences, shards].
@@ -76,7 +76,8 @@ class Ledger:
         compressed = generated - self._lag[index] - self._window[index]
         chunks = np.maximum(compressed, 0) // self._chunk[index]
         tokens = self._kept[index] + generated[:, None] - chunks[:, None] * self._dropped[index]
-        each = pages_for(tokens + (more + self._drafts[index])[:, None])
+        coming = self._drafts[index] + (np.array(more) if more else 0)
+        each = pages_for(tokens + coming[:, None])
         each += self._index_pages(index, generated, tokens)
         pages: Counts = np.add.reduceat(each, self._firsts, axis=1) + self._scores[index]
         return pages

@@ -28,7 +28,7 @@ def test_needs_are_what_the_footprint_says(wanted: list[tuple[KeepPlan, int]]) -
     expected = [[pages_held(keep, shard, count) for shard in SHARDS] for keep, count in wanted]
     assert ledger.needs(keys, fed).tolist() == expected
     # The step before is at its largest between the new token and its compression.
-    before = ledger.needs(keys, [max(count - 1, 0) for count in fed], more=1)
+    before = ledger.needs(keys, [max(count - 1, 0) for count in fed], more=[1] * len(keys))
     assert (before >= ledger.needs(keys, fed)).all()
     peaks = [[peak_pages(keep, shard, count + 1) for shard in SHARDS] for keep, count in wanted]
     assert (before <= np.maximum(peaks, before * (np.array(fed) == 0)[:, None])).all()
