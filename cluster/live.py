@@ -12,6 +12,10 @@ from pyramidserve.errors import EngineError, PyramidServeError, RequestConflictE
 from pyramidserve.types import Event, Receipt, Started, Tokens
 from workers.model.transcript import Transcript
 
+# Seconds between two messages of a stream: 25 a second look like a flow, and each costs as much as the step
+# of a small model.
+SPACING = 0.04
+
 
 class LiveRequest:
     """One list of output, however many streams follow it.
@@ -133,22 +137,29 @@ class LiveRequest:
 
     def _wake(self) -> None:
         for follower in self._followers:
-            follower.wake.set()
+            follower.wake()
 
 
 class Follower(AsyncIterator[Event]):
     """One stream of a live request: Started, Tokens, then the Receipt or the error.
 
-    What has gathered since the last event comes as one Tokens. It holds an index into the request's
-    output and nothing else, so a slow client costs no memory.
+    What has gathered since the last event comes as one Tokens, and these at least SPACING apart but at the
+    end. It holds an index into the request's output and nothing else, so a slow client costs no memory.
     """
 
     def __init__(self, live: LiveRequest, position: int) -> None:
-        self.wake = asyncio.Event()
+        self._woken = asyncio.Event()
         self._live = live
         self._position = position
         self._announced = False
         self._ended = False
+        self._next = -math.inf
+        self._pausing = False
+
+    def wake(self) -> None:
+        """There is something new."""
+        if not self._pausing or self._live.ended:
+            self._woken.set()
 
     async def __anext__(self) -> Event:
         live = self._live
@@ -156,8 +167,8 @@ class Follower(AsyncIterator[Event]):
             self._announced = True
             return Started(len(live.request.prompt_ids), live.request.seed)
         while self._position == len(live._chunks) and live._end is None:
-            self.wake.clear()
-            await self.wake.wait()
+            await self._wait()
+        await self._pause()
         if self._position < len(live._chunks):
             chunks = live._chunks[self._position :]
             self._position += len(chunks)
@@ -172,6 +183,21 @@ class Follower(AsyncIterator[Event]):
         if isinstance(live._end, PyramidServeError):
             raise live._end
         return live._end
+
+    async def _wait(self) -> None:
+        self._woken.clear()
+        await self._woken.wait()
+
+    async def _pause(self) -> None:
+        """Waits until the next Tokens is due, or the end has come."""
+        loop = asyncio.get_running_loop()
+        if self._next > loop.time() and not self._live.ended:
+            due = loop.call_at(self._next, self._woken.set)
+            self._pausing = True
+            await self._wait()
+            self._pausing = False
+            due.cancel()
+        self._next = loop.time() + SPACING
 
     def close(self) -> None:
         """Stops following; the last follower to leave before the end abandons the request."""

@@ -18,6 +18,7 @@ from pyramidserve.errors import (
     ConfigurationError,
     RequestCancelledError,
     RequestConflictError,
+    ServerLeftError,
     UnavailableError,
 )
 from pyramidserve.types import ClusterState
@@ -92,7 +93,7 @@ class Router:
             RequestTooLargeError: no attached pipeline could ever hold it.
             OverloadedError: the queue is full.
             RequestTimeoutError: it could not end in time.
-            UnavailableError: the router is draining.
+            ServerLeftError: the router is draining.
         """
         live = self._live.get(tenant, request.request_id)
         if live is not None:
@@ -126,7 +127,7 @@ class Router:
 
         Raises:
             ConfigurationError: it serves another model, or its stages make no sense.
-            UnavailableError: the router is draining.
+            ServerLeftError: the router is draining.
         """
         self._refuse_when_draining()
         if hello.model != self.model:
@@ -249,8 +250,8 @@ class Router:
 
     def _refuse_when_draining(self) -> None:
         if self._draining:
-            self._admission.decisions[UnavailableError.reason] += 1
-            raise UnavailableError("the router is shutting down", retry_delay=LOST_RETRY_DELAY)
+            self._admission.decisions[ServerLeftError.reason] += 1
+            raise ServerLeftError("the router is shutting down", retry_delay=LOST_RETRY_DELAY)
 
     def _join(self, live: LiveRequest, request: ValidatedRequest) -> Follower:
         decisions = self._admission.decisions

@@ -124,6 +124,8 @@ def _start(config: ClusterConfig, progress: Progress) -> None:
         include_dashboard=False,
         object_store_memory=OBJECT_STORE_BYTES,
         resources={ROUTER_RESOURCE: 1},
+        # Ray would have shards give way to whatever else runs.
+        _system_config={"worker_niceness": 0},
         log_to_driver=False,
         logging_level=logging.ERROR,
     )

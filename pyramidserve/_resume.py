@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 
-from pyramidserve.errors import PyramidServeError, UnavailableError
+from pyramidserve.errors import PyramidServeError, ServerLeftError, UnavailableError
 from pyramidserve.types import Event, Started, Tokens
 from pyramidserve.v1 import inference_pb2 as pb
 
@@ -14,8 +14,8 @@ _RETRY_DELAY = 1.0
 class Resumption:
     """What is known of one reply, and how to ask for the rest of it.
 
-    A stream is resumed when the server is lost after it had begun, again and again, until for ``seconds``
-    nothing new has come.
+    A stream is resumed when the server is lost after it had begun, or was going away and has not taken it;
+    again and again, until for ``seconds`` nothing new has come.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Resumption:
         now = self._clock()
         if self._lost_since is None:
             self._lost_since = now
-        if not (isinstance(error, UnavailableError) and self._begun):
+        if not isinstance(error, UnavailableError if self._begun else ServerLeftError):
             return None
         wait = _RETRY_DELAY if error.retry_delay is None else error.retry_delay
         left = self._lost_since + self._seconds - now

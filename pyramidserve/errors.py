@@ -8,6 +8,7 @@ PyramidServeError
 ├── UnknownSessionError        NOT_FOUND            no such session
 ├── OverloadedError            RESOURCE_EXHAUSTED   the queue is full; try again after retry_delay
 ├── UnavailableError           UNAVAILABLE          no server or pipeline; try again after retry_delay
+│   └── ServerLeftError        UNAVAILABLE          the server was going away and has not taken the call
 ├── RequestTimeoutError        DEADLINE_EXCEEDED    the client's deadline has passed, or could not be met
 ├── RequestCancelledError      CANCELLED            the stream was closed
 ├── EngineError                INTERNAL             the server failed
@@ -67,6 +68,10 @@ class UnavailableError(PyramidServeError):
     reason = "unavailable"
 
 
+class ServerLeftError(UnavailableError):
+    reason = "server_left"
+
+
 class RequestTimeoutError(PyramidServeError):
     reason = "deadline_exceeded"
 
@@ -104,6 +109,7 @@ STATUS: dict[type[PyramidServeError], grpc.StatusCode] = {
     UnknownSessionError: grpc.StatusCode.NOT_FOUND,
     OverloadedError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     UnavailableError: grpc.StatusCode.UNAVAILABLE,
+    ServerLeftError: grpc.StatusCode.UNAVAILABLE,
     RequestTimeoutError: grpc.StatusCode.DEADLINE_EXCEEDED,
     RequestCancelledError: grpc.StatusCode.CANCELLED,
     EngineError: grpc.StatusCode.INTERNAL,

@@ -3,9 +3,11 @@
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from ray import serve
@@ -33,6 +35,8 @@ from workers.rendezvous import meet, node_address, router_key
 logger = logging.getLogger("ray.serve")
 
 GANG_TIMEOUT_SECONDS = 120.0
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,16 @@ class GangRouter(FIFOMixin, RequestRouter):
         return [[r] for r in candidate_replicas if r.replica_metadata.get("member") == member]
 
 
+async def in_own_thread(work: Callable[[], Result]) -> Result:
+    """Runs ``work`` in a thread that ends with it.
+
+    A thread that has computed keeps its team of OpenMP threads for as long as it lives, and with more of
+    these than cores libgomp lets all of them sleep at every barrier: decoding would take twice as long.
+    """
+    with ThreadPoolExecutor(1, "own") as thread:
+        return await asyncio.get_running_loop().run_in_executor(thread, work)
+
+
 @dataclass(frozen=True)
 class Membership:
     """A replica's place: its gang, its rank in it, and the gang's size."""
@@ -109,7 +123,7 @@ class Shard:
         torch.set_num_threads(config.threads)
         checkpoint = await asyncio.to_thread(resolve_checkpoint, config.model)
         model = read_config(checkpoint)
-        stage = await asyncio.to_thread(self._load, checkpoint, model)
+        stage = await in_own_thread(partial(self._load, checkpoint, model))
         facts: tuple[StageFacts, ...] = (stage.facts(node_address()),)
         ring = None
         if self._place.size > 1:

@@ -12,6 +12,7 @@ from pyramidserve.errors import (
     InvalidRequestError,
     PyramidServeError,
     RequestTimeoutError,
+    ServerLeftError,
     UnavailableError,
 )
 from pyramidserve.v1 import inference_pb2 as pb
@@ -20,6 +21,10 @@ from pyramidserve.v1 import inference_pb2 as pb
 _DETAIL_CHARACTERS = 800
 # A server that does not answer says nothing about when it will.
 _UNAVAILABLE_RETRY_DELAY = 1.0
+# What gRPC says of calls that this side has ended.
+_CANCELLED_BY_US = ("Channel closed", "Locally cancelled")
+# Another may have its place already.
+_LEFT_RETRY_DELAY = 0.2
 
 
 def error_to_metadata(error: PyramidServeError) -> tuple[tuple[str, bytes], ...]:
@@ -72,6 +77,11 @@ def _undetailed(status: grpc.StatusCode, details: str, target: str) -> PyramidSe
     if kind is UnavailableError:
         return UnavailableError(
             f"no server answers at {target}: {details}", retry_delay=_UNAVAILABLE_RETRY_DELAY
+        )
+    by_us = any(words in details for words in _CANCELLED_BY_US)
+    if status is grpc.StatusCode.CANCELLED and not by_us:  # as a server does that stops
+        return ServerLeftError(
+            f"{target} was going away as the call came: {details}", retry_delay=_LEFT_RETRY_DELAY
         )
     if kind is RequestTimeoutError:
         return RequestTimeoutError(f"the timeout passed before {target} had answered in full")

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import pytest
 from fake_head import PATIENCE, finished, request
 
-from cluster.live import Follower, LiveRequest
+from cluster.live import SPACING, Follower, LiveRequest
 from pyramidserve.errors import EngineError, RequestConflictError, UnavailableError
 from pyramidserve.types import Event, Receipt, Started, Tokens
 from pyramidserve.wire import receipt_from_message
@@ -163,3 +163,30 @@ def test_a_reply_of_one_token_has_no_times_between_tokens() -> None:
     *_, receipt = run(collect(live.follow(())))
     assert isinstance(receipt, Receipt)
     assert (receipt.inter_token_p50, receipt.inter_token_p99) == (0.0, 0.0)
+
+
+def test_tokens_that_come_fast_are_told_together_and_the_end_at_once() -> None:
+    live = Abandoned().live()
+
+    async def scenario() -> tuple[list[Event], float]:
+        loop, follower = asyncio.get_running_loop(), live.follow(())
+        assert await anext(follower) == STARTED
+        live.append(Tokens(0, (5,), "a"), 1.0)
+        events = [await anext(follower)]
+        began = loop.time()
+        coming = asyncio.create_task(anext(follower))
+        for index in (1, 2):
+            live.append(Tokens(index, (5 + index,), "b"), 2.0)
+            await asyncio.sleep(0)
+        events.append(await coming)
+        took = loop.time() - began
+        coming = asyncio.create_task(anext(follower))
+        live.append(Tokens(3, (9,), "c"), 3.0)
+        await asyncio.sleep(0)
+        live.finish(RECEIPT, "p")
+        events.append(await coming)
+        return events, took
+
+    events, took = run(scenario())
+    assert events == [Tokens(0, (5,), "a"), Tokens(1, (6, 7), "bb"), Tokens(3, (9,), "c")]
+    assert took >= SPACING / 2

@@ -3,7 +3,13 @@
 import pytest
 
 from pyramidserve._resume import Resumption
-from pyramidserve.errors import EngineError, OverloadedError, PyramidServeError, UnavailableError
+from pyramidserve.errors import (
+    EngineError,
+    OverloadedError,
+    PyramidServeError,
+    ServerLeftError,
+    UnavailableError,
+)
 from pyramidserve.types import Started, Tokens
 from pyramidserve.v1 import inference_pb2 as pb
 
@@ -41,6 +47,12 @@ def test_other_errors_end_the_reply(error: PyramidServeError) -> None:
 
 def test_what_has_not_begun_fails_at_once() -> None:
     assert resumption(Clock(), begun=False).delay(LOST) is None
+
+
+def test_what_a_server_that_leaves_has_not_taken_is_asked_for_again() -> None:
+    left = ServerLeftError("gone", retry_delay=0.2)
+    assert resumption(Clock(), begun=False).delay(left) == 0.2
+    assert resumption(Clock()).delay(left) == 0.2
 
 
 def test_it_is_asked_for_until_nothing_has_come_for_long() -> None:

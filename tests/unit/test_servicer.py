@@ -478,7 +478,8 @@ def test_stopping_lets_running_replies_end() -> None:
             await anext(stream)
             key = (await head.started()).sequence_id
             stopping = asyncio.create_task(at.server.stop(PATIENCE))
-            with pytest.raises(UnavailableError, match="shutting down"):
+            # Sent again, on a new connection, as another may have taken over; nobody has.
+            with pytest.raises(UnavailableError, match="no server answers"):
                 await events_of(at.stream("late"))
             await head.report(pipeline_pb2.StepReport(finished=[finished(key)]))
             assert isinstance((await events_of(stream))[-1], Receipt)
@@ -495,7 +496,7 @@ def test_disconnecting_at_any_moment_leaves_nothing_behind(caplog: pytest.LogCap
         async with AsyncClient(at.target) as client:
             stream = client.stream([1], request_id=f"r{number % 7}", sampling=GREEDY, stopping=LONG)
             with suppress(OverloadedError):
-                for _ in range(chance.choice((0, 0, 1, 2, 5))):
+                for _ in range(chance.choice((0, 0, 1, 2, 3))):
                     await anext(stream)
                 # Some moments lie between events: while tokenising, queueing or in a write.
                 for _ in range(chance.randrange(30)):
