@@ -12,10 +12,6 @@ from pyramidserve.errors import EngineError, PyramidServeError, RequestConflictE
 from pyramidserve.types import Event, Receipt, Started, Tokens
 from workers.model.transcript import Transcript
 
-# Seconds between two messages of a stream: 25 a second look like a flow, and each costs as much as the step
-# of a small model.
-SPACING = 0.04
-
 
 class LiveRequest:
     """One list of output, however many streams follow it.
@@ -36,8 +32,14 @@ class LiveRequest:
         arrived: float,
         deadline: float,
         abandoned: Callable[["LiveRequest"], None],
+        spacing: Callable[[], float] = lambda: 0.0,
     ) -> None:
-        """``abandoned`` is called when the last follower leaves before the end."""
+        """A request that has no output yet.
+
+        Args:
+            abandoned: called when the last follower leaves before the end.
+            spacing: seconds that there should be now between two messages of a stream.
+        """
         self.request = request
         self.tenant = tenant
         self.arrived = arrived
@@ -46,6 +48,7 @@ class LiveRequest:
         self.pipeline_id = ""
         self.losses = 0
         self._abandoned = abandoned
+        self._spacing = spacing
         self._chunks: list[Tokens] = []
         self._times: list[float] = []
         self._end: Receipt | PyramidServeError | None = None
@@ -143,8 +146,8 @@ class LiveRequest:
 class Follower(AsyncIterator[Event]):
     """One stream of a live request: Started, Tokens, then the Receipt or the error.
 
-    What has gathered since the last event comes as one Tokens, and these at least SPACING apart but at the
-    end. It holds an index into the request's output and nothing else, so a slow client costs no memory.
+    What has gathered since the last event comes as one Tokens, and these are spaced until the end. It holds
+    an index into the request's output and nothing else, so a slow client costs no memory.
     """
 
     def __init__(self, live: LiveRequest, position: int) -> None:
@@ -197,7 +200,7 @@ class Follower(AsyncIterator[Event]):
             await self._wait()
             self._pausing = False
             due.cancel()
-        self._next = loop.time() + SPACING
+        self._next = loop.time() + self._live._spacing()
 
     def close(self) -> None:
         """Stops following; the last follower to leave before the end abandons the request."""

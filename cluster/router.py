@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import math
+import os
 import time
 from collections.abc import Callable, Mapping
 
@@ -30,6 +31,9 @@ log = logging.getLogger(__name__)
 
 # Seconds until a pipeline is tried again that had no room although nothing of ours ran there.
 REFUSAL_PAUSE = 0.1
+# Messages to clients, of all streams together, so that these take but a small part of all cores; and the
+# longest that tokens may wait to be told together, in seconds.
+MESSAGES_PER_SECOND, LONGEST_SPACING = 100.0 * (os.cpu_count() or 1), 0.25
 
 
 def _call_later(delay: float, callback: Callable[[], None]) -> None:
@@ -100,7 +104,7 @@ class Router:
             return self._join(live, request)
         self._refuse_when_draining()
         now = self._clock()
-        live = LiveRequest(request, tenant, now, now + seconds_left, self._cancel)
+        live = LiveRequest(request, tenant, now, now + seconds_left, self._cancel, self._spacing)
         self._admission.enqueue(live, self._ledgers())
         follower = live.follow(request.resume_output_ids)
         self._live.add(live)
@@ -285,6 +289,10 @@ class Router:
                 admitted.sequence_id,
                 admitted.pipeline_id,
             )
+
+    def _spacing(self) -> float:
+        """Seconds between two messages of a stream, so that all streams leave the engines their cores."""
+        return min(LONGEST_SPACING, len(self._live) / MESSAGES_PER_SECOND)
 
     def _gained(self, pipeline: AttachedPipeline) -> None:
         """Something has ended on a pipeline, or it may be given requests again."""

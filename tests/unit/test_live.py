@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import pytest
 from fake_head import PATIENCE, finished, request
 
-from cluster.live import SPACING, Follower, LiveRequest
+from cluster.live import Follower, LiveRequest
 from pyramidserve.errors import EngineError, RequestConflictError, UnavailableError
 from pyramidserve.types import Event, Receipt, Started, Tokens
 from pyramidserve.wire import receipt_from_message
@@ -35,8 +35,9 @@ async def gathered(follower: Follower) -> list[Event]:
 class Abandoned(list[LiveRequest]):
     """The requests that were abandoned, and one that has output."""
 
-    def live(self, resumed: tuple[int, ...] = ()) -> LiveRequest:
-        return LiveRequest(request(resume_output_ids=resumed), "", 0.0, math.inf, self.append)
+    def live(self, resumed: tuple[int, ...] = (), spacing: float = 0.0) -> LiveRequest:
+        wanted = request(resume_output_ids=resumed)
+        return LiveRequest(wanted, "", 0.0, math.inf, self.append, lambda: spacing)
 
 
 def test_a_follower_brings_what_is_there_then_what_comes() -> None:
@@ -166,7 +167,7 @@ def test_a_reply_of_one_token_has_no_times_between_tokens() -> None:
 
 
 def test_tokens_that_come_fast_are_told_together_and_the_end_at_once() -> None:
-    live = Abandoned().live()
+    live = Abandoned().live(spacing=0.05)
 
     async def scenario() -> tuple[list[Event], float]:
         loop, follower = asyncio.get_running_loop(), live.follow(())
@@ -189,4 +190,4 @@ def test_tokens_that_come_fast_are_told_together_and_the_end_at_once() -> None:
 
     events, took = run(scenario())
     assert events == [Tokens(0, (5,), "a"), Tokens(1, (6, 7), "bb"), Tokens(3, (9,), "c")]
-    assert took >= SPACING / 2
+    assert took >= 0.04

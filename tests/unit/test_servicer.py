@@ -496,7 +496,7 @@ def test_disconnecting_at_any_moment_leaves_nothing_behind(caplog: pytest.LogCap
         async with AsyncClient(at.target) as client:
             stream = client.stream([1], request_id=f"r{number % 7}", sampling=GREEDY, stopping=LONG)
             with suppress(OverloadedError):
-                for _ in range(chance.choice((0, 0, 1, 2, 3))):
+                for _ in range(chance.choice((0, 0, 1, 2, 3))):  # tokens may be told together
                     await anext(stream)
                 # Some moments lie between events: while tokenising, queueing or in a write.
                 for _ in range(chance.randrange(30)):
