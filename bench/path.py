@@ -38,7 +38,7 @@ class Pair:
     """A workload through the cluster and in this process: output tokens a second.
 
     ``router_cpu``, ``head_cpu``: microseconds a token of the router's process, and of the head's threads
-    that compute nothing.
+    that compute nothing, beyond what they take while this process computes and they have nothing to do.
     """
 
     cluster: float
@@ -54,19 +54,28 @@ def measure_pairs(
     pairs = []
     router, head = _processes(target)
     for number in range(count + 1):
-        sides: dict[str, Any] = {}
+        sides: dict[str, float] = {}
+        cpu: dict[str, tuple[float, float]] = {}
+        took: dict[str, float] = {}
+        tokens = 0
         for side in ("cluster", "process") if number % 2 else ("process", "cluster"):
+            before, began = (_threads(router), _threads(head)), time.perf_counter()
             if side == "process":
                 sides[side] = measure(engine, log, work).output_tokens_per_second
-                continue
-            before = _threads(router), _threads(head)
-            sides[side], tokens = asyncio.run(_through_the_cluster(target, work))
+            else:
+                sides[side], tokens = asyncio.run(_through_the_cluster(target, work))
+            seconds = time.perf_counter() - began
             spent = _spent(router, before[0]), _spent(head, before[1])
-            sides["router"] = sum(spent[0]) / tokens * 1e6
             # The busiest of the head's threads are the engine's.
-            sides["head"] = sum(sorted(spent[1])[:-THREADS]) / tokens * 1e6
+            cpu[side] = sum(spent[0]) / seconds, sum(sorted(spent[1])[:-THREADS]) / seconds
+            took[side] = seconds
         if number:  # the first warms up
-            pair = Pair(sides["cluster"], sides["process"], sides["router"], sides["head"])
+            micros = 1e6 * took["cluster"] / tokens
+            router_cpu, head_cpu = (
+                (with_load - without) * micros
+                for with_load, without in zip(cpu["cluster"], cpu["process"], strict=True)
+            )
+            pair = Pair(sides["cluster"], sides["process"], router_cpu, head_cpu)
             pairs.append(pair)
             print(
                 f"{pair.cluster:.1f} tokens/s through the cluster, {pair.process:.1f} in one process; "

@@ -47,8 +47,8 @@ class _Ending:
 class SimulatedPipeline:
     """Prefills in order, decode rounds, and what they take of each other's time and of the memory.
 
-    Prompts that wait together begin to decode together. Moving sequences to the host and back is taken to
-    cost nothing, and pages are those of all stages together.
+    Prompts that come before the first of them has its output begin to decode together. Moving sequences
+    to the host and back is taken to cost nothing, and pages are those of all stages together.
 
     Attributes:
         ledger: the router's books.
@@ -72,7 +72,7 @@ class SimulatedPipeline:
         self._pages = self._slope = 0.0
         self._waiting: deque[_Sequence] = deque()
         self._prefilling: _Sequence | None = None
-        self._cohort = 0
+        self._cohort, self._closed = 0, True
         self._resting: list[_Sequence] = []
         self._decoding: list[_Ending] = []
         self._suspended: deque[_Sequence] = deque()
@@ -161,7 +161,8 @@ class SimulatedPipeline:
             self._end(sequence, 0)
         else:
             self._resting.append(sequence)
-        self._cohort -= 1
+        self._cohort = self._cohort - 1 if self._closed else len(self._waiting)
+        self._closed = True
         if not self._cohort:
             for each in self._resting:
                 self._join(each)
@@ -206,7 +207,7 @@ class SimulatedPipeline:
             self._wake_cohort()
             return
         if not self._cohort:
-            self._cohort = len(self._waiting)
+            self._cohort, self._closed = len(self._waiting), False
         self._prefilling = self._waiting.popleft()
         self._pages += self._prefilling.first_pages
 

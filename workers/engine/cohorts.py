@@ -1,4 +1,4 @@
-"""Sequences that were waiting together, and begin to decode together. Pure."""
+"""Sequences that come at about the same time, and begin to decode together. Pure."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
@@ -6,10 +6,16 @@ from dataclasses import dataclass, field
 
 @dataclass
 class _Cohort:
-    """``left`` have no output yet; ``resting`` have, and wait."""
+    """``left`` have no output yet; ``resting`` have, and wait. Others may join while it is ``open``.
 
-    left: set[int]
+    ``begun``: there is output. ``members``: all that have ever belonged to it.
+    """
+
+    left: set[int] = field(default_factory=set)
     resting: list[int] = field(default_factory=list)
+    members: list[int] = field(default_factory=list)
+    open: bool = True
+    begun: bool = False
 
 
 class Cohorts:
@@ -17,15 +23,35 @@ class Cohorts:
 
     To decode the first few of a burst at full speed would hold up the prefills of the others, and a step
     for a few costs nearly as much as one for all. So until all of a cohort have their first output, those
-    that have it rest, and decode once behind each of its prefills.
+    that have it rest, and decode once behind each of its prefills. As the requests of a burst come one
+    behind the other, a cohort is open until the first of it have their output.
     """
 
     def __init__(self) -> None:
         self._of: dict[int, _Cohort] = {}
+        self._newest = _Cohort(open=False)
+
+    @property
+    def open(self) -> Sequence[int]:
+        """All that ever belonged to the cohort that is open, if one is."""
+        return self._newest.members if self._newest.open else ()
+
+    @property
+    def closing(self) -> bool:
+        """Whether the open cohort has output, so that it is time to close it."""
+        return self._newest.open and self._newest.begun
+
+    def close(self) -> None:
+        """Lets nobody else join the cohort that is open."""
+        self._newest.open = False
 
     def form(self, keys: Collection[int]) -> None:
-        """Makes ``keys``, which wait for their prefills, a cohort."""
-        self._of |= dict.fromkeys(keys, _Cohort(set(keys)))
+        """Adds ``keys``, which wait for their prefills, to the open cohort, or to one that opens now."""
+        if not self._newest.open:
+            self._newest = _Cohort()
+        self._newest.left |= set(keys)
+        self._newest.members += keys
+        self._of |= dict.fromkeys(keys, self._newest)
 
     def __contains__(self, key: int) -> bool:
         return key in self._of
@@ -44,6 +70,7 @@ class Cohorts:
         Returns who may decode now.
         """
         cohort = self._of[keys[0]]
+        cohort.begun = True
         cohort.left -= set(keys)
         cohort.resting += going_on
         for key in set(keys) - set(going_on):

@@ -88,6 +88,9 @@ class Scheduler:
 
     def next_step(self) -> Work | None:
         """The next step to send down the pipeline and its token ids [rows]; None: wait for results."""
+        if self._cohorts.closing:
+            self._form_cohort()
+            self._cohorts.close()
         kinds = self._steps.kinds()
         kinds[StepKind.DECODE] += kinds.pop(StepKind.VERIFY, 0)
         moving = kinds[StepKind.RELEASE] + kinds[StepKind.PARK] > 0 or self._moving is not None
@@ -258,12 +261,16 @@ class Scheduler:
         return self._steps.without_rows(kind, [key])
 
     def _form_cohort(self) -> None:
-        """Makes those a cohort that wait now, as far as COHORT_PREFILLS micro-batches go."""
+        """Makes those a cohort that wait now, or lets them join it, as far as COHORT_PREFILLS go."""
         keys: list[int] = []
+        there = [self.sequences[key] for key in self._cohorts.open if key in self.sequences]
         room = COHORT_PREFILLS * self.layout.max_prefill_tokens
-        for key in itertools.takewhile(lambda key: key not in self._cohorts, self._waiting):
+        room -= sum(len(sequence.request.prompt_ids) for sequence in there)
+        for key in self._waiting:
+            if key in self._cohorts:
+                continue
             room -= len(self._request(key).prompt_ids)
-            if room < 0 and keys:
+            if room < 0 and (keys or there):
                 break
             keys.append(key)
         self._cohorts.form(keys)
@@ -287,6 +294,9 @@ class Scheduler:
     def _prefill(self, moving: bool) -> Work | None:
         """Prefills for as many prompts, in order, as a micro-batch and the free pages have room for."""
         if self._waiting[0] not in self._cohorts:
+            self._form_cohort()
+        if self._waiting[0] not in self._cohorts:  # the open one is full
+            self._cohorts.close()
             self._form_cohort()
         if self.memory.host_is_overfull:
             on_host = self.parked.oldest(on_host=True) or self.parked.oldest(on_host=False)

@@ -357,10 +357,10 @@ def test_those_that_waited_together_decode_once_behind_each_of_their_prefills() 
         assert admit(scheduler, request(key, 10, 100))
     (prefill,) = sent(scheduler)
     finish(scheduler, prefill)
-    # One that comes later does not hold them up.
-    assert admit(scheduler, request(3, 10, 100))
     for begun in (1, 2):
         decode, prefill = sent(scheduler)
+        if begun == 1:  # one that comes later does not hold them up
+            assert admit(scheduler, request(3, 10, 100))
         assert (decode.kind, decode.sequences) == (StepKind.DECODE, tuple(range(begun)))
         assert (prefill.kind, prefill.sequences) == (StepKind.PREFILL, (begun,))
         finish(scheduler, decode)
@@ -372,6 +372,23 @@ def test_those_that_waited_together_decode_once_behind_each_of_their_prefills() 
         assert sorted(decode.sequences) == [0, 1, 2]
         finish(scheduler, decode)
         (decode,) = sent(scheduler)
+
+
+def test_a_burst_of_which_one_came_first_decodes_together() -> None:
+    scheduler = Scheduler(layout(max_prefill_tokens=10))
+    assert admit(scheduler, request(0, 10, 100))
+    (prefill,) = sent(scheduler)
+    for key in (1, 2):  # while it is prefilled
+        assert admit(scheduler, request(key, 10, 100))
+    finish(scheduler, prefill)
+    for begun in (1, 2):
+        decode, prefill = sent(scheduler)
+        assert (decode.sequences, prefill.sequences) == (tuple(range(begun)), (begun,))
+        finish(scheduler, decode)
+        assert sent(scheduler) == []
+        finish(scheduler, prefill)
+    (decode,) = sent(scheduler)
+    assert sorted(decode.sequences) == [0, 1, 2]
 
 
 def test_a_cancelled_one_does_not_hold_those_up_that_waited_with_it() -> None:
