@@ -66,8 +66,8 @@ def main() -> None:
     """Measures every pool under every policy, writes the numbers and the picture."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pools", type=int, nargs="+", default=[2, 4, 8, 16], metavar="N")
-    parser.add_argument("--rate", type=float, default=3.0, help="turns a second: more than can be served")
-    parser.add_argument("--seconds", type=float, default=80.0)
+    parser.add_argument("--rate", type=float, default=4.0, help="turns a second: more than can be served")
+    parser.add_argument("--seconds", type=float, default=72.0)
     parser.add_argument("--json", type=Path, metavar="OUT")
     parser.add_argument("--plot", type=Path, metavar="OUT")
     arguments = parser.parse_args()

@@ -8,6 +8,7 @@ from ray import serve
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ServeApplicationSchema, ServeDeploySchema
 
+from cluster.config import ClusterConfig, parse_config
 from cluster.serving import (
     NODES_SECONDS,
     POLL_SECONDS,
@@ -33,7 +34,8 @@ def roll_out(deployment: Deployment, address: str, progress: Progress) -> None:
         deployment: its router must have the port of the one that serves, and the same Ray cluster.
         address: of that cluster.
 
-    Raises ConfigurationError when nothing is served there, or the new one does not come up.
+    Raises ConfigurationError when nothing is served there, or at another port, or the new one does not
+    come up.
     """
     check(deployment.config, progress)
     join(address, progress)
@@ -43,6 +45,8 @@ def roll_out(deployment: Deployment, address: str, progress: Progress) -> None:
             raise ConfigurationError(
                 f"nothing of ours is served on the Ray cluster at {address!r}; use `pyramidserve serve`"
             )
+        for each in old:
+            check_place(deployment.config, parse_config(each.args))
         new = successor(deployment.schema.applications[0], [each.name for each in old])
         names = ", ".join(each.name for each in old)
         progress(f"deploying {new.name} beside {names}")
@@ -82,6 +86,16 @@ def successor(application: ServeApplicationSchema, taken: list[str]) -> ServeApp
     return application.model_copy(
         update={"name": f"{stem}-{last + 1}", "args": {**application.args, "take_over": True}}
     )
+
+
+def check_place(new: ClusterConfig, old: ClusterConfig) -> None:
+    """Raises ConfigurationError unless clients find the new router where the old one is."""
+    for name in ("router_host", "router_port"):
+        if getattr(new, name) != getattr(old, name):
+            raise ConfigurationError(
+                f"{name} is {getattr(new, name)!r} and of what serves {getattr(old, name)!r}; give the same, "
+                "as clients go on calling there"
+            )
 
 
 def _await_gone(names: list[str]) -> None:

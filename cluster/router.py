@@ -292,7 +292,8 @@ class Router:
 
     def _spacing(self) -> float:
         """Seconds between two messages of a stream, so that all streams leave the engines their cores."""
-        return min(LONGEST_SPACING, len(self._live) / MESSAGES_PER_SECOND)
+        running = len(self._live) - len(self._admission)
+        return min(LONGEST_SPACING, running / MESSAGES_PER_SECOND)
 
     def _gained(self, pipeline: AttachedPipeline) -> None:
         """Something has ended on a pipeline, or it may be given requests again."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import yaml
 from cluster_process import free_port
 from ray.autoscaler._private.fake_multi_node.node_provider import (
     FAKE_HEAD_NODE_ID,
@@ -20,6 +21,7 @@ from ray.autoscaler._private.fake_multi_node.node_provider import (
     FakeMultiNodeProvider,
 )
 
+TYPES = Path(__file__).parents[1] / "deploy" / "ray-cluster.yaml"
 RAY = Path(sys.executable).parent / "ray"
 # Without tokens: it listens on loopback and lives as long as its test.
 SETTINGS = {
@@ -41,6 +43,13 @@ class Nodes:
     address: str
     head: psutil.Process
 
+    def kill_under(self, worker: int) -> None:
+        """Kills the node that the process ``worker`` runs on."""
+        node = psutil.Process(worker).parent()
+        assert node is not None
+        assert node.name() == "raylet"
+        node.kill()
+
     def added(self) -> int:
         """How many nodes there are beside the first."""
         names = []
@@ -52,15 +61,15 @@ class Nodes:
 
 
 @contextmanager
-def autoscaling_nodes(
-    head: dict[str, float], node_types: dict[str, Any], idle_minutes: float
-) -> Iterator[Nodes]:
-    """A cluster with one node that has the resources ``head``; it begins with no other.
+def autoscaling_nodes(idle_minutes: float) -> Iterator[Nodes]:
+    """A cluster of the node types in ``deploy/ray-cluster.yaml``; it begins with its head alone.
 
-    Args:
-        node_types: what the autoscaler may add, as in ``ray-cluster.yaml``.
-        idle_minutes: after which it takes a node away.
+    ``idle_minutes``: after which the autoscaler takes a node away.
     """
+    node_types: dict[str, Any] = yaml.safe_load(TYPES.read_text())["available_node_types"]
+    for each in node_types.values():
+        each["node_config"] = {}
+    head: dict[str, float] = node_types.pop("head")["resources"]
     folder = Path(tempfile.mkdtemp(prefix="ray-"))  # sockets need a short path
     port = free_port()
     config = folder / "autoscaler.json"

@@ -1,21 +1,16 @@
 """Gangs bring nodes as in ``deploy/ray-cluster.yaml``, lose one under load, and take them away."""
 
-import os
-import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
-import yaml
 from cluster_process import RunningCluster, eventually, running_cluster
 from fake_nodes import SETTINGS, Nodes, autoscaling_nodes
 
 from pyramidserve import Client, Reply, Stopping
 
-TYPES = Path(__file__).parents[2] / "deploy" / "ray-cluster.yaml"
 LONG = Stopping(max_tokens=150, ignore_eos=True)
 PROMPT = list(range(3, 103))
 BURST = 300
@@ -26,10 +21,6 @@ def nodes_and_cluster(
     tmp_path: Path, toy: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[tuple[Nodes, RunningCluster]]:
     """One pipeline of two shards on nodes with a GPU each, in name, and room for another."""
-    types: dict[str, Any] = yaml.safe_load(TYPES.read_text())["available_node_types"]
-    for each in types.values():
-        each["node_config"] = {}
-    head = types.pop("head")["resources"]
     settings: dict[str, Any] = {
         "model": str(toy("gqa")),
         "shards": 2,
@@ -45,7 +36,7 @@ def nodes_and_cluster(
     for name, value in SETTINGS.items():
         monkeypatch.setenv(name, value)
     with (
-        autoscaling_nodes(head, types, idle_minutes=0.1) as nodes,
+        autoscaling_nodes(idle_minutes=0.1) as nodes,
         running_cluster(tmp_path, address=nodes.address, **settings) as cluster,
     ):
         yield nodes, cluster
@@ -71,11 +62,7 @@ def test_nodes_come_and_go_with_the_load_and_one_that_dies_costs_no_stream(
         replies = [users.submit(ask, number) for number in range(BURST)]
         eventually(second_runs, "no gang was added", 120)
         assert nodes.added() == 4
-        shard = cluster.state().pipelines[-1].stages[-1].pid
-        node = psutil.Process(shard).parent()
-        assert node is not None
-        assert "raylet" in node.name()
-        os.kill(node.pid, signal.SIGKILL)
+        nodes.kill_under(cluster.state().pipelines[-1].stages[-1].pid)
         answers = [reply.result() for reply in replies]
         assert {reply.token_ids for reply in answers} == {answers[0].token_ids}
         assert all(len(reply.token_ids) == 150 for reply in answers)
