@@ -93,8 +93,8 @@ def check_place(new: ClusterConfig, old: ClusterConfig) -> None:
     for name in ("router_host", "router_port"):
         if getattr(new, name) != getattr(old, name):
             raise ConfigurationError(
-                f"{name} is {getattr(new, name)!r} and of what serves {getattr(old, name)!r}; give the same, "
-                "as clients go on calling there"
+                f"{name} is {getattr(new, name)!r} and of what serves {getattr(old, name)!r}; "
+                "give the same, as clients go on calling there"
             )
 
 

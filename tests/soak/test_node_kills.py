@@ -5,6 +5,7 @@ import random
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,9 @@ def test_streams_outlive_nodes(
     ):
         undisturbed = [ask(client, prompt)[0] for prompt in PROMPTS]
 
+        def gone(victim: int) -> bool:
+            return victim not in shards(cluster)
+
         def use(user: int) -> list[Receipt]:
             receipts = []
             while not over.is_set():
@@ -59,7 +63,7 @@ def test_streams_outlive_nodes(
                 assert not any(user.done() for user in using)
                 victim = chance.choice(shards(cluster))
                 nodes.kill_under(victim)
-                eventually(lambda victim=victim: victim not in shards(cluster), "it did not go", 60)  # type: ignore[misc]
+                eventually(partial(gone, victim), "it did not go")
         finally:
             over.set()
         receipts = [receipt for user in using for receipt in user.result()]
