@@ -48,7 +48,7 @@ def test_streams_outlive_nodes(
             return victim not in shards(cluster)
 
         def use(user: int) -> list[Receipt]:
-            receipts = []
+            receipts: list[Receipt] = []
             while not over.is_set():
                 prompt = (user + len(receipts)) % len(PROMPTS)
                 ids, receipt = ask(client, PROMPTS[prompt])
