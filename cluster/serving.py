@@ -13,6 +13,9 @@ import ray
 import yaml
 from pydantic import ValidationError
 from ray import serve
+from ray._private.authentication.authentication_token_setup import (
+    maybe_enable_token_auth_if_token_available,
+)
 from ray.serve.config import ProxyLocation
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ApplicationStatus, ServeDeploySchema
@@ -111,10 +114,17 @@ def check(config: ClusterConfig, progress: Progress) -> None:
 def join(address: str, progress: Progress) -> None:
     """Connects this process to a Ray cluster. Raises ConfigurationError if there is none."""
     progress(f"joining the Ray cluster at {address}")
+    # As Ray does by itself for "auto" alone.
+    maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError) as error:
         raise ConfigurationError(f"there is no Ray cluster at {address!r}: {error}") from error
+
+
+def ray_address() -> str:
+    """Of the Ray cluster that this process is connected to."""
+    return str(ray.get_runtime_context().gcs_address)
 
 
 def _start(config: ClusterConfig, progress: Progress) -> None:

@@ -1,5 +1,6 @@
 """Real clusters for the tests: `pyramidserve serve` as a user starts it."""
 
+import re
 import signal
 import socket
 import subprocess
@@ -23,9 +24,10 @@ PYRAMIDSERVE = Path(sys.executable).parent / "pyramidserve"
 
 @dataclass(frozen=True)
 class RunningCluster:
-    """A cluster that serves at ``target``."""
+    """A cluster that serves at ``target``, on the Ray cluster at ``ray``."""
 
     target: str
+    ray: str
 
     def state(self) -> ClusterState:
         with Client(self.target) as client:
@@ -117,7 +119,8 @@ def running_cluster(
         else:
             pytest.fail("the cluster did not come up:\n" + "".join(lines))
         timer.cancel()
-        yield RunningCluster(f"127.0.0.1:{port}")
+        (ray,) = re.findall(r"on the Ray cluster at (\S+);", "".join(lines))
+        yield RunningCluster(f"127.0.0.1:{port}", ray)
     finally:
         timer.cancel()
         process.send_signal(signal.SIGTERM)

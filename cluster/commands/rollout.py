@@ -12,7 +12,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of the command."""
     parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="Serve config file")
     parser.add_argument(
-        "--address", default="auto", help="of the Ray cluster; default: the one on this machine"
+        "--address", default="auto", help="of the Ray cluster; default: the newest one on this machine"
     )
 
 

@@ -21,12 +21,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Serves until it is interrupted or terminated."""
-    from cluster.serving import read_deployment, serving
+    from cluster.serving import ray_address, read_deployment, serving
 
     stopped = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopped.set())
     with serving(read_deployment(arguments.config), arguments.address, say) as target:
+        say(f"on the Ray cluster at {ray_address()}; `pyramidserve rollout` wants that as its --address")
         say(f"serving at {target}; `pyramidserve chat --target {target}` talks to it; Ctrl-C ends it")
         stopped.wait()
     return 0

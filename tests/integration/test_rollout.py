@@ -17,8 +17,8 @@ PROMPT = list(range(3, 103))
 USERS = 6
 
 
-def roll_out(config: Path, folder: Path) -> subprocess.CompletedProcess[str]:
-    command: list[str | Path] = [PYRAMIDSERVE, "rollout", "--config", config]
+def roll_out(config: Path, address: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    command: list[str | Path] = [PYRAMIDSERVE, "rollout", "--config", config, "--address", address]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
 
 
@@ -54,11 +54,11 @@ def test_a_rollout_loses_no_stream(tmp_path: Path, toy: Callable[[str], Path]) -
         (before,) = pages()
         using = [users.submit(use, user) for user in range(USERS)]
         try:
-            failed = roll_out(new_config(kv_bytes=1), tmp_path)
+            failed = roll_out(new_config(kv_bytes=1), cluster.ray, tmp_path)
             assert failed.returncode != 0
             assert "kv_bytes is 1" in failed.stderr
             assert pages() == {before}
-            done = roll_out(new_config(kv_bytes=4_000_000), tmp_path)
+            done = roll_out(new_config(kv_bytes=4_000_000), cluster.ray, tmp_path)
             assert done.returncode == 0, done.stderr
             eventually(lambda: len(pages()) == 1 and before not in pages(), "the old one still serves")
             assert not any(user.done() for user in using)
