@@ -16,6 +16,7 @@ from typing import Any
 import psutil
 import torch
 
+from bench.recall.turns import first_token
 from cluster.commands.serve import say
 from cluster.config import parse_config
 from cluster.serving import DEFAULT_DEPLOYMENT, Deployment, read_deployment, serving
@@ -24,7 +25,6 @@ from pyramidserve.types import Compression
 from workers.bench.measure import TurnLog, measure
 from workers.bench.workload import WORKLOADS, Workload, requests
 from workers.engine.engine import Engine, EngineConfig, EngineRequest
-from workers.engine.loop import SequenceTokens
 from workers.engine.pipeline import connect_local
 
 FULL = Compression("full")
@@ -96,9 +96,9 @@ def measure_first_tokens(
             for number, request in enumerate(prompts):
                 if number % 2:
                     there = await _first_token(client, request)
-                    here = _first_token_here(engine, request)
+                    here, *_ = first_token(engine, request)
                 else:
-                    here = _first_token_here(engine, request)
+                    here, *_ = first_token(engine, request)
                     there = await _first_token(client, request)
                 times.append((there, here))
         return times
@@ -135,16 +135,6 @@ async def _first_token(client: AsyncClient, request: EngineRequest) -> float:
             elif isinstance(event, Receipt):
                 return seconds
     raise AssertionError("the stream ended without a receipt")
-
-
-def _first_token_here(engine: Engine, request: EngineRequest) -> float:
-    began, seconds = time.perf_counter(), 0.0
-    engine.submit(request)
-    while not engine.idle:
-        for event in engine.step():
-            if isinstance(event, SequenceTokens):
-                seconds = seconds or time.perf_counter() - began
-    return seconds
 
 
 def _processes(target: str) -> tuple[psutil.Process, psutil.Process]:

@@ -19,6 +19,7 @@ from cluster.simulation.setup import MODELS, SHARDS, USUAL, Scaling, gpu_setup
 from cluster.simulation.timing import Costs
 from pyramidserve.errors import InvalidRequestError
 from pyramidserve.types import Compression
+from workers.bench.work import Limits
 from workers.compression.policies import validate
 
 SUMMARY = "simulate clusters of 80 GB GPUs under chat traffic, with the router's own decisions"
@@ -59,11 +60,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Simulates every number of pipelines at every rate, or checks the calibration."""
     _validate(arguments)
-    costs = USUAL
-    if arguments.measured:
-        costs = fit([read_measured(file) for file in arguments.measured])
-    print(describe_costs(costs, bool(arguments.measured)))
-    results = _check(arguments, costs) if arguments.check else _simulate(arguments, costs)
+    measured = [read_measured(file) for file in arguments.measured]
+    costs = fit(measured) if measured else USUAL
+    print(describe_costs(costs, bool(measured)))
+    if arguments.check:
+        results = _check(arguments.check, costs, machine(measured))
+    else:
+        results = _simulate(arguments, costs)
     if arguments.json:
         arguments.json.write_text(
             json.dumps({"costs": dataclasses.asdict(costs), "results": results}, indent=1)
@@ -121,11 +124,10 @@ def _simulate(arguments: argparse.Namespace, costs: Costs) -> list[dict[str, Any
     return results
 
 
-def _check(arguments: argparse.Namespace, costs: Costs) -> list[dict[str, Any]]:
+def _check(files: list[Path], costs: Costs, limits: Limits) -> list[dict[str, Any]]:
     """Compares what is predicted with what was measured."""
-    limits = machine([read_measured(file) for file in arguments.measured])
     results, errors = [], []
-    for each in map(read_measured, arguments.check):
+    for each in map(read_measured, files):
         predicted = predict(each, costs, limits)
         error = predicted / each.wall_seconds - 1
         errors.append(abs(error))

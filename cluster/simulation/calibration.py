@@ -45,7 +45,6 @@ class Measured:
     step_seconds: float
     prefill_seconds: float
     wall_seconds: float
-    ttft_p50: float
 
 
 def read_measured(file: Path) -> Measured:
@@ -76,7 +75,6 @@ def read_measured(file: Path) -> Measured:
             step_seconds=(wall - prefill) / steps,
             prefill_seconds=prefill,
             wall_seconds=wall,
-            ttft_p50=told["ttft_p50"],
         )
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise InvalidRequestError(
@@ -114,8 +112,7 @@ def fit(measured: list[Measured]) -> Costs:
 def predict(each: Measured, costs: Costs, limits: Limits) -> float:
     """Seconds that the simulation takes for the workload of ``each``."""
     workload = each.workload
-    pages = each.pool_bytes
-    setup = Setup(each.model, each.itemsize, 1, limits, costs, pages, each.compression)
+    setup = Setup(each.model, each.itemsize, 1, limits, costs, each.pool_bytes, each.compression)
     sizes = workload.prompt, workload.output, workload.output
     turns = [simulated_turn(*sizes, each.compression, "", 0.0) for _ in range(workload.requests)]
     return Simulation(setup).run_batch(turns).seconds

@@ -168,7 +168,7 @@ class ShardCache:
         """
         counts = Counter(sequences)
         if len(counts) == len(sequences):
-            return self._paged(sequences, self._tables.extend(sequences), list(counts.values()))
+            return self._paged(sequences, self._tables.extend(sequences))
         grown = [
             self._grow(sequence, self._tables.lengths(sequence), count)
             for sequence, count in counts.items()
@@ -406,18 +406,18 @@ class ShardCache:
         self,
         sequences: Sequence[int],
         slots: Rows,
-        counts: Sequence[int],
+        counts: Sequence[int] = (),
         spilled: PagedLayers | None = None,
     ) -> PagedStep:
-        """A step with a row for each of ``sequences``, ``counts`` of each in a row."""
+        """A step with a row for each of ``sequences``, ``counts`` of each in a row; one unless given."""
         pages, lengths = self._tables.batch(sequences)
-        # A token does not attend to those behind it.
-        behind = np.concatenate([np.arange(count)[::-1] for count in counts]).astype(np.int32)
+        if counts:  # a token does not attend to those behind it
+            lengths -= np.concatenate([np.arange(count)[::-1] for count in counts]).astype(np.int32)
         return PagedStep(
             self.pool.rows,
             self._on_device(slots),
             self._on_device(pages),
-            self._on_device(lengths - behind),
+            self._on_device(lengths),
             spilled,
         )
 

@@ -42,7 +42,6 @@ def measured(workload: Workload) -> Measured:
         step_seconds=step,
         prefill_seconds=prefill,
         wall_seconds=prefill + step * (workload.output - 1),
-        ttft_p50=prefill / 2,
     )
 
 
@@ -82,7 +81,6 @@ def written() -> dict[str, Any]:
         "wall_seconds": 3.0,
         "prefill_seconds": 1.0,
         "kv_bytes_decoding": 5000,
-        "ttft_p50": 0.5,
         "runs": [{"turns": {"decode": 20}}],
     }
 
