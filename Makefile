@@ -17,7 +17,7 @@ serve: $(READY)   ## keep a local cluster up for `pyramidserve chat`
 	$(BIN)/pyramidserve serve --config deploy/serve.yaml
 
 test: $(READY)    ## every test
-	$(BIN)/pytest
+	$(BIN)/pytest -o faulthandler_timeout=1000 -o faulthandler_exit_on_timeout=true
 
 soak: $(READY)    ## what takes long: random kills under load
 	$(BIN)/pytest -m soak tests/soak

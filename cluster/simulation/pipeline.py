@@ -114,7 +114,7 @@ class SimulatedPipeline:
             changes.append(self._prefilling.left / share)
         if self._decoding:
             changes += [(self._decoding[0].round - self._rounds) / rate, LONGEST]
-            if self._slope > 0 and len(self._decoding) > 1:
+            if self._crowded:
                 changes.append((self._total - self._pages) / self._slope / rate)
         return max(0.0, min(changes)) if changes else None
 
@@ -178,9 +178,14 @@ class SimulatedPipeline:
         sequence.turn.ended = self._now
         self._ended.append((sequence.number, sequence.turn))
 
+    @property
+    def _crowded(self) -> bool:
+        """Whether sequences grow until the pool is full, and there are others that could make room."""
+        return self._slope > ROUNDING and len(self._decoding) > 1
+
     def _make_room(self) -> None:
         """Suspends the youngest as long as there are more pages in use than there may be."""
-        while self._pages > self._total * (1 - ROUNDING) and len(self._decoding) > 1:
+        while self._crowded and self._pages > self._total * (1 - ROUNDING):
             youngest = max(self._decoding, key=lambda each: each.number)
             self._decoding.remove(youngest)
             heapq.heapify(self._decoding)
@@ -195,8 +200,8 @@ class SimulatedPipeline:
         """Brings suspended sequences back; if there are none, begins the next prefill."""
         while self._suspended:
             oldest = min(self._suspended, key=lambda each: each.number)
-            pages = oldest.pages(oldest.done + 1)
-            if self._pages + pages > self._total:
+            # With room for a round of all, or the next step would suspend it again.
+            if self._pages + self._slope + oldest.pages(oldest.done + 1) > self._total:
                 return
             self._suspended.remove(oldest)
             self._pages += oldest.pages(oldest.done)

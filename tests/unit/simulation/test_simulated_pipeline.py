@@ -36,6 +36,7 @@ MODEL = ModelConfig(
 LIMITS, COSTS = Limits(1e6, 1e8), Costs(weights=2.0, kv=3.0, rows=4.0, prefill=5.0)
 FULL = Compression("full")
 WEIGHTS = weights_read(MODEL)
+MOST_STEPS = 10_000
 
 
 def setup(pages: int = 1000, shards: int = 1) -> Setup:
@@ -58,10 +59,13 @@ def run(simulated: SimulatedPipeline) -> float:
     """Lets all end that is there; returns when."""
     now = 0.0
     simulated.step(now, False)
-    while (wait := simulated.until_change(False)) is not None:
+    for _ in range(MOST_STEPS):
+        wait = simulated.until_change(False)
+        if wait is None:
+            return now
         now += wait
         simulated.step(now, False)
-    return now
+    raise AssertionError(f"after {MOST_STEPS} steps it is {now} s, and sequences still run")
 
 
 def prefill_seconds(prompt: int) -> float:
@@ -129,6 +133,16 @@ def test_what_does_not_fit_waits_for_an_end() -> None:
 def test_the_youngest_makes_room_and_comes_back() -> None:
     simulated = pipeline(pages=2 * 25)
     turns = [turn(160, 100), turn(160, 100)]
+    for number, each in enumerate(turns):
+        simulated.start(number, each)
+    run(simulated)
+    assert [each.preemptions for each in turns] == [0, 1]
+    assert turns[0].ended < turns[1].ended
+
+
+def test_one_that_does_not_grow_makes_room_and_stays_away_while_the_other_grows() -> None:
+    simulated = pipeline(pages=2 * 12)
+    turns = [turn(160, 20), turn(1, 15)]
     for number, each in enumerate(turns):
         simulated.start(number, each)
     run(simulated)
