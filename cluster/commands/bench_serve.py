@@ -11,7 +11,8 @@ from typing import Any
 
 from cluster.commands.serve import say
 from cluster.load.player import Player, Run
-from cluster.load.report import Objective, draw, series, summarise
+from cluster.load.plot import draw
+from cluster.load.report import Objective, series, summarise
 from cluster.load.trace import SOURCE, Session, arrivals, read_trace
 from pyramidserve import AsyncClient, Compression
 from pyramidserve.commands.connection import add_connection_arguments, connection
@@ -88,7 +89,7 @@ async def _play_all(arguments: argparse.Namespace, sessions: list[Session]) -> l
             played = await player.play(plan, arguments.seconds, _Progress())
             told = summarise(played, objective, arguments.warm_up)
             results.append(
-                {"rate": rate, "compression": arguments.policy, **told, "series": series(played)}
+                {"rate": rate, "compression": arguments.policy, **told, "series": series(played, objective)}
             )
             print(describe(results[-1]), flush=True)
             await _until_idle(client)

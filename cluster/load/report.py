@@ -1,12 +1,16 @@
-"""What a run against a cluster comes to: a few numbers, and a picture of it over time."""
+"""What a run against a cluster comes to: a few numbers, and how it went over time."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import pairwise
 from statistics import mean
 from typing import Any
 
 from cluster.load.player import Played, Run
+from pyramidserve.types import StageState
 from workers.engine.sequence import percentile
+
+WINDOWS = 30
 
 
 @dataclass(frozen=True)
@@ -67,43 +71,54 @@ def summarise(run: Run, objective: Objective, warm_up: float) -> dict[str, Any]:
     }
 
 
-def series(run: Run) -> dict[str, list[float]]:
-    """The cluster over time, and what users saw."""
+def series(run: Run, objective: Objective) -> dict[str, Any]:
+    """The cluster over time, and what users saw: each wait, and numbers of ``WINDOWS`` parts of the run.
+
+    None is where there is nothing to tell.
+    """
     samples = run.samples
-    stages = [[stage for each in s.state.pipelines for stage in each.stages] for s in samples]
+    names = sorted({each.pipeline_id for sample in samples for each in sample.state.pipelines})
+    pages: dict[str, list[float | None]] = {name: [] for name in names}
+    for sample in samples:
+        there = {each.pipeline_id: each.stages for each in sample.state.pipelines}
+        for name in names:
+            pages[name].append(_pages_used(there[name]) if name in there else None)
     return {
         "moment": [sample.moment for sample in samples],
         "queued": [sample.state.queued for sample in samples],
         "running": [sample.state.running for sample in samples],
         "pipelines": [len(sample.state.pipelines) for sample in samples],
-        "pages_used": [
-            sum(stage.pages_in_use for stage in each) / max(1, sum(stage.pages_total for stage in each))
-            for each in stages
+        "pages_used": pages,
+        "host_bytes": [
+            sum(stage.host_bytes for each in sample.state.pipelines for stage in each.stages)
+            for sample in samples
         ],
-        "host_bytes": [sum(stage.host_bytes for stage in each) for each in stages],
         "due": [turn.due for turn in run.turns],
-        "ttft": [turn.first_token if turn.times else float("nan") for turn in run.turns],
+        "ttft": [turn.first_token if turn.times else None for turn in run.turns],
+        "windows": [_window(run, objective, number) for number in range(WINDOWS)],
     }
 
 
-def draw(told: dict[str, list[float]], title: str, file: Path) -> None:
-    """Draws ``series``."""
-    import matplotlib
-    from matplotlib.figure import Figure
+def _pages_used(stages: Sequence[StageState]) -> float:
+    return sum(stage.pages_in_use for stage in stages) / sum(stage.pages_total for stage in stages)
 
-    matplotlib.use("Agg")
-    figure = Figure(figsize=(9, 9), layout="constrained")
-    panels = figure.subplots(4, 1, sharex=True)
-    figure.suptitle(title)
-    panels[0].hist(told["due"], bins=60, color="C7")
-    panels[0].set(ylabel="arrivals")
-    panels[1].plot(told["due"], told["ttft"], ".", color="C3")
-    panels[1].set(ylabel="first token, s", ylim=(0, None))
-    for name in ("queued", "running", "pipelines"):
-        panels[2].plot(told["moment"], told[name], label=name)
-    panels[2].legend(loc="upper left")
-    panels[3].plot(told["moment"], [100 * share for share in told["pages_used"]], label="pool in use, %")
-    panels[3].plot(told["moment"], [size / 2**20 for size in told["host_bytes"]], label="host, MiB")
-    panels[3].legend(loc="upper left")
-    panels[3].set(xlabel="seconds")
-    figure.savefig(file, dpi=110)
+
+def _window(run: Run, objective: Objective, number: int) -> dict[str, float | None]:
+    """What one of ``WINDOWS`` equal parts of the run saw of first tokens, gaps and ends."""
+    seconds = run.seconds / WINDOWS
+    begin, end = number * seconds, (number + 1) * seconds
+    waits = [turn.first_token for turn in run.turns if turn.times and begin <= turn.times[0] < end]
+    gaps = [
+        after - before
+        for turn in run.turns
+        for before, after in pairwise(turn.times)
+        if begin <= after < end
+    ]
+    good = [turn for turn in run.turns if turn.receipt and begin <= turn.times[-1] < end]
+    return {
+        "moment": (begin + end) / 2,
+        "ttft_p50": percentile(waits, 50) if waits else None,
+        "ttft_p99": percentile(waits, 99) if waits else None,
+        "inter_token_p99": percentile(gaps, 99) if gaps else None,
+        "goodput": sum(map(objective.met_by, good)) / seconds,
+    }

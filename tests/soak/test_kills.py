@@ -4,19 +4,23 @@ import os
 import random
 import signal
 import threading
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 from cluster_process import RunningCluster, eventually, running_cluster
+from fake_nodes import SETTINGS, Nodes, autoscaling_nodes
 
 from pyramidserve import Client, Compression, Receipt, Stopping, Tokens
 from pyramidserve.errors import UnavailableError
 
 KILLS = int(os.environ.get("PYRAMIDSERVE_KILLS", "50"))
+WHAT, WEIGHTS = ("shard", "node", "router"), (5, 3, 2)
 USERS, OUTPUT, SHARDS = 6, 120, 4
 PROMPTS = [list(range(3 + 5 * number, 60 + 5 * number)) for number in range(8)]
 LONG = Stopping(max_tokens=OUTPUT, ignore_eos=True)
@@ -33,49 +37,62 @@ def shards(cluster: RunningCluster) -> list[int]:
     return [stage.pid for pipeline in cluster.state().pipelines for stage in pipeline.stages]
 
 
-def kill_one(cluster: RunningCluster, chance: random.Random) -> bool:
-    """Kills a shard, or now and then the router, if all are there."""
+def kill_one(cluster: RunningCluster, nodes: Nodes, what: str, chance: random.Random) -> bool:
+    """Kills a shard, the node under one, or the router, if all are there."""
     there = shards(cluster)
     if len(there) < SHARDS:
         return False
-    victim = chance.choice(there if chance.random() < 0.8 else routers(cluster) or there)
+    victim = chance.choice(routers(cluster) or there if what == "router" else there)
     try:
-        os.kill(victim, signal.SIGKILL)
-    except ProcessLookupError:  # it went with its gang
+        if what == "node":
+            nodes.kill_under(victim)
+        else:
+            os.kill(victim, signal.SIGKILL)
+    except (ProcessLookupError, psutil.NoSuchProcess):  # it went with its gang
         return False
     eventually(lambda: victim not in [*routers(cluster), *shards(cluster)], "it did not go", 120)
     return True
 
 
 def ask(client: Client, prompt: list[int]) -> tuple[list[int], Receipt]:
-    """A whole reply; asserts that it comes in order, and no token twice."""
+    """A whole reply; asserts that it comes in order, no token twice, and goes on once it has begun."""
     ids: list[int] = []
-    with client.stream(prompt, stopping=LONG, compression=Compression("full")) as events:
-        for event in events:
-            if isinstance(event, Tokens):
-                assert event.index == len(ids)
-                ids += event.token_ids
-            elif isinstance(event, Receipt):
-                return ids, event
+    try:
+        with client.stream(prompt, stopping=LONG, compression=Compression("full")) as events:
+            for event in events:
+                if isinstance(event, Tokens):
+                    assert event.index == len(ids)
+                    ids += event.token_ids
+                elif isinstance(event, Receipt):
+                    return ids, event
+    except UnavailableError:
+        assert not ids
+        raise
     raise AssertionError("the reply ended without a receipt")
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_streams_outlive_whatever_is_killed(dtype: str, tmp_path: Path, toy: Callable[[str], Path]) -> None:
+def test_streams_outlive_whatever_is_killed(
+    dtype: str, tmp_path: Path, toy: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings: dict[str, Any] = {
         "model": str(toy("gqa")),
         "dtype": dtype,
         "pipelines": 2,
         "shards": 2,
-        "cpus_per_shard": 0.25,
+        "gpus_per_shard": 1.0,  # in name: each shard has a node of its own
         "kv_bytes": 2_000_000,
     }
+    for name, value in SETTINGS.items():
+        monkeypatch.setenv(name, value)
+    kills: Counter[str] = Counter()
     chance = random.Random(0)
     over = threading.Event()
     with (
-        running_cluster(tmp_path, **settings) as cluster,
+        autoscaling_nodes(idle_minutes=60) as nodes,
+        running_cluster(tmp_path, address=nodes.address, **settings) as cluster,
         Client(cluster.target, resume_seconds=120) as client,
         ThreadPoolExecutor(USERS) as users,
     ):
@@ -94,7 +111,12 @@ def test_streams_outlive_whatever_is_killed(dtype: str, tmp_path: Path, toy: Cal
         using = [users.submit(use, user) for user in range(USERS)]
         try:
             for _ in range(KILLS):
-                eventually(lambda: kill_one(cluster, chance), "the cluster did not come back", 120)
+                assert not any(user.done() for user in using)
+                (what,) = chance.choices(WHAT, WEIGHTS)
+                eventually(
+                    partial(kill_one, cluster, nodes, what, chance), "the cluster did not come back", 180
+                )
+                kills[what] += 1
         finally:
             over.set()
         replies = [reply for user in using for reply in user.result()]
@@ -102,6 +124,7 @@ def test_streams_outlive_whatever_is_killed(dtype: str, tmp_path: Path, toy: Cal
     assert len(replies) > KILLS
     assert all(len(ids) == OUTPUT for _, ids, _ in replies)
     same = sum(ids == expected[number] for number, ids, _ in replies)
-    print(f"{len(replies)} replies, {same} as undisturbed, {sum(r.replays for *_, r in replies)} replays")
+    replays = sum(receipt.replays for *_, receipt in replies)
+    print(f"killed {dict(kills)}: {len(replies)} replies, {same} as undisturbed, {replays} replays")
     if dtype == "float32":
         assert same >= 0.95 * len(replies)  # near ties may fall otherwise in another batch

@@ -1,5 +1,6 @@
 """What a run comes to, from what users saw."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,7 +8,8 @@ import pytest
 from scripted_inference import STATE, receipt
 
 from cluster.load.player import Played, Run, Sample
-from cluster.load.report import Objective, draw, series, summarise
+from cluster.load.plot import draw
+from cluster.load.report import WINDOWS, Objective, series, summarise
 
 OBJECTIVE = Objective(first_token=2.0, inter_token=0.5)
 
@@ -70,8 +72,28 @@ def test_a_run_without_turns_has_numbers_too() -> None:
     assert told["turns_due"] == told["ttft_p99"] == 0
 
 
-def test_a_run_is_drawn(tmp_path: Path) -> None:
-    told = series(run_of(played(10, 1.0), Played(11, 100)))
+def test_a_run_is_told_over_time() -> None:
+    run = run_of(played(10, 1.0), played(9, 9.0, tokens=2), Played(11, 100))
+    (pipeline,) = STATE.pipelines
+    gone = replace(run.samples[-1], state=replace(STATE, queued=0, pipelines=()))
+    run.samples[-1] = gone
+    told = series(run, OBJECTIVE)
+    used = sum(stage.pages_in_use for stage in pipeline.stages)
+    share = used / sum(stage.pages_total for stage in pipeline.stages)
     assert told["queued"] == [3, 3, 0]
+    assert told["pages_used"] == {pipeline.pipeline_id: [share, share, None]}
+    assert told["ttft"] == [1.0, 9.0, None]
+    seconds = 20.0 / WINDOWS
+    windows = {int(each["moment"] / seconds): each for each in told["windows"]}
+    began, ended, late = (windows[int(moment / seconds)] for moment in (11.0, 12.0, 18.0))
+    assert (began["ttft_p50"], late["ttft_p99"], ended["ttft_p99"]) == (1.0, 9.0, None)
+    assert ended["inter_token_p99"] == pytest.approx(0.1)
+    assert ended["goodput"] == pytest.approx(1 / seconds)
+    assert late["goodput"] == 0  # it waited too long
+    json.dumps(told, allow_nan=False)
+
+
+def test_a_run_is_drawn(tmp_path: Path) -> None:
+    told = series(run_of(played(10, 1.0), Played(11, 100)), OBJECTIVE)
     draw(told, "title", tmp_path / "run.png")
     assert (tmp_path / "run.png").read_bytes().startswith(b"\x89PNG")
