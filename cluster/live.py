@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
+from cluster.pacer import Pacer
 from cluster.requests import ValidatedRequest
 from pyramidserve.errors import EngineError, PyramidServeError, RequestConflictError
 from pyramidserve.types import Event, Receipt, Started, Tokens
@@ -32,13 +33,13 @@ class LiveRequest:
         arrived: float,
         deadline: float,
         abandoned: Callable[["LiveRequest"], None],
-        spacing: Callable[[], float] = lambda: 0.0,
+        pacer: Pacer,
     ) -> None:
         """A request that has no output yet.
 
         Args:
             abandoned: called when the last follower leaves before the end.
-            spacing: seconds that there should be now between two messages of a stream.
+            pacer: says when followers are told of output behind the first.
         """
         self.request = request
         self.tenant = tenant
@@ -48,8 +49,9 @@ class LiveRequest:
         self.pipeline_id = ""
         self.losses = 0
         self._abandoned = abandoned
-        self._spacing = spacing
+        self._pacer = pacer
         self._chunks: list[Tokens] = []
+        self._told = 0
         self._times: list[float] = []
         self._end: Receipt | PyramidServeError | None = None
         self._followers: set[Follower] = set()
@@ -106,7 +108,10 @@ class LiveRequest:
         return follower
 
     def append(self, tokens: Tokens, now: float) -> None:
-        """Adds new output. Raises EngineError if it leaves a gap or is more than was asked for."""
+        """Adds new output, to be told when the pacer says so.
+
+        Raises EngineError if it leaves a gap or is more than was asked for.
+        """
         length = self.output_tokens
         after = length + len(tokens.token_ids)
         if tokens.index != length or after > self.request.max_tokens:
@@ -116,7 +121,16 @@ class LiveRequest:
             )
         self._chunks.append(tokens)
         self._times += [now] * len(tokens.token_ids)
-        self._wake()
+        if self._told:
+            self._pacer.add(self)
+        else:
+            self.tell()
+
+    def tell(self) -> None:
+        """Tells all followers of what there is."""
+        self._told = len(self._chunks)
+        for follower in self._followers:
+            follower.wake()
 
     def finish(self, receipt: Receipt, pipeline_id: str) -> Receipt:
         """Ends the reply with ``receipt``, which it returns completed with the times seen here."""
@@ -130,24 +144,20 @@ class LiveRequest:
             pipeline_id=pipeline_id,
             replays=self.losses,
         )
-        self._wake()
+        self.tell()
         return completed
 
     def fail(self, error: PyramidServeError) -> None:
         """Ends the reply with ``error``, which every follower raises."""
         self._end = error
-        self._wake()
-
-    def _wake(self) -> None:
-        for follower in self._followers:
-            follower.wake()
+        self.tell()
 
 
 class Follower(AsyncIterator[Event]):
     """One stream of a live request: Started, Tokens, then the Receipt or the error.
 
-    What has gathered since the last event comes as one Tokens, and these are spaced until the end. It holds
-    an index into the request's output and nothing else, so a slow client costs no memory.
+    What has gathered since the last event comes as one Tokens. It holds an index into the request's output
+    and nothing else, so a slow client costs no memory.
     """
 
     def __init__(self, live: LiveRequest, position: int) -> None:
@@ -156,24 +166,21 @@ class Follower(AsyncIterator[Event]):
         self._position = position
         self._announced = False
         self._ended = False
-        self._next = -math.inf
-        self._pausing = False
 
     def wake(self) -> None:
         """There is something new."""
-        if not self._pausing or self._live.ended:
-            self._woken.set()
+        self._woken.set()
 
     async def __anext__(self) -> Event:
         live = self._live
         if not self._announced:
             self._announced = True
             return Started(len(live.request.prompt_ids), live.request.seed)
-        while self._position == len(live._chunks) and live._end is None:
-            await self._wait()
-        await self._pause()
-        if self._position < len(live._chunks):
-            chunks = live._chunks[self._position :]
+        while self._position >= live._told and live._end is None:
+            self._woken.clear()
+            await self._woken.wait()
+        if self._position < live._told:
+            chunks = live._chunks[self._position : live._told]
             self._position += len(chunks)
             return Tokens(
                 chunks[0].index,
@@ -186,21 +193,6 @@ class Follower(AsyncIterator[Event]):
         if isinstance(live._end, PyramidServeError):
             raise live._end
         return live._end
-
-    async def _wait(self) -> None:
-        self._woken.clear()
-        await self._woken.wait()
-
-    async def _pause(self) -> None:
-        """Waits until the next Tokens is due, or the end has come."""
-        loop = asyncio.get_running_loop()
-        if self._next > loop.time() and not self._live.ended:
-            due = loop.call_at(self._next, self._woken.set)
-            self._pausing = True
-            await self._wait()
-            self._pausing = False
-            due.cancel()
-        self._next = loop.time() + self._live._spacing()
 
     def close(self) -> None:
         """Stops following; the last follower to leave before the end abandons the request."""

@@ -3,13 +3,13 @@
 import asyncio
 import logging
 import math
-import os
 import time
 from collections.abc import Callable, Mapping
 
 from cluster.admission import Admission
 from cluster.ledger import PipelineLedger
 from cluster.live import Follower, LiveRequest
+from cluster.pacer import Pacer
 from cluster.pipelines import AttachedPipeline
 from cluster.placement import Placement
 from cluster.registry import LOST_RETRY_DELAY, Registry
@@ -31,9 +31,6 @@ log = logging.getLogger(__name__)
 
 # Seconds until a pipeline is tried again that had no room although nothing of ours ran there.
 REFUSAL_PAUSE = 0.1
-# Messages to clients, of all streams together, so that these take but a small part of all cores; and the
-# longest that tokens may wait to be told together, in seconds.
-MESSAGES_PER_SECOND, LONGEST_SPACING = 100.0 * (os.cpu_count() or 1), 0.25
 
 
 def _call_later(delay: float, callback: Callable[[], None]) -> None:
@@ -76,6 +73,7 @@ class Router:
         self._live = Registry(self._admission, self._sessions, clock)
         self._pipelines: dict[str, AttachedPipeline] = {}
         self._placement = Placement()
+        self._pacer = Pacer(lambda: len(self._live) - len(self._admission), clock, call_later)
         self._draining = False
 
     @property
@@ -104,7 +102,7 @@ class Router:
             return self._join(live, request)
         self._refuse_when_draining()
         now = self._clock()
-        live = LiveRequest(request, tenant, now, now + seconds_left, self._cancel, self._spacing)
+        live = LiveRequest(request, tenant, now, now + seconds_left, self._cancel, self._pacer)
         self._admission.enqueue(live, self._ledgers())
         follower = live.follow(request.resume_output_ids)
         self._live.add(live)
@@ -177,6 +175,7 @@ class Router:
             pipeline.ledger.take(step.memory)
         for new in step.tokens:
             self._live.append(pipeline, new)
+        self._pacer.tell()
         for finished in step.finished:
             self._live.finish(pipeline, finished)
         for failed in step.failed:
@@ -289,11 +288,6 @@ class Router:
                 admitted.sequence_id,
                 admitted.pipeline_id,
             )
-
-    def _spacing(self) -> float:
-        """Seconds between two messages of a stream, so that all streams leave the engines their cores."""
-        running = len(self._live) - len(self._admission)
-        return min(LONGEST_SPACING, running / MESSAGES_PER_SECOND)
 
     def _gained(self, pipeline: AttachedPipeline) -> None:
         """Something has ended on a pipeline, or it may be given requests again."""

@@ -9,6 +9,7 @@ import pytest
 from fake_head import PATIENCE, finished, request
 
 from cluster.live import Follower, LiveRequest
+from cluster.pacer import Pacer, Untold
 from pyramidserve.errors import EngineError, RequestConflictError, UnavailableError
 from pyramidserve.types import Event, Receipt, Started, Tokens
 from pyramidserve.wire import receipt_from_message
@@ -32,12 +33,22 @@ async def gathered(follower: Follower) -> list[Event]:
     return [await anext(follower), await anext(follower)]
 
 
+class AtOnce(Pacer):
+    """Tells of everything without waiting."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda: 0, lambda: 0.0, lambda delay, callback: None)
+
+    def add(self, untold: Untold) -> None:
+        untold.tell()
+
+
 class Abandoned(list[LiveRequest]):
     """The requests that were abandoned, and one that has output."""
 
-    def live(self, resumed: tuple[int, ...] = (), spacing: float = 0.0) -> LiveRequest:
+    def live(self, resumed: tuple[int, ...] = (), pacer: Pacer | None = None) -> LiveRequest:
         wanted = request(resume_output_ids=resumed)
-        return LiveRequest(wanted, "", 0.0, math.inf, self.append, lambda: spacing)
+        return LiveRequest(wanted, "", 0.0, math.inf, self.append, pacer or AtOnce())
 
 
 def test_a_follower_brings_what_is_there_then_what_comes() -> None:
@@ -166,28 +177,28 @@ def test_a_reply_of_one_token_has_no_times_between_tokens() -> None:
     assert (receipt.inter_token_p50, receipt.inter_token_p99) == (0.0, 0.0)
 
 
-def test_tokens_that_come_fast_are_told_together_and_the_end_at_once() -> None:
-    live = Abandoned().live(spacing=0.05)
+def test_tokens_behind_the_first_are_told_together_and_the_end_at_once() -> None:
+    pacer = Pacer(lambda: 1, lambda: 0.0, lambda delay, callback: None)
+    live = Abandoned().live(pacer=pacer)
 
-    async def scenario() -> tuple[list[Event], float]:
-        loop, follower = asyncio.get_running_loop(), live.follow(())
+    async def scenario() -> list[Event]:
+        follower = live.follow(())
         assert await anext(follower) == STARTED
         live.append(Tokens(0, (5,), "a"), 1.0)
         events = [await anext(follower)]
-        began = loop.time()
         coming = asyncio.create_task(anext(follower))
         for index in (1, 2):
             live.append(Tokens(index, (5 + index,), "b"), 2.0)
             await asyncio.sleep(0)
+            assert not coming.done()
+        pacer.tell()
         events.append(await coming)
-        took = loop.time() - began
-        coming = asyncio.create_task(anext(follower))
         live.append(Tokens(3, (9,), "c"), 3.0)
+        coming = asyncio.create_task(anext(follower))
         await asyncio.sleep(0)
+        assert not coming.done()
         live.finish(RECEIPT, "p")
-        events.append(await coming)
-        return events, took
+        return [*events, await coming]
 
-    events, took = run(scenario())
+    events = run(scenario())
     assert events == [Tokens(0, (5,), "a"), Tokens(1, (6, 7), "bb"), Tokens(3, (9,), "c")]
-    assert took >= 0.04
