@@ -51,8 +51,9 @@ def measure_pairs(
     target: str, engine: Engine, log: TurnLog, work: Sequence[EngineRequest], count: int
 ) -> list[Pair]:
     """Runs ``work`` ``count`` times each way, first one and then the other first."""
-    pairs = []
+    pairs: list[Pair] = []
     router, head = _processes(target)
+    engine_threads: list[int] = []
     for number in range(count + 1):
         sides: dict[str, float] = {}
         cpu: dict[str, tuple[float, float]] = {}
@@ -66,8 +67,10 @@ def measure_pairs(
                 sides[side], tokens = asyncio.run(_through_the_cluster(target, work))
             seconds = time.perf_counter() - began
             spent = _spent(router, before[0]), _spent(head, before[1])
-            # The busiest of the head's threads are the engine's.
-            cpu[side] = sum(spent[0]) / seconds, sum(sorted(spent[1])[:-THREADS]) / seconds
+            if side == "cluster":  # where the engine's threads are the busiest
+                engine_threads = sorted(spent[1], key=spent[1].__getitem__)[-THREADS:]
+            others = [each for thread, each in spent[1].items() if thread not in engine_threads]
+            cpu[side] = sum(spent[0].values()) / seconds, sum(others) / seconds
             took[side] = seconds
         if number:  # the first warms up
             micros = 1e6 * took["cluster"] / tokens
@@ -155,9 +158,9 @@ def _threads(process: psutil.Process) -> dict[int, float]:
     return {each.id: each.user_time + each.system_time for each in process.threads()}
 
 
-def _spent(process: psutil.Process, before: dict[int, float]) -> list[float]:
+def _spent(process: psutil.Process, before: dict[int, float]) -> dict[int, float]:
     """Seconds of CPU of each thread since ``before``."""
-    return [seconds - before.get(thread, 0.0) for thread, seconds in _threads(process).items()]
+    return {thread: seconds - before.get(thread, 0.0) for thread, seconds in _threads(process).items()}
 
 
 def deployment(workload: Workload, pool_bytes: int, model: str) -> Deployment:

@@ -6,7 +6,7 @@ from typing import Protocol
 
 # Messages to clients, of all streams together; and the longest that tokens may wait to be told together, in
 # seconds.
-MESSAGES_PER_SECOND, LONGEST_SPACING = 100.0 * (os.cpu_count() or 1), 0.25
+MESSAGES_PER_SECOND, LONGEST_SPACING = 75.0 * (os.cpu_count() or 1), 0.25
 
 
 class Untold(Protocol):
