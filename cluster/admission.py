@@ -3,15 +3,15 @@
 import itertools
 import math
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Generic, Protocol, TypeVar
 
 from cluster.autoscale import pipelines_filled
 from cluster.ledger import PipelineLedger
 from cluster.lengths import OutputLengths
-from cluster.placement import Misses, Placement
+from cluster.placement import Kept, Look, Placement
 from cluster.queue import Queue, Waiting
 from cluster.requests import ValidatedRequest
 from cluster.sessions import Sessions
@@ -20,8 +20,9 @@ from pyramidserve.errors import OverloadedError, RequestTimeoutError, RequestToo
 COMPLETIONS = 64
 UNKNOWN_RETRY_DELAY = 1.0
 RETRY_DELAY_RANGE = (0.1, 30.0)
-# One for which there is no room may be overtaken by smaller ones for so many seconds. After that nobody is
-# admitted before it, so that it waits for those that run at most. So many are looked at behind the first.
+# One for which there is no room may be overtaken by smaller ones for so many seconds. After that, room is
+# kept for it on one pipeline, so that it waits for those that run there at most (as in EASY backfilling,
+# Lifka, "The ANL/IBM SP Scheduling System", 1995). So many are looked at behind the first.
 PATIENCE, LOOKAHEAD = 4.0, 16
 # How often the queue is gone through for those that will miss their deadline, in seconds.
 LATE_INTERVAL = 0.1
@@ -39,10 +40,10 @@ Item = TypeVar("Item", bound=Dated)
 
 @dataclass(frozen=True)
 class _Miss:
-    """Since when something has found no room, and the pipelines' gains when it was tried last."""
+    """Since when something has found no room, and the pipelines' gains at its last try, if that counts."""
 
     since: float
-    gains: int
+    gains: int | None
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ class Admission(Generic[Item]):
         self._clock = clock
         self._queue: Queue[Item] = Queue(weights)
         self._missed: dict[int, _Miss] = {}
+        self._kept: tuple[Item, Kept] | None = None
         self._late_looked = -math.inf
         self._sequence_ids = itertools.count(1)
         self._lengths = OutputLengths()
@@ -105,51 +107,65 @@ class Admission(Generic[Item]):
     def remove(self, item: Item) -> None:
         """Takes ``item`` out of the queue if it is there."""
         self._queue.remove(item)
-        self._missed.pop(id(item), None)
+        self._forget_miss(item)
 
     def choose(self, placement: Placement, sessions: Sessions) -> list[Admitted[Item]]:
         """Takes from the queue what fits the pipelines until its end, and adds it to their ledgers.
 
-        In the queue's order; smaller ones may overtake one that does not fit, for a while. A request
-        goes to the pipeline of its session if it fits there, else to the one with the most room.
+        In the queue's order; smaller ones may overtake one that does not fit: for a while, and then as long
+        as they leave it its room. A request goes to the pipeline of its session if it fits there, else to
+        the one with the most room.
         """
         admitted = []
-        misses = Misses()
-        for item in self._candidates() if len(placement) else ():
-            request, missed = item.request, self._missed.get(id(item))
-            if missed and missed.gains == placement.gains:
+        look, misses = Look(), 0
+        for item in self._queue if len(placement) else ():
+            found = self._find(item, placement, sessions, look)
+            if found is not None:
+                admitted.append(found)
                 continue
-            expected = self._lengths.expected(request)
-            ledger = placement.find(
-                request,
-                expected,
-                missed.gains if missed else None,
-                sessions.pipeline(request.session_id),
-                misses,
-            )
-            if ledger is None:
-                since = missed.since if missed else self._clock()
-                self._missed[id(item)] = _Miss(since, placement.gains)
-                continue
-            self._missed.pop(id(item), None)
-            sequence_id = next(self._sequence_ids)
-            ledger.add(sequence_id, ledger.growth(request, expected))
-            placement.took(ledger)
-            admitted.append(Admitted(sequence_id, item, ledger.pipeline_id, expected))
+            misses += 1
+            if look.kept is None and self._clock() - self._missed[id(item)].since > PATIENCE:
+                look.kept = self._keep(item, placement)
+            if misses > LOOKAHEAD:
+                break
         for each in admitted:
             self._queue.serve(each.item)
         self.decisions["admitted"] += len(admitted)
         return admitted
 
-    def _candidates(self) -> Iterator[Item]:
-        """Those that may be admitted, in order, as long as no one that waits holds the rest back."""
-        misses, now = 0, self._clock()
-        for item in self._queue:
-            yield item
-            if (missed := self._missed.get(id(item))) is not None:
-                misses += 1
-                if misses > LOOKAHEAD or now - missed.since > PATIENCE:
-                    return
+    def _find(
+        self, item: Item, placement: Placement, sessions: Sessions, look: Look
+    ) -> Admitted[Item] | None:
+        """Adds ``item`` to the ledger of a pipeline with room; None, which is noted, if there is none."""
+        request, missed = item.request, self._missed.get(id(item))
+        if missed and missed.gains == placement.gains:
+            return None
+        expected = self._lengths.expected(request)
+        gains = missed.gains if missed else None
+        ledger = placement.find(request, expected, gains, sessions.pipeline(request.session_id), look)
+        if ledger is None:
+            self._missed[id(item)] = _Miss(missed.since if missed else self._clock(), placement.gains)
+            return None
+        self._forget_miss(item)
+        sequence_id = next(self._sequence_ids)
+        ledger.add(sequence_id, ledger.growth(request, expected))
+        placement.took(ledger)
+        return Admitted(sequence_id, item, ledger.pipeline_id, expected)
+
+    def _keep(self, item: Item, placement: Placement) -> Kept | None:
+        """The room that is kept for ``item``, from now on if there is none yet."""
+        if self._kept and self._kept[0] is item and self._kept[1].pipeline_id in placement:
+            return self._kept[1]
+        kept = placement.keep(item.request, self._lengths.expected(item.request))
+        self._kept = (item, kept) if kept else None
+        return kept
+
+    def _forget_miss(self, item: Item) -> None:
+        """Notes that ``item`` waits no longer, and keeps no room any more."""
+        self._missed.pop(id(item), None)
+        if self._kept and self._kept[0] is item:
+            self._kept = None
+            self._missed = {key: replace(missed, gains=None) for key, missed in self._missed.items()}
 
     def demand(self, ledgers: Sequence[PipelineLedger]) -> float:
         """How many pipelines those of ``ledgers`` and all that waits would fill; 0 without ledgers."""

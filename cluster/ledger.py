@@ -14,6 +14,10 @@ from workers.compression.policies import plan
 from workers.kv.footprint import ShardLayout, host_pages
 from workers.kv.forecast import Forecast, Growth, growth
 
+# Sequences are counted half the way to their ends: where that is too little, the youngest makes room for a
+# while, which costs less than memory that waits to be grown into.
+HORIZON = 0.5
+
 
 class PipelineLedger(Forecast):
     """Pages of a pipeline's stages, and what sequences take of them until the head confirms their end.
@@ -34,7 +38,8 @@ class PipelineLedger(Forecast):
                 not positive.
         """
         on_host = [stage.host_bytes_limit // max(1, stage.page_bytes) for stage in stages]
-        super().__init__([*(stage.pages_total for stage in stages), *on_host], max(max_sequences, 0))
+        pages = [*(stage.pages_total for stage in stages), *on_host]
+        super().__init__(pages, max(max_sequences, 0), HORIZON)
         self.pipeline_id, self.max_sequences = pipeline_id, max_sequences
         self.memory: Sequence[pb.StageMemory] = ()
         self._stages = tuple(stages)

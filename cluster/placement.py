@@ -2,7 +2,8 @@
 
 from bisect import bisect_left, insort
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator, Set
+from dataclasses import dataclass
 from itertools import chain
 
 from cluster.ledger import PipelineLedger
@@ -17,10 +18,26 @@ ROOMIEST = 4
 AFFINITY = 0.5
 
 
-class Misses:
-    """What has found no room in one look at the queue: the smallest that each pipeline refused."""
+@dataclass(frozen=True)
+class Kept:
+    """Room on a pipeline for ``more``, which begins as soon as those in its way have ended."""
 
-    def __init__(self) -> None:
+    pipeline_id: str
+    more: Growth
+    in_the_way: Set[Hashable]
+
+    def leaves_room(self, ledger: PipelineLedger, other: Growth) -> bool:
+        """Whether ``other`` may begin before it, as both fit together once those in the way have ended."""
+        then = ledger.without(self.in_the_way)
+        then.add(self, self.more)
+        return then.fits(other)
+
+
+class Look:
+    """One look at the queue: the smallest that each pipeline refused, and room that is kept for one."""
+
+    def __init__(self, kept: Kept | None = None) -> None:
+        self.kept = kept
         self._least: dict[str, Growth] = {}
 
     def fits(self, ledger: PipelineLedger, more: Growth) -> bool:
@@ -28,7 +45,11 @@ class Misses:
         least = self._least.get(ledger.pipeline_id)
         if least is not None and more.covers(least):
             return False
-        if ledger.fits(more):
+        if ledger.fits(more) and (
+            self.kept is None
+            or self.kept.pipeline_id != ledger.pipeline_id
+            or self.kept.leaves_room(ledger, more)
+        ):
             return True
         if least is None or least.covers(more):
             self._least[ledger.pipeline_id] = more
@@ -52,9 +73,20 @@ class Placement:
     def __len__(self) -> int:
         return len(self._ledgers)
 
+    def __contains__(self, pipeline_id: str) -> bool:
+        return pipeline_id in self._ledgers
+
     def __iter__(self) -> Iterator[PipelineLedger]:
         """All of them, the roomiest first."""
         return (self._ledgers[pipeline_id][1] for _, pipeline_id in reversed(self._by_room))
+
+    def keep(self, request: ValidatedRequest, expected_tokens: int) -> Kept | None:
+        """Keeps room for ``request`` on the roomiest pipeline that could ever hold it."""
+        for ledger in self:
+            more = ledger.growth(request, expected_tokens)
+            if ledger.could_ever_hold(more):
+                return Kept(ledger.pipeline_id, more, ledger.in_the_way(more))
+        return None
 
     def gained(self, ledger: PipelineLedger) -> None:
         """Takes a pipeline in, or notes that something has ended there."""
@@ -79,14 +111,14 @@ class Placement:
         expected_tokens: int,
         since: int | None,
         home: str | None,
-        misses: Misses,
+        look: Look,
     ) -> PipelineLedger | None:
         """A pipeline with room for ``request`` until it has ``expected_tokens``, or None.
 
         Args:
             since: the gains when it was looked for last: only those that have gained since are tried.
             home: the pipeline that has the request's session, which is preferred within AFFINITY.
-            misses: of this look at the queue.
+            look: this look at the queue.
         """
         first = self._home(home) if home else None
         candidates = self._gained_since(since) if since is not None else iter(self)
@@ -97,7 +129,7 @@ class Placement:
             more = ledger.growth(request, expected_tokens)
             if not ledger.could_ever_hold(more):
                 continue
-            if misses.fits(ledger, more):
+            if look.fits(ledger, more):
                 return ledger
             tries += 1
             if since is None and tries == ROOMIEST:

@@ -1,6 +1,7 @@
 """Who runs next, and where."""
 
 import math
+from collections import deque
 from dataclasses import dataclass
 
 import pytest
@@ -81,18 +82,53 @@ def test_smaller_ones_fill_what_one_that_does_not_fit_leaves() -> None:
     assert desk.choose(books) == [("b", "p")]
 
 
-def test_one_that_has_been_overtaken_for_long_holds_the_rest_back() -> None:
+def test_one_that_has_been_overtaken_for_long_holds_those_back_that_would_be_in_its_way() -> None:
     desk, books = Desk(), ledger(pages=5)
     for name, pages in (("a", 3), ("b", 4), ("c", 1)):
         desk.enqueue(name, pages, books)
     assert desk.choose(books) == [("a", "p"), ("c", "p")]
     desk.enqueue("d", 1, books)
+    desk.enqueue("e", 1, books)
     desk.now = PATIENCE + 0.1
-    assert desk.choose(books) == []
+    assert desk.choose(books) == []  # there is a page, which "b" needs beside "c" when "a" ends
     books.remove(2)
+    assert desk.choose(books) == [("d", "p")]
     assert desk.choose(books) == []
     books.remove(1)
-    assert desk.choose(books) == [("b", "p"), ("d", "p")]
+    assert desk.choose(books) == [("b", "p")]
+    books.remove(3)
+    assert desk.choose(books) == [("e", "p")]
+
+
+def test_nothing_is_overtaken_for_ever() -> None:
+    desk, books = Desk(limit=99), ledger(pages=4)
+    for name, pages in (("a", 2), ("b", 2), ("large", 4)):
+        desk.enqueue(name, pages, books)
+    running, names = deque([1, 2]), [name for name, _ in desk.choose(books)]
+    while "large" not in names and desk.now < 99:
+        desk.now += 1.0
+        desk.enqueue(f"small at {desk.now}", 2, books)
+        books.remove(running.popleft())
+        chosen = desk.admitted(books)
+        running += [each.sequence_id for each in chosen]
+        names = [each.item.request.request_id for each in chosen]
+    assert desk.now == PATIENCE + 2
+
+
+def test_room_that_is_kept_on_one_pipeline_holds_nobody_back_on_others() -> None:
+    desk, books = Desk(), [ledger("p", pages=6), ledger("q", pages=5)]
+    for each in books:
+        each.add("there", each.growth(request(pages=3), 16))
+    desk.enqueue("large", 4, *books)
+    assert desk.choose(*books) == []
+    desk.now = PATIENCE + 0.1
+    for name in ("a", "b", "c"):
+        desk.enqueue(name, 2, *books)
+    assert desk.choose(*books) == [("a", "p"), ("b", "q")]
+    books[1].remove("there")
+    assert desk.choose(books[1]) == [("c", "q")]
+    books[0].remove("there")
+    assert desk.choose(books[0]) == [("large", "p")]
 
 
 def test_only_so_many_are_looked_at_behind_those_that_do_not_fit() -> None:

@@ -4,9 +4,11 @@ from collections.abc import Sequence
 
 import pytest
 from fake_head import hello, request
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cluster.ledger import PipelineLedger
-from cluster.placement import AFFINITY, ROOMIEST, Misses, Placement
+from cluster.placement import AFFINITY, ROOMIEST, Look, Placement
 from cluster.requests import ValidatedRequest
 from pyramidserve.wire import stage_state_from_message
 from workers.kv.forecast import Growth
@@ -46,7 +48,7 @@ def fill(placement: Placement, ledger: PipelineLedger, pages: int, name: str = "
 def find(
     placement: Placement, asked: ValidatedRequest, since: int | None = None, home: str | None = None
 ) -> str | None:
-    found = placement.find(asked, asked.max_tokens, since, home, Misses())
+    found = placement.find(asked, asked.max_tokens, since, home, Look())
     return None if found is None else found.pipeline_id
 
 
@@ -125,8 +127,61 @@ def test_a_closed_pipeline_is_given_nothing_until_it_opens_again() -> None:
 def test_what_is_no_smaller_than_what_had_no_room_is_not_tried() -> None:
     (books,) = ledgers(8)
     books.add("there", books.growth(request(pages=3), 16))
-    misses = Misses()
+    look = Look()
     sizes = (6, 7, 6, 8, 5)
-    fitting = [misses.fits(books, books.growth(request(pages=pages), 16)) for pages in sizes]
+    fitting = [look.fits(books, books.growth(request(pages=pages), 16)) for pages in sizes]
     assert fitting == [False, False, False, False, True]
     assert books.asked == 2
+
+
+def test_room_is_kept_where_there_is_most_of_it() -> None:
+    books = ledgers(4, 8, 8)
+    placement = opened(books)
+    fill(placement, books[1], 5)
+    fill(placement, books[2], 3)
+    kept = placement.keep(request(pages=6), 16)
+    assert kept is not None
+    assert (kept.pipeline_id, kept.in_the_way) == ("p2", {"there"})
+    assert placement.keep(request(pages=9), 16) is None
+
+
+def test_kept_room_is_left_alone_on_its_pipeline_and_no_other() -> None:
+    books = ledgers(8, 8)
+    placement = opened(books)
+    fill(placement, books[0], 4)
+    fill(placement, books[1], 5)
+    look = Look(placement.keep(request(pages=6), 16))
+    sizes = (3, 2, 4)
+    more = [books[0].growth(request(pages=pages), 16) for pages in sizes]
+    assert [look.fits(books[0], each) for each in more] == [False, True, False]
+    assert [look.fits(books[1], each) for each in more] == [True, True, False]
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(1, 6), st.integers(1, 16)), max_size=6),
+    st.tuples(st.integers(1, 12), st.integers(1, 16)),
+    st.lists(st.tuples(st.integers(1, 6), st.integers(1, 16)), max_size=6),
+)
+def test_what_room_is_kept_for_fits_as_soon_as_nothing_is_in_its_way(
+    there: list[tuple[int, int]], held_up: tuple[int, int], later: list[tuple[int, int]]
+) -> None:
+    (books,) = ledgers(12)
+    placement = opened([books])
+    for number, (pages, expected) in enumerate(there):
+        more = books.growth(request(pages=pages), expected)
+        if books.fits(more):
+            books.add(number, more)
+    more = books.growth(request(pages=held_up[0]), held_up[1])
+    if not books.could_ever_hold(more):
+        return
+    look = Look(placement.keep(request(pages=held_up[0]), held_up[1]))
+    assert look.kept is not None
+    for number, (pages, expected) in enumerate(later):
+        other = books.growth(request(pages=pages), expected)
+        if look.fits(books, other):
+            books.add(f"later {number}", other)
+    for key in look.kept.in_the_way:
+        assert not books.fits(more)
+        books.remove(key)
+    assert books.fits(more)

@@ -5,7 +5,7 @@ large. With a token a step for each, the most they take together lies where one 
 Gong et al., "Past-Future Scheduler for LLM Serving under SLA Guarantees", ASPLOS 2025).
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -100,11 +100,14 @@ class Forecast:
         promised: what the sequences would take if all came to their expected ends together: [shards].
     """
 
-    def __init__(self, pages: Sequence[int], sequences: int) -> None:
-        """For at most so many ``sequences`` on shards with pools of ``pages``."""
+    def __init__(self, pages: Sequence[int], sequences: int, horizon: float = 1.0) -> None:
+        """For at most so many ``sequences`` on shards with pools of ``pages``.
+
+        ``horizon``: the part of the way to its end that each is taken to have before it.
+        """
         self.pages = tuple(pages)
         self.promised = np.zeros(len(pages))
-        self._limit = sequences
+        self._limit, self._horizon = sequences, horizon
         self._room = np.array(pages) + ROUNDING
         # Where each has its row; rows have no gaps.
         self._rows: dict[Hashable, int] = {}
@@ -140,7 +143,7 @@ class Forecast:
             return False
         late = done >= more.expected_tokens
         slope = more.slopes[int(late)]
-        left = max((more.most_tokens if late else more.expected_tokens) - done, 0)
+        left = self._horizon * max((more.most_tokens if late else more.expected_tokens) - done, 0)
         now = more.first + slope * done
         longer = int(np.searchsorted(-there.left, -left, side="right"))
         sooner = there.peaks[longer:] + now + slope * there.left[longer:, None]
@@ -181,17 +184,50 @@ class Forecast:
                 column[row] = column[len(self._keys)]
         self._profile = None
 
+    def in_the_way(self, more: Growth) -> frozenset[Hashable]:
+        """Of those that are expected to end the soonest, as many as have to before ``more`` fits."""
+        rest, leaving = self.without(frozenset()), []
+        _, left = self._left()
+        for row in np.argsort(left, kind="stable"):
+            if rest.fits(more):
+                break
+            rest.remove(self._keys[row])
+            leaving.append(self._keys[row])
+        return frozenset(leaving)
+
+    def without(self, leaving: Set[Hashable]) -> "Forecast":
+        """The forecast of those that are not ``leaving``."""
+        rest = Forecast(self.pages, self._limit, self._horizon)
+        rest._keys = [key for key in self._keys if key not in leaving]
+        rest._rows = {key: row for row, key in enumerate(rest._keys)}
+        rows, count = [self._rows[key] for key in rest._keys], len(rest._keys)
+        for mine, its in (
+            (self._first, rest._first),
+            (self._expected, rest._expected),
+            (self._slope, rest._slope),
+            (self._tokens, rest._tokens),
+            (self._done, rest._done),
+        ):
+            its[:count] = mine[rows]
+        rest.promised = rest._expected[:count].sum(axis=0)
+        return rest
+
+    def _left(self) -> tuple[npt.NDArray[np.int64], _Floats]:
+        """Of each sequence, the end that it is counted to, and tokens from now on that are counted."""
+        rows = np.arange(len(self._rows))
+        done, tokens = self._done[rows], self._tokens[rows]
+        # One that has come to its expected end may go on to the latest.
+        end = (done >= tokens[:, 0]).astype(np.int64)
+        return end, self._horizon * np.maximum(tokens[rows, end] - done, 0)
+
     def _ends(self) -> _Profile:
         if self._profile is None:
             count = len(self._rows)
-            done, tokens = self._done[:count], self._tokens[:count]
-            # One that has come to its expected end may go on to the latest.
-            rows, end = np.arange(count), (done >= tokens[:, 0]).astype(int)
-            left = np.maximum(tokens[rows, end] - done, 0)
+            end, left = self._left()
             order = np.argsort(-left)
             slope, left = self._slope[order, end[order]], left[order]
             # When one ends, those are left that have at least as far to go.
-            held = (self._first[order] + slope * done[order, None]).cumsum(axis=0)
+            held = (self._first[order] + slope * self._done[order, None]).cumsum(axis=0)
             slopes = slope.cumsum(axis=0)
             peaks = held + slopes * left[:, None]
             nothing = np.zeros((1, len(self.pages)))

@@ -1,7 +1,7 @@
 """The most that sequences will take together, against a simulation token by token."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import pytest
 from hypothesis import given, settings
@@ -86,6 +86,41 @@ def test_nothing_is_left_of_those_that_are_removed(wanted: list[tuple[tuple[Grow
     assert forecast.peak() == tuple(math.ceil(pages - 1e-6) for pages in _simulated(rest))
     assert forecast.promised.tolist() == [sum(more.expected[rank] for more, _ in rest) for rank in range(2)]
     assert [key in forecast for key in range(len(wanted))] == [stays for _, stays in wanted]
+
+
+@settings(deadline=None)
+@given(st.lists(growths(), max_size=6), growths(), st.sampled_from((0.0, 0.5, 1.0)))
+def test_what_is_in_the_way_is_no_more_than_must_end(
+    wanted: list[tuple[Growth, int]], more: tuple[Growth, int], horizon: float
+) -> None:
+    forecast = Forecast((60, 60), 7, horizon)
+    for key, (each, done) in enumerate(wanted):
+        forecast.add(key, each, done)
+    leaving = forecast.in_the_way(more[0])
+    rest = forecast.without(leaving)
+    assert len(rest) == len(forecast) - len(leaving)
+    assert rest.fits(more[0]) or not rest
+    if leaving:
+        # The last of them is the one that goes on for the longest.
+        counted: dict[Hashable, int] = {
+            key: (each.most_tokens if done >= each.expected_tokens else each.expected_tokens) - done
+            for key, (each, done) in enumerate(wanted)
+        }
+        last = max(counted[key] for key in leaving)
+        assert horizon == 0 or all(counted[key] >= last for key in counted if key not in leaving)
+        assert any(not forecast.without(leaving - {key}).fits(more[0]) for key in leaving)
+
+
+def test_a_shorter_horizon_counts_less_growth() -> None:
+    more = Growth((1,), (11,), 10, (11,), 10)
+    for horizon, peak in ((1.0, 22), (0.5, 12), (0.0, 2)):
+        forecast = Forecast((99,), 2, horizon)
+        forecast.add("a", more)
+        forecast.add("b", more)
+        assert forecast.peak() == (peak,)
+        forecast.advance("a", 10)
+        forecast.advance("b", 10)
+        assert forecast.peak() == (22,)
 
 
 @settings(deadline=None)
