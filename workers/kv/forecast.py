@@ -114,10 +114,13 @@ class Forecast:
         self._keys: list[Hashable] = []
         self._first = np.zeros((sequences, len(pages)))
         self._expected = np.zeros((sequences, len(pages)))
+        self._most = np.zeros((sequences, len(pages)))
+        self._at_most = np.zeros(len(pages))
         # To the expected end, and to the latest.
         self._slope = np.zeros((sequences, 2, len(pages)))
         self._tokens = np.zeros((sequences, 2))
         self._done = np.zeros(sequences)
+        self._columns = self._first, self._expected, self._most, self._slope, self._tokens, self._done
         self._profile: _Profile | None = None
 
     def __len__(self) -> int:
@@ -137,9 +140,13 @@ class Forecast:
 
     def fits(self, more: Growth, done: int = 0) -> bool:
         """Whether one more sequence finds room until its end, ``done`` of whose output tokens are fed."""
+        if self.full:
+            return False
+        if bool((self._at_most + more.most <= self._room).all()):
+            return True
         there = self._ends()
         # Most that have no room have none even now.
-        if self.full or any(need > free for need, free in zip(more.first, there.free, strict=True)):
+        if any(need > free for need, free in zip(more.first, there.free, strict=True)):
             return False
         late = done >= more.expected_tokens
         slope = more.slopes[int(late)]
@@ -161,11 +168,12 @@ class Forecast:
         row = self._rows[sequence] = len(self._rows)
         self._keys.append(sequence)
         self._first[row] = more.first
-        self._expected[row] = more.expected
+        self._expected[row], self._most[row] = more.expected, more.most
         self._slope[row] = more.slopes
         self._tokens[row] = more.expected_tokens, more.most_tokens
         self._done[row] = done
         self.promised += more.expected
+        self._at_most += more.most
         self._profile = None
 
     def advance(self, sequence: Hashable, done: int) -> None:
@@ -177,10 +185,11 @@ class Forecast:
         """Forgets ``sequence``."""
         row = self._rows.pop(sequence)
         self.promised -= self._expected[row]
+        self._at_most -= self._most[row]
         last = self._keys.pop()
         if last != sequence:
             self._rows[last], self._keys[row] = row, last
-            for column in (self._first, self._expected, self._slope, self._tokens, self._done):
+            for column in self._columns:
                 column[row] = column[len(self._keys)]
         self._profile = None
 
@@ -201,15 +210,9 @@ class Forecast:
         rest._keys = [key for key in self._keys if key not in leaving]
         rest._rows = {key: row for row, key in enumerate(rest._keys)}
         rows, count = [self._rows[key] for key in rest._keys], len(rest._keys)
-        for mine, its in (
-            (self._first, rest._first),
-            (self._expected, rest._expected),
-            (self._slope, rest._slope),
-            (self._tokens, rest._tokens),
-            (self._done, rest._done),
-        ):
+        for mine, its in zip(self._columns, rest._columns, strict=True):
             its[:count] = mine[rows]
-        rest.promised = rest._expected[:count].sum(axis=0)
+        rest.promised, rest._at_most = rest._expected.sum(axis=0), rest._most.sum(axis=0)
         return rest
 
     def _left(self) -> tuple[npt.NDArray[np.int64], _Floats]:
