@@ -84,10 +84,14 @@ def autoscaling_nodes(idle_minutes: float) -> Iterator[Nodes]:
     with (folder / "head.log").open("w") as log:
         process = subprocess.Popen(command, env=os.environ | SETTINGS, stdout=log, stderr=log)
     try:
-        yield Nodes(f"127.0.0.1:{port}", psutil.Process(process.pid))
-    finally:
-        _end(process)
-        shutil.rmtree(folder, ignore_errors=True)
+        try:
+            yield Nodes(f"127.0.0.1:{port}", psutil.Process(process.pid))
+        finally:
+            _end(process)
+    except BaseException:
+        print(f"Ray's logs are kept in {folder}")
+        raise
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _autoscaler(
