@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 from typing import Generic, Protocol, TypeVar
@@ -112,13 +112,13 @@ class Admission(Generic[Item]):
     def choose(self, placement: Placement, sessions: Sessions) -> list[Admitted[Item]]:
         """Takes from the queue what fits the pipelines until its end, and adds it to their ledgers.
 
-        In the queue's order; smaller ones may overtake one that does not fit: for a while, and then as long
-        as they leave it its room. A request goes to the pipeline of its session if it fits there, else to
-        the one with the most room.
+        In the queue's order. Others may overtake one that does not fit: for a while, and then as long as
+        they leave it its room. A request goes to the pipeline of its session if it fits there, else to the
+        one with the most room.
         """
         admitted = []
         look, misses = Look(), 0
-        for item in self._queue if len(placement) else ():
+        for item in self._in_order() if len(placement) else ():
             found = self._find(item, placement, sessions, look)
             if found is not None:
                 admitted.append(found)
@@ -132,6 +132,13 @@ class Admission(Generic[Item]):
             self._queue.serve(each.item)
         self.decisions["admitted"] += len(admitted)
         return admitted
+
+    def _in_order(self) -> Iterator[Item]:
+        """The queue, before it the one for which room is kept: else others might keep it for ever."""
+        first = self._kept[0] if self._kept else None
+        if first is not None:
+            yield first
+        yield from (item for item in self._queue if item is not first)
 
     def _find(
         self, item: Item, placement: Placement, sessions: Sessions, look: Look

@@ -2,7 +2,7 @@
 
 import math
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 from fake_head import hello, request
@@ -13,6 +13,7 @@ from cluster.placement import Placement
 from cluster.requests import ValidatedRequest
 from cluster.sessions import Sessions
 from pyramidserve.errors import OverloadedError, RequestTimeoutError, RequestTooLargeError
+from pyramidserve.types import Priority
 from pyramidserve.wire import stage_state_from_message
 
 
@@ -41,9 +42,11 @@ class Desk:
         *ledgers: PipelineLedger,
         session_id: str = "",
         deadline: float = math.inf,
+        priority: Priority = "normal",
     ) -> Waiting:
         self.arrivals += 1
-        item = Waiting(request(name, pages, session_id=session_id), self.arrivals, deadline=deadline)
+        asked = replace(request(name, pages, session_id=session_id), priority=priority)
+        item = Waiting(asked, self.arrivals, deadline=deadline)
         self.admission.enqueue(item, ledgers)
         return item
 
@@ -113,6 +116,20 @@ def test_nothing_is_overtaken_for_ever() -> None:
         running += [each.sequence_id for each in chosen]
         names = [each.item.request.request_id for each in chosen]
     assert desk.now == PATIENCE + 2
+
+
+def test_room_stays_kept_for_the_one_that_has_it() -> None:
+    desk, books = Desk(limit=99), ledger(pages=5)
+    books.add(99, books.growth(request(pages=4), 16))
+    desk.enqueue("large", 3, books)
+    assert desk.choose(books) == []
+    desk.now = PATIENCE + 0.1
+    assert desk.choose(books) == []
+    for number in range(LOOKAHEAD + 1):
+        desk.enqueue(f"more urgent {number}", 5, books, priority="high")
+    assert desk.choose(books) == []
+    books.remove(99)
+    assert desk.choose(books) == [("large", "p")]
 
 
 def test_room_that_is_kept_on_one_pipeline_holds_nobody_back_on_others() -> None:
