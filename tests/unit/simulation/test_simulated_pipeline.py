@@ -130,19 +130,14 @@ def test_what_does_not_fit_waits_for_an_end() -> None:
     assert turns[1].first_token == pytest.approx(turns[0].ended + prefill_seconds(160))
 
 
-def test_the_youngest_makes_room_and_comes_back() -> None:
-    simulated = pipeline(pages=2 * 25)
-    turns = [turn(160, 100), turn(160, 100)]
-    for number, each in enumerate(turns):
-        simulated.start(number, each)
-    run(simulated)
-    assert [each.preemptions for each in turns] == [0, 1]
-    assert turns[0].ended < turns[1].ended
-
-
-def test_one_that_does_not_grow_makes_room_and_stays_away_while_the_other_grows() -> None:
-    simulated = pipeline(pages=2 * 12)
-    turns = [turn(160, 20), turn(1, 15)]
+@pytest.mark.parametrize(
+    ("pages", "sizes"),
+    [(25, ((160, 100), (160, 100))), (12, ((160, 20), (1, 15)))],
+    ids=["both grow", "the youngest does not grow"],
+)
+def test_the_youngest_makes_room_and_comes_back(pages: int, sizes: tuple[tuple[int, int], ...]) -> None:
+    simulated = pipeline(2 * pages)
+    turns = [turn(*each) for each in sizes]
     for number, each in enumerate(turns):
         simulated.start(number, each)
     run(simulated)
