@@ -40,9 +40,10 @@ def shards(cluster: RunningCluster) -> list[int]:
 def kill_one(cluster: RunningCluster, nodes: Nodes, what: str, chance: random.Random) -> bool:
     """Kills a shard, the node under one, or the router, if all are there."""
     there = shards(cluster)
-    if len(there) < SHARDS:
+    victims = routers(cluster) if what == "router" else there
+    if len(there) < SHARDS or not victims:
         return False
-    victim = chance.choice(routers(cluster) or there if what == "router" else there)
+    victim = chance.choice(victims)
     try:
         if what == "node":
             nodes.kill_under(victim)
