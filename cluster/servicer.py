@@ -17,12 +17,13 @@ from cluster.pipelines import AttachedPipeline
 from cluster.requests import ValidatedRequest
 from cluster.router import Router
 from cluster.tenants import Tenants
-from pyramidserve.errors import STATUS, EngineError, InvalidRequestError, PyramidServeError
+from pyramidserve.errors import EngineError, InvalidRequestError, PyramidServeError
 from pyramidserve.v1 import inference_pb2 as pb
 from pyramidserve.v1 import pipeline_pb2
 from pyramidserve.v1.inference_pb2_grpc import InferenceServicer
 from pyramidserve.v1.pipeline_pb2_grpc import PipelineRegistryServicer
 from pyramidserve.wire import cluster_state_to_message, error_to_metadata, event_to_message
+from pyramidserve.wire.error import STATUS
 from workers.model.transcript import Transcript
 
 INFERENCE = pb.DESCRIPTOR.services_by_name["Inference"].full_name

@@ -1,10 +1,12 @@
-"""The client of PyramidServe: replies, sessions and the state of a cluster."""
+"""The client of PyramidServe: replies, sessions and the state of a cluster.
 
+What talks to a server is loaded when it is asked for, and with it grpc; types and errors need nothing.
+"""
+
+from importlib import import_module
 from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
 
-from pyramidserve._requests import DEFAULT_TARGET, MAX_MESSAGE_BYTES, Prompt, RequestOptions
-from pyramidserve.aio import AsyncClient, AsyncReplyStream
-from pyramidserve.client import Client, ReplyStream
 from pyramidserve.errors import (
     CheckpointError,
     ConfigurationError,
@@ -44,7 +46,12 @@ from pyramidserve.types import (
     Tokens,
 )
 
-__version__ = version("pyramidserve")
+if TYPE_CHECKING:
+    from pyramidserve._requests import DEFAULT_TARGET, MAX_MESSAGE_BYTES, Prompt, RequestOptions
+    from pyramidserve.aio import AsyncClient, AsyncReplyStream
+    from pyramidserve.client import Client, ReplyStream
+
+    __version__: str
 
 __all__ = [
     "DEFAULT_TARGET",
@@ -91,3 +98,22 @@ __all__ = [
     "UnschedulableError",
     "__version__",
 ]
+
+_HOMES = {
+    "_requests": ("DEFAULT_TARGET", "MAX_MESSAGE_BYTES", "Prompt", "RequestOptions"),
+    "aio": ("AsyncClient", "AsyncReplyStream"),
+    "client": ("Client", "ReplyStream"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return version("pyramidserve")
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"pyramidserve.{home}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

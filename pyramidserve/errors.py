@@ -1,4 +1,4 @@
-"""The errors of PyramidServe, client and server side, and their gRPC status.
+"""The errors of PyramidServe, client and server side, and their gRPC status (``wire/error.py``).
 
 PyramidServeError
 ├── InvalidRequestError        INVALID_ARGUMENT     the request is wrong; change it
@@ -17,8 +17,6 @@ PyramidServeError
     ├── PortInUseError         another process listens there
     └── UnschedulableError     the cluster lacks a resource that the gang needs
 """
-
-import grpc
 
 
 class PyramidServeError(Exception):
@@ -98,23 +96,3 @@ class PortInUseError(ConfigurationError):
 
 class UnschedulableError(ConfigurationError):
     reason = "unschedulable"
-
-
-# The one place where errors meet gRPC: servers read it forwards, clients backwards.
-STATUS: dict[type[PyramidServeError], grpc.StatusCode] = {
-    InvalidRequestError: grpc.StatusCode.INVALID_ARGUMENT,
-    RequestTooLargeError: grpc.StatusCode.INVALID_ARGUMENT,
-    UnauthenticatedError: grpc.StatusCode.UNAUTHENTICATED,
-    RequestConflictError: grpc.StatusCode.ALREADY_EXISTS,
-    UnknownSessionError: grpc.StatusCode.NOT_FOUND,
-    OverloadedError: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    UnavailableError: grpc.StatusCode.UNAVAILABLE,
-    ServerLeftError: grpc.StatusCode.UNAVAILABLE,
-    RequestTimeoutError: grpc.StatusCode.DEADLINE_EXCEEDED,
-    RequestCancelledError: grpc.StatusCode.CANCELLED,
-    EngineError: grpc.StatusCode.INTERNAL,
-    ConfigurationError: grpc.StatusCode.FAILED_PRECONDITION,
-}
-
-# Trailing metadata that carries a serialised ErrorDetail beside the status.
-ERROR_DETAIL_KEY = "pyramidserve-error-bin"

@@ -9,7 +9,7 @@ from typing import NoReturn
 
 import grpc
 
-from pyramidserve.errors import STATUS, PyramidServeError, UnknownSessionError
+from pyramidserve.errors import PyramidServeError, UnknownSessionError
 from pyramidserve.types import (
     ClusterState,
     DeviceBytes,
@@ -25,6 +25,7 @@ from pyramidserve.types import (
 from pyramidserve.v1 import inference_pb2 as pb
 from pyramidserve.v1.inference_pb2_grpc import InferenceServicer, add_InferenceServicer_to_server
 from pyramidserve.wire import cluster_state_to_message, error_to_metadata, event_to_message
+from pyramidserve.wire.error import STATUS
 
 Script = Callable[[pb.GenerateRequest, grpc.ServicerContext], Iterator[Event]]
 
@@ -51,6 +52,8 @@ STATE = ClusterState(
                     host_bytes_limit=2**33,
                     workspace_bytes=5 * 2**20,
                     resident_bytes=300 * 2**20,
+                    device_bytes=200 * 2**20,
+                    device_peak_bytes=250 * 2**20,
                     tensor_names=("model.embed_tokens.weight",),
                 ),
             ),
@@ -92,6 +95,7 @@ def receipt(request_id: str, output_tokens: int) -> Receipt:
         reused_tokens=8,
         drafted_tokens=10,
         accepted_tokens=9,
+        device_peak_bytes=2**41,
     )
 
 

@@ -1,4 +1,4 @@
-"""Errors, to and from a gRPC status with its trailing metadata."""
+"""Errors, to and from a gRPC status with its trailing metadata: the one place where they meet gRPC."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -6,16 +6,40 @@ from typing import Any
 import grpc
 
 from pyramidserve.errors import (
-    ERROR_DETAIL_KEY,
-    STATUS,
+    ConfigurationError,
     EngineError,
     InvalidRequestError,
+    OverloadedError,
     PyramidServeError,
+    RequestCancelledError,
+    RequestConflictError,
     RequestTimeoutError,
+    RequestTooLargeError,
     ServerLeftError,
+    UnauthenticatedError,
     UnavailableError,
+    UnknownSessionError,
 )
 from pyramidserve.v1 import inference_pb2 as pb
+
+# Servers read it forwards, clients backwards.
+STATUS: dict[type[PyramidServeError], grpc.StatusCode] = {
+    InvalidRequestError: grpc.StatusCode.INVALID_ARGUMENT,
+    RequestTooLargeError: grpc.StatusCode.INVALID_ARGUMENT,
+    UnauthenticatedError: grpc.StatusCode.UNAUTHENTICATED,
+    RequestConflictError: grpc.StatusCode.ALREADY_EXISTS,
+    UnknownSessionError: grpc.StatusCode.NOT_FOUND,
+    OverloadedError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    UnavailableError: grpc.StatusCode.UNAVAILABLE,
+    ServerLeftError: grpc.StatusCode.UNAVAILABLE,
+    RequestTimeoutError: grpc.StatusCode.DEADLINE_EXCEEDED,
+    RequestCancelledError: grpc.StatusCode.CANCELLED,
+    EngineError: grpc.StatusCode.INTERNAL,
+    ConfigurationError: grpc.StatusCode.FAILED_PRECONDITION,
+}
+
+# Trailing metadata that carries a serialised ErrorDetail beside the status.
+ERROR_DETAIL_KEY = "pyramidserve-error-bin"
 
 # gRPC refuses more than 8 KiB of metadata, status included, and with it the error itself.
 _DETAIL_CHARACTERS = 800

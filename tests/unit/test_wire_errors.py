@@ -5,8 +5,6 @@ import pytest
 
 from pyramidserve import wire
 from pyramidserve.errors import (
-    ERROR_DETAIL_KEY,
-    STATUS,
     EngineError,
     InvalidRequestError,
     OverloadedError,
@@ -17,6 +15,7 @@ from pyramidserve.errors import (
     UnavailableError,
     UnknownSessionError,
 )
+from pyramidserve.wire.error import ERROR_DETAIL_KEY, STATUS
 
 TARGET = "router.example:8700"
 
