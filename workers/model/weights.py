@@ -1,6 +1,8 @@
 """Loads one shard's weights from a checkpoint, and nothing else."""
 
 import json
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
@@ -14,6 +16,9 @@ from pyramidserve.errors import CheckpointError
 from workers.kernels.interface import Kernels
 from workers.model.config import ModelConfig
 from workers.model.llama import LlamaStage
+from workers.model.random_model import fill
+
+logger = logging.getLogger(__name__)
 
 # Our parameter → the checkpoint's, concatenated along the output dimension.
 LAYER_TENSORS = {
@@ -34,6 +39,7 @@ class CheckpointFiles:
     """The safetensors files of a checkpoint folder, read a tensor at a time."""
 
     def __init__(self, checkpoint: Path) -> None:
+        self.checkpoint = checkpoint
         self._files: dict[str, Path] = {}
         index = checkpoint / "model.safetensors.index.json"
         try:
@@ -50,7 +56,6 @@ class CheckpointFiles:
                 f"the weights of {checkpoint} cannot be read: {error}; "
                 "model.safetensors (or its index and all its parts) must be there and whole"
             ) from error
-        self.loaded: list[str] = []
 
     def read(self, name: str) -> torch.Tensor:
         """Reads one tensor. Raises CheckpointError if it is not there or damaged."""
@@ -63,7 +68,6 @@ class CheckpointFiles:
             raise CheckpointError(
                 f"tensor {name!r} cannot be read from {self._files[name]}: {error}"
             ) from error
-        self.loaded.append(name)
         return tensor
 
 
@@ -76,33 +80,45 @@ def load_stage(
     device: torch.device,
     kernels: Kernels,
 ) -> tuple[LlamaStage, tuple[str, ...]]:
-    """Builds the shard with layers ``first`` to ``end`` and fills it.
+    """Builds the shard with layers ``first`` to ``end`` and fills it, with random weights if it is to.
 
     Returns the shard and the names of the checkpoint's tensors that it holds. Raises CheckpointError.
     """
-    files = CheckpointFiles(checkpoint)
+    files = None if config.random_seed is not None else CheckpointFiles(checkpoint)
     with init_empty_weights():
         stage = LlamaStage(config, first, end, kernels)
     tied = config.tied_embeddings and stage.embedding is not None
+    held: list[str] = []
     for name, parameter in list(stage.named_parameters()):
         if tied and name == "head.weight":
             continue
-        tensors = [files.read(source) for source in _sources(name, first, config)]
-        shape = (sum(map(len, tensors)), *tensors[0].shape[1:])
-        if shape != parameter.shape:
-            raise CheckpointError(
-                f"{name} has shape {shape} in {checkpoint}, "
-                f"but config.json asks for {tuple(parameter.shape)}"
-            )
-        # Copied, as what is read lies in the file, which may change while it is served.
-        value = torch.empty(shape, dtype=dtype, device=device)
-        for part, tensor in zip(torch.split(value, [*map(len, tensors)]), tensors, strict=True):
-            part.copy_(tensor)
+        sources = _sources(name, first, config)
+        held += sources
+        value = torch.empty(parameter.shape, dtype=dtype, device=device)
+        if files is None:
+            assert config.random_seed is not None
+            fill(value, sources[0], config.random_seed)
+        else:
+            _copy(files, sources, value, name)
         set_module_tensor_to_device(stage, name, device, value=value, dtype=dtype)
     if tied and stage.head is not None:
         stage.head.weight = cast(nn.Embedding, stage.embedding).weight
+    if files is None:
+        logger.warning("weights_random seed=%s layers=%d-%d", config.random_seed, first, end)
     stage.fuse(config)
-    return stage.requires_grad_(False).eval(), tuple(dict.fromkeys(files.loaded))
+    return stage.requires_grad_(False).eval(), tuple(dict.fromkeys(held))
+
+
+def _copy(files: CheckpointFiles, sources: Sequence[str], value: torch.Tensor, name: str) -> None:
+    """Fills the parameter ``name`` with what it is made up of; a copy, as files may change meanwhile."""
+    tensors = [files.read(source) for source in sources]
+    shape = (sum(map(len, tensors)), *tensors[0].shape[1:])
+    if shape != value.shape:
+        raise CheckpointError(
+            f"{name} has shape {shape} in {files.checkpoint}, but config.json asks for {tuple(value.shape)}"
+        )
+    for part, tensor in zip(torch.split(value, [*map(len, tensors)]), tensors, strict=True):
+        part.copy_(tensor)
 
 
 def _sources(name: str, first: int, config: ModelConfig) -> tuple[str, ...]:
