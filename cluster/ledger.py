@@ -133,6 +133,8 @@ class PipelineLedger(Forecast):
                 pages_in_use=memory.pages_in_use,
                 host_bytes=memory.host_bytes,
                 resident_bytes=memory.resident_bytes,
+                device_bytes=memory.device_bytes,
+                device_peak_bytes=memory.device_peak_bytes,
             )
         return PipelineState(self.pipeline_id, tuple(stages), len(self), self.max_sequences)
 

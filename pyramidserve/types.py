@@ -183,6 +183,8 @@ class Receipt:
         reused_tokens: prompt tokens that were not computed, as an earlier turn had left their KV.
         drafted_tokens, accepted_tokens: with recall "exact", tokens that the compressed cache drafted, and
             those of them that the full cache confirmed.
+        device_peak_bytes: the most that the allocators of all shards' devices had handed out by the end,
+            weights, pools and whatever else ran included; 0 on CPUs.
     """
 
     request_id: str
@@ -212,6 +214,7 @@ class Receipt:
     reused_tokens: int
     drafted_tokens: int
     accepted_tokens: int
+    device_peak_bytes: int
 
 
 Event = Started | Tokens | Receipt
@@ -230,7 +233,9 @@ class Reply:
 class StageState:
     """One shard of a pipeline: layers ``first_layer`` up to, not including, ``end_layer``.
 
-    ``workspace_bytes`` is what a step may need beside weights and pages, for as long as it runs.
+    ``workspace_bytes`` is what a step may need beside weights and pages, for as long as it runs;
+    ``device_bytes`` is what the device's allocator has handed out, ``device_peak_bytes`` the most of it so
+    far, both 0 on CPUs.
     """
 
     first_layer: int
@@ -245,6 +250,8 @@ class StageState:
     host_bytes_limit: int
     workspace_bytes: int
     resident_bytes: int
+    device_bytes: int
+    device_peak_bytes: int
     tensor_names: tuple[str, ...] = ()
 
 

@@ -149,6 +149,8 @@ def _memory(shards: Sequence[ShardMemory]) -> list[messages.StageMemory]:
             pages_in_use=shard.pages_in_use,
             host_bytes=shard.host_bytes,
             resident_bytes=shard.resident_bytes,
+            device_bytes=shard.device_bytes,
+            device_peak_bytes=shard.device_peak_bytes,
         )
         for shard in shards
     ]

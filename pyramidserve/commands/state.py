@@ -23,6 +23,8 @@ _HEADINGS = (
     "of",
     "workspace MiB",
     "resident MiB",
+    "device MiB",
+    "most",
 )
 
 
@@ -69,5 +71,7 @@ def _rows(pipeline: PipelineState) -> Iterator[tuple[str, ...]]:
             f"{stage.host_bytes_limit / 2**20:.1f}",
             f"{stage.workspace_bytes / 2**20:.1f}",
             f"{stage.resident_bytes / 2**20:.1f}",
+            f"{stage.device_bytes / 2**20:.1f}",
+            f"{stage.device_peak_bytes / 2**20:.1f}",
         )
         own = ("", "")

@@ -618,6 +618,7 @@ class Receipt(_message.Message):
     DRAFTED_TOKENS_FIELD_NUMBER: _builtins.int
     ACCEPTED_TOKENS_FIELD_NUMBER: _builtins.int
     HOST_ATTENDED_BYTES_FIELD_NUMBER: _builtins.int
+    DEVICE_PEAK_BYTES_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """The request."""
     finish_reason: Global___FinishReason.ValueType
@@ -668,6 +669,10 @@ class Receipt(_message.Message):
     """See drafted_tokens."""
     host_attended_bytes: _builtins.int
     """KV bytes that attention read in host memory where they lay, every time that it did."""
+    device_peak_bytes: _builtins.int
+    """The most that the allocators of all shards' devices had handed out by the end, weights, pools and whatever else ran
+    included; 0 on CPUs.
+    """
     @_builtins.property
     def peak_device_bytes(self) -> Global___DeviceBytes:
         """Bytes of device memory at the sequence's peak, all shards together."""
@@ -706,10 +711,11 @@ class Receipt(_message.Message):
         drafted_tokens: _builtins.int = ...,
         accepted_tokens: _builtins.int = ...,
         host_attended_bytes: _builtins.int = ...,
+        device_peak_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_kv_keep_target", b"_kv_keep_target", "kv_keep_target", b"kv_keep_target", "peak_device_bytes", b"peak_device_bytes"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_kv_keep_target", b"_kv_keep_target", "accepted_tokens", b"accepted_tokens", "drafted_tokens", b"drafted_tokens", "dropped_bytes", b"dropped_bytes", "finish_reason", b"finish_reason", "host_attended_bytes", b"host_attended_bytes", "inter_token_p50_seconds", b"inter_token_p50_seconds", "inter_token_p99_seconds", b"inter_token_p99_seconds", "kv_keep_bound_by", b"kv_keep_bound_by", "kv_keep_reached", b"kv_keep_reached", "kv_keep_target", b"kv_keep_target", "layers", b"layers", "output_tokens", b"output_tokens", "peak_device_bytes", b"peak_device_bytes", "pipeline_id", b"pipeline_id", "policy", b"policy", "preemptions", b"preemptions", "prompt_tokens", b"prompt_tokens", "queue_seconds", b"queue_seconds", "recall", b"recall", "recalled_bytes", b"recalled_bytes", "replays", b"replays", "request_id", b"request_id", "reused_tokens", b"reused_tokens", "seed", b"seed", "spilled_bytes", b"spilled_bytes", "stop_string", b"stop_string", "time_to_first_token_seconds", b"time_to_first_token_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_kv_keep_target", b"_kv_keep_target", "accepted_tokens", b"accepted_tokens", "device_peak_bytes", b"device_peak_bytes", "drafted_tokens", b"drafted_tokens", "dropped_bytes", b"dropped_bytes", "finish_reason", b"finish_reason", "host_attended_bytes", b"host_attended_bytes", "inter_token_p50_seconds", b"inter_token_p50_seconds", "inter_token_p99_seconds", b"inter_token_p99_seconds", "kv_keep_bound_by", b"kv_keep_bound_by", "kv_keep_reached", b"kv_keep_reached", "kv_keep_target", b"kv_keep_target", "layers", b"layers", "output_tokens", b"output_tokens", "peak_device_bytes", b"peak_device_bytes", "pipeline_id", b"pipeline_id", "policy", b"policy", "preemptions", b"preemptions", "prompt_tokens", b"prompt_tokens", "queue_seconds", b"queue_seconds", "recall", b"recall", "recalled_bytes", b"recalled_bytes", "replays", b"replays", "request_id", b"request_id", "reused_tokens", b"reused_tokens", "seed", b"seed", "spilled_bytes", b"spilled_bytes", "stop_string", b"stop_string", "time_to_first_token_seconds", b"time_to_first_token_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__kv_keep_target: _TypeAlias = _typing.Literal["kv_keep_target"]  # noqa: Y015
     _WhichOneofArgType__kv_keep_target: _TypeAlias = _typing.Literal["_kv_keep_target", b"_kv_keep_target"]  # noqa: Y015
@@ -979,6 +985,8 @@ class StageState(_message.Message):
     RESIDENT_BYTES_FIELD_NUMBER: _builtins.int
     TENSOR_NAMES_FIELD_NUMBER: _builtins.int
     WORKSPACE_BYTES_FIELD_NUMBER: _builtins.int
+    DEVICE_BYTES_FIELD_NUMBER: _builtins.int
+    DEVICE_PEAK_BYTES_FIELD_NUMBER: _builtins.int
     first_layer: _builtins.int
     """First layer and the one behind the last."""
     end_layer: _builtins.int
@@ -1003,6 +1011,10 @@ class StageState(_message.Message):
     """Resident memory of the process, bytes."""
     workspace_bytes: _builtins.int
     """Device memory that a step may need beside weights and pages, bytes."""
+    device_bytes: _builtins.int
+    """What the device's allocator has handed out, now and at most so far, bytes; 0 on CPUs."""
+    device_peak_bytes: _builtins.int
+    """See device_bytes."""
     @_builtins.property
     def tensor_names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Names of the checkpoint's tensors that the shard loaded."""
@@ -1023,10 +1035,12 @@ class StageState(_message.Message):
         resident_bytes: _builtins.int = ...,
         tensor_names: _abc.Iterable[_builtins.str] | None = ...,
         workspace_bytes: _builtins.int = ...,
+        device_bytes: _builtins.int = ...,
+        device_peak_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_layer", b"end_layer", "first_layer", b"first_layer", "host_bytes", b"host_bytes", "host_bytes_limit", b"host_bytes_limit", "node", b"node", "page_bytes", b"page_bytes", "pages_in_use", b"pages_in_use", "pages_reserved", b"pages_reserved", "pages_total", b"pages_total", "pid", b"pid", "resident_bytes", b"resident_bytes", "tensor_names", b"tensor_names", "workspace_bytes", b"workspace_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_bytes", b"device_bytes", "device_peak_bytes", b"device_peak_bytes", "end_layer", b"end_layer", "first_layer", b"first_layer", "host_bytes", b"host_bytes", "host_bytes_limit", b"host_bytes_limit", "node", b"node", "page_bytes", b"page_bytes", "pages_in_use", b"pages_in_use", "pages_reserved", b"pages_reserved", "pages_total", b"pages_total", "pid", b"pid", "resident_bytes", b"resident_bytes", "tensor_names", b"tensor_names", "workspace_bytes", b"workspace_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -275,22 +275,30 @@ class StageMemory(_message.Message):
     PAGES_IN_USE_FIELD_NUMBER: _builtins.int
     HOST_BYTES_FIELD_NUMBER: _builtins.int
     RESIDENT_BYTES_FIELD_NUMBER: _builtins.int
+    DEVICE_BYTES_FIELD_NUMBER: _builtins.int
+    DEVICE_PEAK_BYTES_FIELD_NUMBER: _builtins.int
     pages_in_use: _builtins.int
     """Pages in use."""
     host_bytes: _builtins.int
     """Bytes of spilled KV held."""
     resident_bytes: _builtins.int
     """Resident memory of the process, bytes."""
+    device_bytes: _builtins.int
+    """What the device's allocator has handed out, now and at most so far, bytes; 0 on CPUs."""
+    device_peak_bytes: _builtins.int
+    """See device_bytes."""
     def __init__(
         self,
         *,
         pages_in_use: _builtins.int = ...,
         host_bytes: _builtins.int = ...,
         resident_bytes: _builtins.int = ...,
+        device_bytes: _builtins.int = ...,
+        device_peak_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["host_bytes", b"host_bytes", "pages_in_use", b"pages_in_use", "resident_bytes", b"resident_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_bytes", b"device_bytes", "device_peak_bytes", b"device_peak_bytes", "host_bytes", b"host_bytes", "pages_in_use", b"pages_in_use", "resident_bytes", b"resident_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

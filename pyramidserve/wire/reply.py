@@ -70,6 +70,7 @@ def receipt_to_message(receipt: Receipt) -> pb.Receipt:
         reused_tokens=receipt.reused_tokens,
         drafted_tokens=receipt.drafted_tokens,
         accepted_tokens=receipt.accepted_tokens,
+        device_peak_bytes=receipt.device_peak_bytes,
     )
 
 
@@ -120,6 +121,7 @@ def receipt_from_message(message: pb.Receipt) -> Receipt:
         reused_tokens=message.reused_tokens,
         drafted_tokens=message.drafted_tokens,
         accepted_tokens=message.accepted_tokens,
+        device_peak_bytes=message.device_peak_bytes,
     )
 
 

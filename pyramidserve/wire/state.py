@@ -24,6 +24,8 @@ def stage_state_from_message(message: pb.StageState) -> StageState:
         host_bytes_limit=message.host_bytes_limit,
         workspace_bytes=message.workspace_bytes,
         resident_bytes=message.resident_bytes,
+        device_bytes=message.device_bytes,
+        device_peak_bytes=message.device_peak_bytes,
         tensor_names=tuple(message.tensor_names),
     )
 

@@ -76,6 +76,8 @@ def test_state_prints_a_table(scripted_target: str, capsys: pytest.CaptureFixtur
         "of": "8192.0",
         "workspace MiB": "5.0",
         "resident MiB": "300.0",
+        "device MiB": "200.0",
+        "most": "250.0",
     }
     assert row.split() == list(cells.values())
     for heading, cell in cells.items():

@@ -25,6 +25,8 @@ def stage(first: int, end: int, pages: int = 8, page_bytes: int = 4096, host_pag
         host_bytes_limit=host_pages * page_bytes,
         workspace_bytes=0,
         resident_bytes=0,
+        device_bytes=0,
+        device_peak_bytes=0,
     )
 
 

@@ -198,6 +198,7 @@ class RunningSequence:
             reused_tokens=self.reused,
             drafted_tokens=self.drafting.drafted if self.drafting else 0,
             accepted_tokens=self.drafting.accepted if self.drafting else 0,
+            device_peak_bytes=sum(s.device_peak_bytes for s in shards),
         )
 
 

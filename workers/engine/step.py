@@ -48,11 +48,13 @@ class SequenceSpec:
 
 @dataclass(frozen=True)
 class ShardMemory:
-    """A shard's memory behind a step."""
+    """A shard's memory behind a step; ``device_bytes`` as torch's allocator has them, 0 on a CPU."""
 
     pages_in_use: int
     host_bytes: int
     resident_bytes: int
+    device_bytes: int = 0
+    device_peak_bytes: int = 0
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,8 @@ class GatheredLayer:
 class ReleasedSequence:
     """What a sequence held on the shard; ``peak_pages`` include ``score_pages``.
 
-    ``workspace_bytes`` were the activations of its prefill.
+    ``workspace_bytes`` were the activations of its prefill; ``device_peak_bytes`` is the most that the
+    shard's allocator had handed out by then, to whomever.
     """
 
     layers: tuple[LayerReceipt, ...]
@@ -72,3 +73,4 @@ class ReleasedSequence:
     dropped_bytes: int
     attended_bytes: int
     workspace_bytes: int = 0
+    device_peak_bytes: int = 0

@@ -67,7 +67,7 @@ def released(shard: int) -> ReleasedSequence:
     """What ``shard`` reports of a sequence; no two numbers are the same."""
     first = LAYERS_PER_SHARD * shard
     layers = tuple(LayerReceipt(layer, 1, 2, 3, 4, 5) for layer in range(first, first + LAYERS_PER_SHARD))
-    return ReleasedSequence(layers, 9, 2, 100 + shard, 30, 40, 50, 60, 80, 70)
+    return ReleasedSequence(layers, 9, 2, 100 + shard, 30, 40, 50, 60, 80, 70, 90)
 
 
 class FakePipeline:
