@@ -21,6 +21,7 @@ from ray.serve.request_router import (
 from pyramidserve.types import StageState
 from pyramidserve.v1 import pipeline_pb2 as messages
 from pyramidserve.wire import stage_state_to_message
+from workers.device import device_of_rank
 from workers.engine.loop import EngineLoop
 from workers.engine.pipeline import LocalPipeline, Pipeline, pipeline_layout
 from workers.engine.runner import EngineRunner, Report
@@ -152,7 +153,7 @@ class Shard:
                 first=bounds[self._place.rank],
                 end=bounds[self._place.rank + 1],
                 dtype=self._config.dtype,
-                device=self._config.device,
+                device=device_of_rank(self._config.device, self._place.rank),
                 kv_bytes=self._config.kv_bytes,
                 host_bytes=self._config.host_bytes,
                 max_sequences=self._config.max_sequences,
@@ -169,7 +170,7 @@ class Shard:
             host = node_address()
         place = self._place
         store = await meet(place.gang, place.rank, place.size, host, GANG_TIMEOUT_SECONDS)
-        device = torch.device(self._config.device)
+        device = torch.device(device_of_rank(self._config.device, place.rank))
         return await asyncio.to_thread(Ring, store, place.rank, place.size, device)
 
     def _lead(
@@ -277,6 +278,8 @@ def _hello(gang: str, config: ShardConfig, facts: Sequence[StageFacts]) -> messa
             host_bytes_limit=fact.host_bytes_limit,
             workspace_bytes=fact.workspace_bytes,
             resident_bytes=0,
+            device_bytes=0,
+            device_peak_bytes=0,
             tensor_names=fact.tensor_names,
         )
         for fact in facts

@@ -12,15 +12,18 @@ from pathlib import Path
 from statistics import median
 from typing import Any, cast
 
+import torch
+
 from bench.peers.job import Job, Result
 from pyramidserve.types import Compression
 from workers.bench.workload import WORKLOADS, requests
+from workers.device import multiplies_bf16
 from workers.model.checkpoint import EMBEDDED, resolve_checkpoint
 from workers.model.config import read_config
-from workers.model.dtype import multiplies_bf16
 from workers.model.tokenizer import Tokenizer
 
 HOME = Path.home() / ".cache" / "pyramidserve-peers"
+CPU = torch.device("cpu")
 INSTALL = "bash bench/peers/install.sh"
 ROOT = Path(__file__).parents[2]
 MEBIBYTE = 2**20
@@ -67,7 +70,7 @@ class Peer:
         config = read_config(checkpoint)
         work = requests(workload, Tokenizer(checkpoint), Compression("full"))
         # Where bfloat16 is emulated, it was slower or refused.
-        precision, itemsize = self.precisions[multiplies_bf16()]
+        precision, itemsize = self.precisions[multiplies_bf16(CPU)]
         token_bytes = round(config.layers * 2 * config.kv_heads * config.head_size * itemsize)
         # The peers' blocks are of 128 tokens at most, and one may be their own.
         tokens = workload.requests * (workload.prompt + workload.output + 128) + 128

@@ -4,9 +4,9 @@ import torch
 
 
 def keep_of_prompt(
-    scores: torch.Tensor | None, tokens: int, kept: int, recent: int, sinks: int
+    scores: torch.Tensor | None, tokens: int, kept: int, recent: int, sinks: int, device: torch.device
 ) -> torch.Tensor:
-    """Chooses what a layer keeps of ``tokens`` prompt tokens.
+    """Chooses what a layer keeps of ``tokens`` prompt tokens, on ``device``, where ``scores`` are.
 
     Args:
         scores: fp32 [tokens - recent]; None where sinks and recent tokens are all that is kept.
@@ -19,11 +19,11 @@ def keep_of_prompt(
     """
     context, budget = tokens - recent, kept - recent
     if scores is None:
-        chosen = torch.arange(budget)
+        chosen = torch.arange(budget, device=device)
     else:
         scores[:sinks] = float("inf")
         chosen = torch.topk(scores, budget).indices.sort().values
-    return torch.cat((chosen, torch.arange(context, tokens, device=chosen.device)))
+    return torch.cat((chosen, torch.arange(context, tokens, device=device)))
 
 
 def best_of_chunk(scores: torch.Tensor, keeps: torch.Tensor) -> torch.Tensor:

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from workers.compression.plan import KeepPlan
 from workers.compression.select import keep_of_prompt
+from workers.device import to_device
 from workers.engine.prefill import LayerAttention, Prefill, blocks
 from workers.kv.entry import GatheredLayer, Positions
 from workers.model.llama import LlamaLayer
@@ -41,7 +42,7 @@ class Lifted:
         """With more rows, in order of positions."""
         positions = np.concatenate([self.positions, positions])
         order = positions.argsort()
-        hidden = torch.cat([self.hidden, hidden.to(self.hidden)])[torch.from_numpy(order).to(hidden.device)]
+        hidden = torch.cat([self.hidden, hidden.to(self.hidden)])[to_device(order, hidden.device)]
         return Lifted(positions[order], hidden)
 
 
@@ -108,7 +109,7 @@ class Continuation(Prefill):
         positions = np.concatenate([past.positions, lifted.positions])
         order = positions.argsort()
         places = np.concatenate([past.places, np.full(len(lifted), -1)])
-        merged = torch.cat([past.kv, kv])[torch.from_numpy(order).to(kv.device)]
+        merged = torch.cat([past.kv, kv])[to_device(order, kv.device)]
         self._past = GatheredLayer(positions[order], places[order], merged)
         self._lifted_out = _attend(query, lifted.positions, self._past)
 
@@ -128,7 +129,7 @@ class Continuation(Prefill):
         if kept < past + rows:
             recent = kept - min(plan.sinks, kept) if scores is None else min(plan.recent, rows)
             with self._kernels.stopwatch.on("selection"):
-                keep = keep_of_prompt(scores, past + rows, kept, recent, plan.sinks).to(device)
+                keep = keep_of_prompt(scores, past + rows, kept, recent, plan.sinks, device)
         tokens = GatheredLayer(
             np.concatenate([self._past.positions, self.positions]),
             np.concatenate([self._past.places, np.full(rows, -1)]),
@@ -159,7 +160,7 @@ def _attend(query: torch.Tensor, positions: Positions, past: GatheredLayer) -> t
 
     ``query`` is [rows, heads, head size]; returns [rows, heads * head size].
     """
-    visible = torch.from_numpy(past.positions[None] <= positions[:, None]).to(query.device)
+    visible = to_device(past.positions[None] <= positions[:, None], query.device)
     key, value = past.kv.to(query.dtype).unbind(1)
     attended = functional.scaled_dot_product_attention(
         query.transpose(0, 1)[None],

@@ -90,14 +90,14 @@ class Prefill:
 
     def _keep(self, index: int, attention: "LayerAttention", is_last: bool) -> torch.Tensor:
         """Stores what the layer keeps, and drops rows that go no further; returns the others' output."""
-        survivors = []
+        survivors, device = [], attention.kv.device
         for number, (plan, (first, end)) in enumerate(zip(self._plans, attention.spans, strict=True)):
             kept = self._kept(plan, index, end - first)
             keep = None
             if kept < end - first:
                 with self._kernels.stopwatch.on("selection"):
                     keep = keep_of_prompt(
-                        attention.scores[number], end - first, kept, plan.recent, plan.sinks
+                        attention.scores[number], end - first, kept, plan.recent, plan.sinks, device
                     )
             prunes = plan.drops_hidden_states
             own = slice(first, end)
@@ -109,9 +109,9 @@ class Prefill:
                 None if prunes else keep,
             )
             if is_last:  # the next token comes from the last row alone
-                keep = torch.tensor([end - first - 1], device=attention.kv.device)
+                keep = torch.arange(end - first - 1, end - first, device=device)
             elif keep is None or not prunes:
-                keep = torch.arange(end - first, device=attention.kv.device)
+                keep = torch.arange(end - first, device=device)
             survivors.append(keep + first)
         return self._drop(index, attention.out, survivors, is_last)
 

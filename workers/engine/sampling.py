@@ -52,6 +52,6 @@ def _draw(logits: torch.Tensor, sampling: Sampling, point: float) -> int:
         # The first token that reaches top_p is the last one in.
         within = int((cumulative < sampling.top_p * cumulative[-1]).sum()) + 1
         cumulative = cumulative[:within]
-    target = torch.tensor(point, dtype=cumulative.dtype, device=cumulative.device) * cumulative[-1]
+    target = point * cumulative[-1]
     drawn = int(torch.searchsorted(cumulative, target, right=True))
     return int(ids[min(drawn, len(cumulative) - 1)])

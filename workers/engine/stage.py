@@ -11,6 +11,7 @@ from pyramidserve.errors import ConfigurationError
 from pyramidserve.types import Sampling
 from workers.compression.plan import KeepPlan
 from workers.compression.policies import plan
+from workers.device import device_memory, free_bytes, open_device, to_device
 from workers.engine.attend import DecodeAttend, RecallAttend
 from workers.engine.continuation import Continuation
 from workers.engine.prefill import Prefill
@@ -90,7 +91,7 @@ class Stage:
         """Loads the weights. Raises CheckpointError or ConfigurationError."""
         self._config = config
         self._model_config = model = read_config(config.checkpoint)
-        self._device = device = torch.device(config.device)
+        self._device = device = open_device(config.device)
         self._dtype = choose_dtype(config.dtype, device)
         self._kernels = choose_kernels(device, self._dtype)
         self._model, self.tensor_names = load_stage(
@@ -104,6 +105,7 @@ class Stage:
                 f"kv_bytes is {config.kv_bytes}, less than a page of {size} bytes for each of "
                 f"{layers} layers; give at least {size * layers}"
             )
+        self._check_room(config.kv_bytes)
         pool = KVPool(config.kv_bytes // size, model.kv_heads, model.head_size, self._dtype, device)
         self.layout = ShardLayout(config.first, config.end, size)
         sizes = (config.max_sequences + config.max_sessions, layers, model.context)
@@ -114,6 +116,16 @@ class Stage:
         self.cache = ShardCache(pool, PageTables(pool.allocator, *sizes), host, self.layout)
         self._sequences: dict[int, tuple[Sampling, int]] = {}
         self._process = psutil.Process()
+
+    def _check_room(self, kv_bytes: int) -> None:
+        """Raises ConfigurationError if the device has no room for the pool and what steps need."""
+        free, workspace = free_bytes(self._device), self.workspace_bytes()
+        if kv_bytes + workspace > free:
+            raise ConfigurationError(
+                f"kv_bytes is {kv_bytes}, but beside the weights {self._device} has {free} bytes free, of "
+                f"which steps need {workspace}; give at most {max(0, free - workspace)}, or spread the "
+                "model over more shards"
+            )
 
     def facts(self, node: str) -> StageFacts:
         """What the rest of the cluster must know."""
@@ -186,13 +198,13 @@ class Stage:
             self._sequences[spec.sequence] = (spec.sampling, self._workspace(keep, most))
         lengths = [(rows, spec.prompt_tokens) for rows, spec in zip(step.rows, step.new, strict=True)]
         rotation = self._rotation(step, lengths)
-        hidden = self._model.embed(inputs)
+        hidden = self._model.embed(to_device(inputs, self._device))
         parts = (step, hidden, rotation, self._model, self._kernels, self.cache, self.layout)
         if step.new[0].continues:
             (spec,) = step.new
 
             def rotate(positions: Positions) -> Rotation:
-                own = torch.from_numpy(positions.astype(np.int64)).to(self._device)
+                own = to_device(positions.astype(np.int64), self._device)
                 return self._rope.rotation(own, [(len(positions), spec.prompt_tokens)])
 
             return Continuation(*parts, recall=spec.recall, reused=spec.reused, rotate=rotate)
@@ -211,7 +223,7 @@ class Stage:
 
     def _rotation(self, step: Step, lengths: list[tuple[int, int]]) -> Rotation:
         """``lengths``: of each sequence, its rows and its length so far."""
-        positions = torch.from_numpy(step.positions.astype(np.int64)).to(self._device)
+        positions = to_device(step.positions.astype(np.int64), self._device)
         return self._rope.rotation(positions, lengths)
 
     def _decode(self, step: Step, inputs: torch.Tensor) -> torch.Tensor:
@@ -232,7 +244,7 @@ class Stage:
         paged, copy = self.cache.verify(step.sequences, step.rows)
         attend = DecodeAttend(paged, 0, self._kernels)
         hidden, _ = self._through_layers(inputs, self._rotation_behind(step), paged, attend)
-        copy.wait()
+        copy.wait_on_device()
         return hidden
 
     def _rotation_behind(self, step: Step) -> Rotation:
@@ -247,6 +259,7 @@ class Stage:
         self, inputs: torch.Tensor, rotation: Rotation, paged: PagedStep, attend: DecodeAttend
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """A step with a row for each new token; returns hidden states, and what ``attend`` collects."""
+        inputs = to_device(inputs, self._device)
         fused = self._model.fused
         if fused and len(inputs) <= fused.max_rows and type(attend) is DecodeAttend:
             return fused(self._model.embed(inputs), rotation, paged, attend.tail)
@@ -264,11 +277,15 @@ class Stage:
         )
 
     def _park(self, sequence: int) -> ReleasedSequence:
-        return replace(self.cache.report(sequence), workspace_bytes=self._sequences[sequence][1])
+        return self._complete(self.cache.report(sequence), self._sequences[sequence][1])
 
     def _release(self, sequence: int) -> ReleasedSequence:
         _, workspace = self._sequences.pop(sequence)
-        return replace(self.cache.release(sequence), workspace_bytes=workspace)
+        return self._complete(self.cache.release(sequence), workspace)
+
+    def _complete(self, report: ReleasedSequence, workspace: int) -> ReleasedSequence:
+        peak = device_memory(self._device).peak
+        return replace(report, workspace_bytes=workspace, device_peak_bytes=peak)
 
     def _sample(self, step: Step, hidden: torch.Tensor) -> tuple[Step, torch.Tensor]:
         """Turns each sequence's last row into its next token."""
@@ -276,7 +293,7 @@ class Stage:
         if step.kind is StepKind.VERIFY:
             samplings = [each for each, rows in zip(samplings, step.rows, strict=True) for _ in range(rows)]
         else:
-            hidden = hidden[torch.tensor(step.rows, device=self._device).cumsum(0) - 1]
+            hidden = hidden[to_device(np.cumsum(step.rows) - 1, self._device)]
         logits = self._model.logits(hidden)
         drawn = sample(logits, samplings, step.output_indices)
         tokens = [token if forced < 0 else forced for token, forced in zip(drawn, step.forced, strict=True)]
@@ -300,9 +317,12 @@ class Stage:
         )
 
     def _report(self, step: Step) -> Step:
+        device = device_memory(self._device)
         memory = ShardMemory(
             pages_in_use=self.cache.pool.allocator.pages_in_use,
             host_bytes=self.cache.host.bytes_in_use,
             resident_bytes=self._process.memory_info().rss,
+            device_bytes=device.allocated,
+            device_peak_bytes=device.peak,
         )
         return replace(step, memory=(*step.memory, memory))

@@ -4,11 +4,11 @@ import logging
 
 import torch
 
+from workers.device import multiplies_bf16
 from workers.kernels.build import KernelBuildError, load_library
 from workers.kernels.interface import Kernels
 from workers.kernels.native import NATIVE_DTYPES, NativeKernels
 from workers.kernels.torch_kernels import TorchKernels
-from workers.model.dtype import multiplies_bf16
 
 logger = logging.getLogger(__name__)
 
@@ -22,10 +22,10 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     if name != "auto":
         dtype: torch.dtype = getattr(torch, name)
         return dtype
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    if multiplies_bf16():
+    if multiplies_bf16(device):
         return torch.bfloat16
+    if device.type == "cuda":
+        return torch.float16
     try:
         load_library()
     except KernelBuildError:

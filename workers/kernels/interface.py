@@ -129,6 +129,10 @@ class Kernels(Protocol):
         """The most that ``linear`` allocates beside its result."""
         ...
 
+    def logits_scratch_bytes(self, rows: int, columns: int, size: int) -> int:
+        """The most that ``logits`` allocates beside its result."""
+        ...
+
     def prefill_scratch_bytes(self, model: ModelConfig, rows: int, tokens: int, window: int) -> int:
         """The most that ``prefill_attention`` of ``rows`` rows allocates beside its results."""
         ...

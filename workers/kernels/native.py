@@ -6,13 +6,13 @@ from ctypes import CDLL, byref, c_float, c_int, c_int64, c_void_p
 import torch
 from torch.nn import functional
 
+from workers.device import multiplies_bf16
 from workers.kernels.fused import CHUNK, LANES, PARTIAL, NativeDecode, paged_cache
 from workers.kernels.interface import FusedDecode, LayerWeights
 from workers.kernels.stopwatch import Stopwatch
 from workers.kernels.torch_kernels import TorchKernels
 from workers.kv.pool import PagedBatch
 from workers.model.config import ModelConfig
-from workers.model.dtype import multiplies_bf16
 from workers.model.rope import Rotation
 
 # Products of at most this many rows are bound by reading the weights, which torch's do with less speed.
@@ -21,6 +21,7 @@ FEW_ROWS = 64
 COLUMNS = 4
 NATIVE_DTYPES = (torch.float32, torch.bfloat16)
 
+CPU = torch.device("cpu")
 _POINTER, _SIZE, _INT = c_void_p, c_int64, c_int
 _ARGUMENTS = {
     "linear": (*(_POINTER,) * 4, *(_SIZE,) * 3, *(_INT,) * 3),
@@ -48,7 +49,7 @@ class NativeKernels:
         library.prefill_scratch.restype = _SIZE
         self._library = library
         self._dtype = dtype
-        self.activations = dtype if multiplies_bf16() else torch.float32
+        self.activations = dtype if multiplies_bf16(CPU) else torch.float32
         self._reference = TorchKernels(self.activations)
         self.stopwatch = Stopwatch()
 
@@ -159,6 +160,11 @@ class NativeKernels:
     def linear_scratch_bytes(self, rows: int, columns: int, size: int) -> int:
         widens = rows > FEW_ROWS and self._dtype != self.activations
         return columns * size * 4 if widens else 0
+
+    def logits_scratch_bytes(self, rows: int, columns: int, size: int) -> int:
+        if self.activations == torch.float32:
+            return self.linear_scratch_bytes(rows, columns, size)
+        return self._reference.logits_scratch_bytes(rows, columns, size)
 
     def prefill_scratch_bytes(self, model: ModelConfig, rows: int, tokens: int, window: int) -> int:
         if model.head_size % LANES:

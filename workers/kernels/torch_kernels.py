@@ -14,6 +14,8 @@ from workers.model.rope import Rotation
 
 # KV gathered at once in a decode step, unless one sequence alone has more.
 GATHER_BYTES = 32 << 20
+# Of the vocabulary, in a product that is widened to fp32.
+WIDENED_COLUMNS = 1024
 
 
 class TorchKernels:
@@ -30,7 +32,16 @@ class TorchKernels:
 
     def logits(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         with self.stopwatch.on("gemm"):
-            return functional.linear(x, weight).float()
+            if x.dtype == torch.float32:
+                return functional.linear(x, weight)
+            if x.device.type != "cpu":
+                return torch.mm(x, weight.T, out_dtype=torch.float32)
+            # A processor's product has the type of its factors: they are widened, some columns at a time.
+            logits, wide = x.new_empty(len(x), len(weight), dtype=torch.float32), x.float()
+            for start in range(0, len(weight), WIDENED_COLUMNS):
+                columns = slice(start, start + WIDENED_COLUMNS)
+                torch.mm(wide, weight[columns].float().T, out=logits[:, columns])
+            return logits
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
         with self.stopwatch.on("elementwise"):
@@ -92,6 +103,10 @@ class TorchKernels:
 
     def linear_scratch_bytes(self, rows: int, columns: int, size: int) -> int:
         return 0
+
+    def logits_scratch_bytes(self, rows: int, columns: int, size: int) -> int:
+        widens = self.activations != torch.float32
+        return (rows + min(columns, WIDENED_COLUMNS)) * size * 4 if widens else 0
 
     def prefill_scratch_bytes(self, model: ModelConfig, rows: int, tokens: int, window: int) -> int:
         # Logits, in their own type and in fp32, and what they become.

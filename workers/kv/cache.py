@@ -10,6 +10,7 @@ import torch
 from pyramidserve.types import LayerReceipt
 from workers.compression.plan import GenerationPlan, KeepPlan
 from workers.compression.select import best_of_chunk, complement
+from workers.device import to_device
 from workers.kv.entry import CachedSequence, GatheredLayer, Positions, ReleasedSequence
 from workers.kv.footprint import ShardLayout, score_pages
 from workers.kv.hidden import HiddenStore
@@ -106,7 +107,7 @@ class ShardCache:
             return GatheredLayer(positions, places, kv)
         back = kv.new_empty((spilled, *kv.shape[1:]))
         for copy in self.host.start_read(sequence, layer, back):
-            copy.wait()
+            copy.wait_on_device()
         positions = np.concatenate([positions, self.host.positions(sequence, layer)])
         places = np.concatenate([places, np.arange(spilled)])
         order = positions.argsort()
@@ -204,7 +205,7 @@ class ShardCache:
         copy = self.host.start_read_of(sequence, layer, best, kv[length - 1 : -1])
         torch.index_select(self.pool.rows, 0, rows[:-1], out=kv[: length - 1])
         kv[-1] = self.pool.rows[rows[-1]]
-        copy.wait()
+        copy.wait_on_device()
         return kv
 
     def score_targets(self, sequences: Sequence[int]) -> ScoreTargets | None:
@@ -229,7 +230,7 @@ class ShardCache:
             seen = (targets.scores[:, own], attention[:, own])
             self._sequences[sequences[row]].attention.append(seen)
         if drafting:
-            others = ~torch.isin(targets.rows, torch.tensor(drafting, device=targets.rows.device))
+            others = ~torch.isin(targets.rows, self._on_device(np.array(drafting)))
             self._scores.add(targets.scores[:, others], attention[:, others])
         else:
             self._scores.add(targets.scores, attention)
@@ -307,7 +308,7 @@ class ShardCache:
         """
         key, entry = _suspended(sequence), self._sequences[sequence]
         self._scores.open(sequence, entry.plan)
-        self._scores.write(sequence, self._suspended.pop(sequence).to(self.pool.rows.device))
+        self._scores.write(sequence, to_device(self._suspended.pop(sequence), self.pool.rows.device))
         self._tables.open(sequence)
         if entry.plan.indexes:
             self._keys.open(sequence)
@@ -488,7 +489,7 @@ class ShardCache:
         return self._on_device(self._tables.rows(sequence, layer, start, end))
 
     def _on_device(self, array: npt.NDArray[np.generic]) -> torch.Tensor:
-        return torch.from_numpy(array).to(self.pool.rows.device)
+        return to_device(array, self.pool.rows.device)
 
 
 def _suspended(sequence: int) -> tuple[str, int]:

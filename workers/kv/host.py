@@ -8,6 +8,7 @@ from itertools import pairwise
 import numpy as np
 import torch
 
+from workers.device import select_rows
 from workers.kv.entry import Positions
 from workers.kv.link import Copy, HostLink
 from workers.kv.page_table import PageTables, Rows
@@ -84,6 +85,8 @@ class HostStore:
         self._allocator = PageAllocator(pages)
         self._tables = PageTables(self._allocator, sequences, layers, max_tokens)
         self._sequences: OrderedDict[Hashable, _Sequence] = OrderedDict()
+        # Whose destinations may be waited for on the device alone.
+        self._reads: list[Copy] = []
 
     @property
     def limit_bytes(self) -> int:
@@ -180,8 +183,7 @@ class HostStore:
         # What is left at the end moves into the holes that are left.
         holes = holes[holes < after]
         movers = np.setdiff1d(np.arange(after, held), freed)
-        self._await_writes(entry)
-        self._rows[torch.from_numpy(rows[holes])] = self._rows[torch.from_numpy(rows[movers])]
+        self._move(entry, rows[movers], rows[holes])
         places = np.concatenate([places, np.arange(held, after)])
         for start, end, row in _runs(rows[places]):
             entry.writes.append(self._link.start(self._rows[row : row + end - start], kv[start:end]))
@@ -205,10 +207,13 @@ class HostStore:
         self._await_writes(entry)
         rows = self._tables.rows(sequence, layer, 0, len(kv))
         entry.recalled_bytes += len(kv) * self._row_bytes
-        return tuple(
+        self._reads = [copy for copy in self._reads if not copy.done()]
+        copies = tuple(
             self._link.start(kv[first:last], self._rows[row : row + last - first])
             for first, last, row in _runs(rows)
         )
+        self._reads += copies
+        return copies
 
     def attend(self, sequences: Sequence[Hashable], layers: int) -> tuple[PagedLayers, Copy]:
         """Where the KV of the first layers of sequences lies, to be read there; a copy that paces that.
@@ -237,7 +242,7 @@ class HostStore:
         self._await_writes(entry)
         rows = self._tables.rows(sequence, layer, 0, self.count(sequence, layer))
         entry.recalled_bytes += len(places) * self._row_bytes
-        return self._link.start(kv, self._rows[torch.from_numpy(rows)[places.cpu()]])
+        return self._link.start(kv, select_rows(self._rows, torch.from_numpy(rows)[places.cpu()]))
 
     def read(self, sequence: Hashable, layer: int) -> torch.Tensor | None:
         """Brings the KV of ``layer`` back, as ``start_read`` does; None if it was dropped."""
@@ -246,7 +251,7 @@ class HostStore:
         shape = (self.count(sequence, layer), *self._rows.shape[1:])
         kv = torch.empty(shape, dtype=self._rows.dtype, device=self._device)
         for copy in self.start_read(sequence, layer, kv):
-            copy.wait()
+            copy.wait_on_device()
         return kv
 
     def check_integrity(self) -> None:
@@ -289,6 +294,16 @@ class HostStore:
             entry.dropped_bytes += len(positions) * self._row_bytes
             entry.positions[layer] = positions[:0]
             self._tables.resize(sequence, layer, 0)
+
+    def _move(self, entry: _Sequence, movers: Rows, holes: Rows) -> None:
+        """Moves rows of ``entry`` within the host's memory, which copies may be reading and writing."""
+        self._await_writes(entry)
+        if not len(holes):
+            return
+        for copy in self._reads:
+            copy.wait()
+        self._reads.clear()
+        self._rows[torch.from_numpy(holes)] = self._rows[torch.from_numpy(movers)]
 
     def _await_writes(self, entry: _Sequence) -> None:
         for copy in entry.writes:

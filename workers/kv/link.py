@@ -1,9 +1,12 @@
 """The way between device and host memory: every copy of KV in either direction goes through here."""
 
 import time
+import weakref
 from typing import Protocol
 
 import torch
+
+from pyramidserve.errors import ConfigurationError
 
 
 class Copy(Protocol):
@@ -14,6 +17,12 @@ class Copy(Protocol):
 
     def wait(self) -> None:
         """Returns when the destination holds the data."""
+
+    def wait_on_device(self) -> None:
+        """Lets what the device is given to compute from now on find the data in the destination.
+
+        Returns at once where that is another processor; the source may still be read.
+        """
 
 
 class HostLink(Protocol):
@@ -36,6 +45,9 @@ class Finished:
         return True
 
     def wait(self) -> None:
+        return
+
+    def wait_on_device(self) -> None:
         return
 
 
@@ -65,6 +77,9 @@ class PacedCopy:
     def wait(self) -> None:
         time.sleep(max(0.0, self._due - time.perf_counter()))
 
+    def wait_on_device(self) -> None:
+        self.wait()
+
 
 class PacedLink(MemoryLink):
     """Host memory as far away as behind a bus: what is copied or read arrives as late as over that.
@@ -89,11 +104,11 @@ class PacedLink(MemoryLink):
 
 
 class CudaCopy:
-    """A copy on the copy stream."""
+    """A copy on the copy stream of ``device``."""
 
-    def __init__(self, source: torch.Tensor, event: torch.cuda.Event) -> None:
+    def __init__(self, source: torch.Tensor, event: torch.cuda.Event, device: torch.device) -> None:
         self._source: torch.Tensor | None = source
-        self._event = event
+        self._event, self._device = event, device
 
     def done(self) -> bool:
         if self._event.query():  # type: ignore[no-untyped-call]
@@ -103,6 +118,9 @@ class CudaCopy:
     def wait(self) -> None:
         self._event.synchronize()
         self._source = None
+
+    def wait_on_device(self) -> None:
+        torch.cuda.current_stream(self._device).wait_event(self._event)
 
 
 class CudaLink:
@@ -122,13 +140,32 @@ class CudaLink:
         for tensor in (destination, source):
             if tensor.is_cuda:
                 tensor.record_stream(self._stream)
-        return CudaCopy(source, event)
+        return CudaCopy(source, event, self._device)
 
     def read(self, size: int) -> Copy:
         return Finished()  # attention that reads it has copied it itself
 
     def host_memory(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-        return torch.empty(shape, dtype=dtype, pin_memory=True)
+        memory = torch.empty(shape, dtype=dtype)
+        # torch's own allocator of pinned memory would take the next power of two.
+        if memory.nbytes and (failure := _pin(memory)):
+            raise ConfigurationError(
+                f"host_bytes is {memory.nbytes}, but so much memory cannot be pinned ({failure}); "
+                "give less, or raise the limit of locked memory (ulimit -l)"
+            )
+        return memory
+
+
+def _pin(memory: torch.Tensor) -> str:
+    """Pins ``memory`` for as long as it is there; says what went wrong, or nothing."""
+    runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
+    address = memory.data_ptr()
+    status = runtime.cudaHostRegister(address, memory.nbytes, 0)
+    if status != runtime.cudaError.success:
+        return str(status)
+    # When the process ends, the driver lets go of it.
+    weakref.finalize(memory.untyped_storage(), runtime.cudaHostUnregister, address).atexit = False
+    return ""
 
 
 def link_for(device: torch.device) -> HostLink:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
+from workers.device import select_rows, to_device
 from workers.kv.pages import PAGE_TOKENS, PageAllocator
 
 
@@ -37,9 +38,10 @@ class PagedBatch:
             return kv, there
         back = self.spilled.gather(start, end, most)
         own = torch.arange(most) < self.spilled.lengths[start:end, None]
+        back, own = to_device(back, kv.device), to_device(own, kv.device)
         # Of a sequence that has none there may be anything.
-        back = torch.where(own[:, :, None, None, None], back, 0).to(kv.device)
-        return torch.cat((kv, back), dim=1), torch.cat((there, own.to(kv.device)), dim=1)
+        back.masked_fill_(~own[:, :, None, None, None], 0)
+        return torch.cat((kv, back), dim=1), torch.cat((there, own), dim=1)
 
     def gather(self, start: int, end: int, longest: int) -> torch.Tensor:
         """A copy of sequences ``start`` to ``end``: [sequences, longest, 2, KV heads, head size].
@@ -51,7 +53,7 @@ class PagedBatch:
         pages = self.pages[start:end].to(torch.int64)
         index = pages[:, slots // PAGE_TOKENS] * PAGE_TOKENS + slots % PAGE_TOKENS
         index = torch.where(own, index, pages[:, :1] * PAGE_TOKENS)
-        gathered = self.rows.index_select(0, index.reshape(-1))
+        gathered = select_rows(self.rows, index.reshape(-1))
         return gathered.view(end - start, longest, *self.rows.shape[1:])
 
 

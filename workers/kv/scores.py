@@ -8,6 +8,7 @@ import numpy.typing as npt
 import torch
 
 from workers.compression.plan import GenerationPlan, KeepPlan
+from workers.device import to_device
 from workers.kv.footprint import ShardLayout, score_pages, score_width
 from workers.kv.pool import KVPool
 
@@ -121,7 +122,7 @@ class GenerationScores:
         return scores[:, :chunk]
 
     def _on_device(self, array: npt.NDArray[np.int64] | npt.NDArray[np.float32]) -> torch.Tensor:
-        return torch.from_numpy(array).to(self._pool.rows.device)
+        return to_device(array, self._pool.rows.device)
 
 
 def _weights(

@@ -2,6 +2,7 @@
 
 import torch
 
+from workers.device import to_device
 from workers.kv.footprint import index_rows
 from workers.kv.page_table import PageTables
 from workers.kv.pool import KVPool
@@ -122,7 +123,7 @@ class SpilledKeys:
     def _rows(self, sequence: int, layer: int) -> torch.Tensor:
         name = _name(sequence)
         rows = self.tables.rows(name, layer, 0, self.tables.length(name, layer))
-        return torch.from_numpy(rows).to(self._pool.rows.device)
+        return to_device(rows, self._pool.rows.device)
 
 
 def _name(sequence: int) -> tuple[int, str]:

@@ -38,5 +38,5 @@ def prefill_workspace_bytes(
 def decode_workspace_bytes(model: ModelConfig, kernels: Kernels, sequences: int) -> int:
     """The scratch of a decode step's attention, and the logits of ``sequences`` sequences."""
     logits = sequences * model.vocabulary * 4
-    widened = kernels.linear_scratch_bytes(sequences, model.vocabulary, model.hidden)
+    widened = kernels.logits_scratch_bytes(sequences, model.vocabulary, model.hidden)
     return kernels.decode_scratch_bytes(model, sequences) + logits + widened

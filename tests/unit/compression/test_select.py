@@ -6,6 +6,8 @@ from hypothesis import strategies as st
 
 from workers.compression.select import complement, keep_of_prompt
 
+CPU = torch.device("cpu")
+
 
 @given(st.data())
 @settings(deadline=None)
@@ -15,7 +17,9 @@ def test_the_best_scored_are_kept_beside_sinks_and_recent(data: st.DataObject) -
     sinks = data.draw(st.integers(0, tokens - recent))
     kept = data.draw(st.integers(recent + sinks, tokens))
     ranks = data.draw(st.permutations(range(tokens - recent)))
-    chosen = keep_of_prompt(torch.tensor(ranks, dtype=torch.float32), tokens, kept, recent, sinks).tolist()
+    chosen = keep_of_prompt(
+        torch.tensor(ranks, dtype=torch.float32), tokens, kept, recent, sinks, CPU
+    ).tolist()
     middle = sorted(range(sinks, tokens - recent), key=lambda token: -ranks[token])
     expected = [*range(sinks), *middle[: kept - recent - sinks], *range(tokens - recent, tokens)]
     assert chosen == sorted(expected)
@@ -27,7 +31,7 @@ def test_without_scores_the_oldest_and_the_recent_are_kept(data: st.DataObject) 
     tokens = data.draw(st.integers(1, 40))
     kept = data.draw(st.integers(1, tokens))
     recent = data.draw(st.integers(1, kept))
-    chosen = keep_of_prompt(None, tokens, kept, recent, sinks=kept - recent)
+    chosen = keep_of_prompt(None, tokens, kept, recent, kept - recent, CPU)
     assert chosen.tolist() == [*range(kept - recent), *range(tokens - recent, tokens)]
     assert chosen.dtype == torch.int64
 

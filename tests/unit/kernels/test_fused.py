@@ -47,7 +47,7 @@ def native_for(request: pytest.FixtureRequest) -> Callable[[torch.dtype], Native
 
     def make(dtype: torch.dtype) -> NativeKernels:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(native, "multiplies_bf16", lambda: request.param)
+            patch.setattr(native, "multiplies_bf16", lambda _: request.param)
             return NativeKernels(library, dtype)
 
     return make

@@ -60,6 +60,9 @@ class DeferredCopy:
             destination.copy_(source)
             self._pending = None
 
+    def wait_on_device(self) -> None:
+        self.wait()
+
 
 class DeferredLink:
     """Copies happen when ``complete`` says so, in order of start, or when they are waited for.

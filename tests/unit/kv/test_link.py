@@ -1,12 +1,14 @@
-"""A paced link brings what it is asked for, no sooner than its bandwidth and latency allow."""
+"""Copies come no sooner than their link allows, and nothing that is under way is overwritten."""
 
 import time
 
+import numpy as np
 import pytest
 import torch
 
 from workers.kv import link as link_module
-from workers.kv.link import PacedLink
+from workers.kv.host import HostStore
+from workers.kv.link import Copy, MemoryLink, PacedLink
 
 
 class Clock:
@@ -54,3 +56,49 @@ def test_what_it_takes_is_real_time() -> None:
     began = time.perf_counter()
     PacedLink(bytes_per_second=1e6, latency=0.01).read(20_000).wait()
     assert time.perf_counter() - began >= 0.03
+
+
+class LateReads(MemoryLink):
+    """Copies to the device that the device alone waits for: host memory is read until somebody waits."""
+
+    def __init__(self) -> None:
+        self.reading: list[LateRead] = []
+
+    def start(self, destination: torch.Tensor, source: torch.Tensor) -> Copy:
+        destination.copy_(source)
+        self.reading.append(LateRead())
+        return self.reading[-1]
+
+
+class LateRead:
+    """A copy under way."""
+
+    def __init__(self) -> None:
+        self.waited = False
+
+    def done(self) -> bool:
+        return self.waited
+
+    def wait(self) -> None:
+        self.waited = True
+
+    def wait_on_device(self) -> None:
+        return
+
+
+def test_the_host_moves_no_row_that_may_still_be_read() -> None:
+    link, like = LateReads(), torch.zeros(1, 2, 1, 4)
+    host = HostStore(1 << 20, link, sequences=2, layers=1, max_tokens=64, like=like)
+    host.open("a")
+    kv = torch.arange(20.0)[:, None, None, None].expand(20, 2, 1, 4).contiguous()
+    host.spill("a", 0, [np.arange(20, dtype=np.int32)], kv)
+    host.read("a", 0)
+    reads = [copy for copy in link.reading if not copy.waited]
+    assert reads
+    # Nothing comes in the place of tokens 3 and 5, so that others move there.
+    host.exchange("a", 0, np.array([3, 5]), np.zeros(0, dtype=np.int32), kv[:0])
+    assert all(copy.waited for copy in reads)
+    left = host.read("a", 0)
+    assert left is not None
+    assert sorted(left[:, 0, 0, 0].tolist()) == [n for n in range(20) if n not in (3, 5)]
+    host.check_integrity()
