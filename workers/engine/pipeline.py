@@ -7,6 +7,7 @@ from typing import Protocol
 
 import torch
 
+from pyramidserve.errors import EngineError
 from workers.engine.memory import PipelineLayout
 from workers.engine.stage import Stage, StageConfig, StageFacts
 from workers.engine.step import Step
@@ -37,7 +38,7 @@ class LocalPipeline:
         self._shards[0].add(step, tokens)
 
     def collect(self) -> Outcome:
-        while True:
+        while not all(shard.idle for shard in self._shards):
             for shard, following in zip_longest(self._shards, self._shards[1:]):
                 done = None if shard.idle else shard.advance()
                 if done is None:
@@ -46,6 +47,7 @@ class LocalPipeline:
                     step, tokens = done
                     return step, tuple(tokens.tolist())
                 following.add(*done)
+        raise EngineError("no step is under way: one that has failed does not come back")
 
 
 def pipeline_layout(
