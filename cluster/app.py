@@ -55,6 +55,7 @@ def shard_settings(config: ClusterConfig, model: ModelConfig) -> ShardConfig:
         model=config.model,
         dtype=config.dtype,
         device=config.device,
+        backend=config.backend,
         boundaries=boundaries(costs, head_cost, config.shards),
         kv_bytes=config.kv_bytes,
         host_bytes=config.host_bytes,

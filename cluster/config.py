@@ -10,6 +10,7 @@ from typing import Any, get_args
 from pyramidserve.errors import ConfigurationError, InvalidRequestError
 from pyramidserve.types import Compression
 from workers.compression.policies import validate
+from workers.kernels import BACKENDS
 from workers.model.config import DTYPES
 
 DEVICES = ("cpu", "cuda")
@@ -23,6 +24,7 @@ class ClusterConfig:
         model: checkpoint: "smollm2-135m-instruct", a folder, a .gguf file or a hub repository.
         dtype: "float32", "bfloat16" or "float16"; "auto" takes bfloat16 where that is fast.
         device: "cpu" or "cuda".
+        backend: kernels: "cpu" are compiled ones, "reference" plain torch, "auto" the fastest there are.
         pipelines: gangs of shards, each a whole model; with ``max_pipelines``, the fewest there are.
         max_pipelines: the most that the autoscaler makes of them; 0 turns it off.
         target_pressure: the share of the KV memory that the autoscaler wants to be used.
@@ -54,6 +56,7 @@ class ClusterConfig:
     model: str = "smollm2-135m-instruct"
     dtype: str = "auto"
     device: str = "cpu"
+    backend: str = "auto"
     pipelines: int = 1
     max_pipelines: int = 0
     target_pressure: float = 0.8
@@ -125,6 +128,10 @@ class ClusterConfig:
                 raise ConfigurationError(f"{name} is {getattr(self, name)}; it must be finite and above 0")
         if self.device not in DEVICES:
             raise ConfigurationError(f"device is {self.device!r}; it must be one of {', '.join(DEVICES)}")
+        if self.backend not in BACKENDS:
+            raise ConfigurationError(
+                f"backend is {self.backend!r}; it must be one of {', '.join(BACKENDS)}"
+            )
         if self.dtype not in DTYPES:
             raise ConfigurationError(f"dtype is {self.dtype!r}; it must be one of {', '.join(DTYPES)}")
         if not 0 <= self.router_port <= 65535:

@@ -78,6 +78,12 @@ def device_memory(device: torch.device) -> DeviceMemory:
     return DeviceMemory(handed_out["current"], handed_out["peak"])
 
 
+def synchronize(device: torch.device) -> None:
+    """Returns when ``device`` has done all that it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def to_device(values: npt.NDArray[Any] | torch.Tensor, device: torch.device) -> torch.Tensor:
     """``values`` on ``device``, where nothing waits for the copy but what comes behind it there.
 

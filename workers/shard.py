@@ -55,6 +55,7 @@ class ShardConfig:
     model: str
     dtype: str
     device: str
+    backend: str
     boundaries: tuple[int, ...]
     kv_bytes: int
     host_bytes: int
@@ -154,6 +155,7 @@ class Shard:
                 end=bounds[self._place.rank + 1],
                 dtype=self._config.dtype,
                 device=device_of_rank(self._config.device, self._place.rank),
+                backend=self._config.backend,
                 kv_bytes=self._config.kv_bytes,
                 host_bytes=self._config.host_bytes,
                 max_sequences=self._config.max_sequences,

@@ -24,6 +24,7 @@ from workers.bench.roofline import floor, machine_limits
 from workers.bench.stall import measure_stall
 from workers.bench.workload import LATE_PROMPT, STREAMS, WORKLOADS, Workload, named_workload, requests
 from workers.compression.policies import plan
+from workers.device import device_memory, open_device
 from workers.engine.engine import Engine, EngineConfig
 from workers.engine.pipeline import connect_local
 from workers.kernels.choose import choose_dtype
@@ -34,7 +35,6 @@ SUMMARY = "measure the engine on this machine, or a running cluster"
 ENGINE = "tokens per second of a workload, and where the time goes"
 STALL = "how long running streams wait while a long prompt is prefilled"
 
-CPU = torch.device("cpu")
 MEBIBYTE = 2**20
 
 
@@ -57,6 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         subject.add_argument("--prefill", default="prune", help="prune (default) or evict")
         subject.add_argument("--kv-keep", type=float, metavar="SHARE", help="of the prompt's KV")
         subject.add_argument("--dtype", default="auto", choices=DTYPES)
+        subject.add_argument("--device", default="cpu", help="cpu (default) or cuda")
         subject.add_argument("--threads", type=int, default=torch.get_num_threads(), metavar="N")
         subject.add_argument("--repetitions", type=int, default=3, metavar="N")
         subject.add_argument("--json", type=Path, metavar="OUT", help="write everything that was measured")
@@ -92,7 +93,8 @@ def run_engine(arguments: argparse.Namespace) -> dict[str, Any]:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         engine.check_integrity()
     dtype = engine.stages[0].cache.pool.rows.dtype
-    limits = machine_limits(engine.model, dtype)
+    device = engine.stages[0].device
+    limits = machine_limits(engine.model, dtype, device)
     keep = plan(compression, workload.prompt, engine.model.layers)
     least = floor(runs[0], workload, engine.model, keep, limits, dtype.itemsize)
     middle = medians(runs)
@@ -107,6 +109,8 @@ def run_engine(arguments: argparse.Namespace) -> dict[str, Any]:
         "shards": arguments.shards,
         **middle,
         "peak_rss_bytes": peak,
+        "device": str(device),
+        "device_peak_bytes": device_memory(device).peak,
         "step_shares": {what: median(each.shares[what] for each in runs) for what in runs[0].shares},
         "machine": dataclasses.asdict(limits),
         "roofline": {
@@ -159,11 +163,18 @@ def _engine(
     model = read_config(checkpoint)
     if shards > model.layers:
         raise InvalidRequestError(f"--shards is {shards}; the model has {model.layers} layers")
-    dtype = choose_dtype(arguments.dtype, CPU)
+    device = open_device(arguments.device)
+    if shards > 1 and device.type != "cpu":
+        raise InvalidRequestError(
+            f"--shards is {shards} and --device {arguments.device!r}: processes are measured on CPUs; "
+            "give one"
+        )
+    dtype = choose_dtype(arguments.dtype, device)
     pool_bytes = workload.pool_bytes(model, dtype.itemsize, more)
     config = EngineConfig(
         str(checkpoint),
         dtype=str(dtype).removeprefix("torch."),
+        device=str(device),
         kv_bytes=pool_bytes,
         host_bytes=pool_bytes,
         boundaries=_boundaries(model, compression, shards),
@@ -198,7 +209,7 @@ def spread(runs: list[Run]) -> float:
 
 def describe(results: dict[str, Any]) -> str:
     """The results in a few lines."""
-    of, roofline = results["workload"], results["roofline"]
+    of, roofline, device_peak = results["workload"], results["roofline"], results["device_peak_bytes"]
     parts = ", ".join(f"{name} {share:.0%}" for name, share in results["step_shares"].items())
 
     def rate(name: str, style: Callable[[float], str]) -> str:
@@ -226,7 +237,8 @@ def describe(results: dict[str, Any]) -> str:
             f"  memory     KV peak {results['kv_bytes_peak'] / MEBIBYTE:.0f} MiB, "
             f"mean {results['kv_bytes_mean'] / MEBIBYTE:.0f} MiB, "
             f"spilled {results['spilled_bytes'] / MEBIBYTE:.0f} MiB, "
-            f"resident peak {results['peak_rss_bytes'] / MEBIBYTE:.0f} MiB",
+            f"resident peak {results['peak_rss_bytes'] / MEBIBYTE:.0f} MiB"
+            + (f", {results['device']} peak {device_peak / MEBIBYTE:.0f} MiB" if device_peak else ""),
             f"  time       {parts}",
             f"  roofline   {shares}of what the machine could do at best",
         )

@@ -1,6 +1,6 @@
 """What is simulated: a model on devices, and how many pipelines of them."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 
 from cluster.partition import boundaries, layer_costs
@@ -12,10 +12,7 @@ from workers.kv.pages import PAGE_TOKENS
 from workers.model.config import ModelConfig
 from workers.model.shapes import SHAPES
 
-# Llama 2, with a context that holds any session of the traces.
-MODELS = {
-    size: replace(SHAPES[f"llama-2-{size}"], context=8192, eos_ids=()) for size in ("7b", "13b", "70b")
-}
+MODELS = {size: SHAPES[f"llama-2-{size}"] for size in ("7b", "13b", "70b")}
 # The fewest GPUs of 80 GB that hold the weights and leave a third of their memory for KV.
 SHARDS = {"7b": 1, "13b": 1, "70b": 3}
 # The data sheet of an A100 with 80 GB: bytes and bf16 operations a second.

@@ -20,12 +20,10 @@ from test_turns_of_sessions import POLICIES as SESSIONS
 from toy import write_toy
 
 from pyramidserve.types import Compression, PyramidParameters, Recall, Sampling, Stopping
-from workers.engine import stage as stage_module
 from workers.engine.engine import Engine, EngineConfig, EngineRequest
 from workers.engine.pipeline import connect_local
 from workers.engine.step import StepKind
 from workers.engine.turns import OnTurn, untold
-from workers.kernels.torch_kernels import TorchKernels
 from workers.kv.link import MemoryLink
 
 CPU = torch.device("cpu")
@@ -44,9 +42,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def build(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Build]:
+def build(checkpoint: Path) -> Iterator[Build]:
     """Builds an engine on a device, with the same kernels wherever that is."""
-    monkeypatch.setattr(stage_module, "choose_kernels", lambda device, dtype: TorchKernels(dtype))
 
     def engine(
         device: torch.device, shards: int = 1, kv_bytes: int = 8 << 20, on_turn: OnTurn = untold
@@ -56,6 +53,7 @@ def build(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Build]:
                 checkpoint=str(checkpoint),
                 dtype="float32",
                 device=str(device),
+                backend="reference",
                 boundaries=BOUNDARIES[shards],
                 kv_bytes=kv_bytes,
                 host_bytes=8 << 20,

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from toy import write_toy
 
 from cluster.commands import bench
@@ -88,6 +89,16 @@ def test_how_long_streams_are_held_up_is_measured(
 def test_more_shards_than_layers_are_refused(long: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "engine", "--model", str(long), "--shards", "7"]) == 1
     assert "--shards is 7; the model has 6 layers" in capsys.readouterr().err
+
+
+def test_a_device_that_is_not_there_or_not_measured_is_refused(
+    long: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["bench", "engine", "--model", str(long), "--device", "tpu"]) == 1
+    assert "device is 'tpu', which torch does not know" in capsys.readouterr().err
+    monkeypatch.setattr(bench, "open_device", torch.device)
+    assert main(["bench", "engine", "--model", str(long), "--device", "cuda", "--shards", "2"]) == 1
+    assert "--shards is 2 and --device 'cuda': processes are measured on CPUs" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("option", ["--threads", "--repetitions", "--shards"])

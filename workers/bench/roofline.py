@@ -12,9 +12,10 @@ from workers.bench.measure import Run
 from workers.bench.work import Limits, prefill_flops, weights_read
 from workers.bench.workload import Workload
 from workers.compression.plan import KeepPlan
+from workers.device import synchronize
 from workers.model.config import ModelConfig
 
-READ_BYTES = 512 << 20
+READ_BYTES = 1 << 30
 ROWS = 2048
 
 
@@ -27,11 +28,11 @@ class Floor:
     whole: float
 
 
-def machine_limits(model: ModelConfig, dtype: torch.dtype) -> Limits:
+def machine_limits(model: ModelConfig, dtype: torch.dtype, device: torch.device) -> Limits:
     """Measures them, at the shape of the model's largest product, in ``dtype`` or fp32: the faster."""
-    memory = torch.ones(READ_BYTES // 4)
-    rates = [_flops_per_second(model, each) for each in {dtype, torch.float32}]
-    return Limits(READ_BYTES / _best_seconds(memory.sum), max(rates))
+    memory = torch.ones(READ_BYTES // 4, device=device)
+    rates = [_flops_per_second(model, each, device) for each in {dtype, torch.float32}]
+    return Limits(memory.nbytes / best_seconds(memory.sum, device), max(rates))
 
 
 def floor(
@@ -50,17 +51,19 @@ def floor(
     return Floor(prefill, step, prefill + step * steps)
 
 
-def _flops_per_second(model: ModelConfig, dtype: torch.dtype) -> float:
-    weight = torch.randn(2 * model.intermediate, model.hidden).to(dtype)
-    product = partial(functional.linear, torch.randn(ROWS, model.hidden).to(dtype), weight)
-    return 2 * ROWS * weight.numel() / _best_seconds(product)
+def _flops_per_second(model: ModelConfig, dtype: torch.dtype, device: torch.device) -> float:
+    weight = torch.randn(2 * model.intermediate, model.hidden, device=device).to(dtype)
+    rows = torch.randn(ROWS, model.hidden, device=device).to(dtype)
+    return 2 * ROWS * weight.numel() / best_seconds(partial(functional.linear, rows, weight), device)
 
 
-def _best_seconds(work: Callable[[], object]) -> float:
-    """The least time of ten."""
-    times = []
-    for _ in range(10):
+def best_seconds(work: Callable[[], object], device: torch.device, times: int = 10) -> float:
+    """The least time of so many, until ``device`` is done."""
+    seconds = []
+    for _ in range(times):
+        synchronize(device)
         began = time.perf_counter()
         work()
-        times.append(time.perf_counter() - began)
-    return min(times)
+        synchronize(device)
+        seconds.append(time.perf_counter() - began)
+    return min(seconds)

@@ -48,6 +48,7 @@ class EngineConfig:
         checkpoint: see ``resolve_checkpoint``.
         dtype: see ``choose_dtype``.
         device: as torch names it.
+        backend: see ``choose_kernels``.
         kv_bytes: device memory for KV, divided between the shards by their layers.
         host_bytes: host memory for spilled KV, divided likewise.
         boundaries: first layers of the shards behind the first; none: one shard.
@@ -59,6 +60,7 @@ class EngineConfig:
     checkpoint: str = EMBEDDED
     dtype: str = "auto"
     device: str = "cpu"
+    backend: str = "auto"
     kv_bytes: int = 512 << 20
     host_bytes: int = 512 << 20
     boundaries: tuple[int, ...] = ()
@@ -286,6 +288,7 @@ def _stage_configs(config: EngineConfig, checkpoint: Path, layers: int) -> list[
             end=end,
             dtype=config.dtype,
             device=config.device,
+            backend=config.backend,
             kv_bytes=config.kv_bytes * (end - first) // layers,
             host_bytes=config.host_bytes * (end - first) // layers,
             max_sequences=config.max_sequences,

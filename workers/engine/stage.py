@@ -49,6 +49,7 @@ class StageConfig:
         first, end: the layers, ``end`` excluded.
         dtype: see ``choose_dtype``.
         device: as torch names it.
+        backend: see ``choose_kernels``.
         kv_bytes: device memory for the KV pool.
         host_bytes: host memory for spilled KV.
         max_sequences: sequences at once, at most.
@@ -61,6 +62,7 @@ class StageConfig:
     end: int
     dtype: str
     device: str
+    backend: str
     kv_bytes: int
     host_bytes: int
     max_sequences: int
@@ -85,15 +87,15 @@ class StageFacts:
 
 
 class Stage:
-    """A shard's model, cache and samplings of its sequences."""
+    """A shard's model, cache and samplings of its sequences, on ``device``."""
 
     def __init__(self, config: StageConfig, link: HostLink | None = None) -> None:
         """Loads the weights. Raises CheckpointError or ConfigurationError."""
         self._config = config
         self._model_config = model = read_config(config.checkpoint)
-        self._device = device = open_device(config.device)
+        self.device = device = open_device(config.device)
         self._dtype = choose_dtype(config.dtype, device)
-        self._kernels = choose_kernels(device, self._dtype)
+        self._kernels = choose_kernels(config.backend, device, self._dtype)
         self._model, self.tensor_names = load_stage(
             config.checkpoint, model, config.first, config.end, self._dtype, device, self._kernels
         )
@@ -119,10 +121,10 @@ class Stage:
 
     def _check_room(self, kv_bytes: int) -> None:
         """Raises ConfigurationError if the device has no room for the pool and what steps need."""
-        free, workspace = free_bytes(self._device), self.workspace_bytes()
+        free, workspace = free_bytes(self.device), self.workspace_bytes()
         if kv_bytes + workspace > free:
             raise ConfigurationError(
-                f"kv_bytes is {kv_bytes}, but beside the weights {self._device} has {free} bytes free, of "
+                f"kv_bytes is {kv_bytes}, but beside the weights {self.device} has {free} bytes free, of "
                 f"which steps need {workspace}; give at most {max(0, free - workspace)}, or spread the "
                 "model over more shards"
             )
@@ -198,13 +200,13 @@ class Stage:
             self._sequences[spec.sequence] = (spec.sampling, self._workspace(keep, most))
         lengths = [(rows, spec.prompt_tokens) for rows, spec in zip(step.rows, step.new, strict=True)]
         rotation = self._rotation(step, lengths)
-        hidden = self._model.embed(to_device(inputs, self._device))
+        hidden = self._model.embed(to_device(inputs, self.device))
         parts = (step, hidden, rotation, self._model, self._kernels, self.cache, self.layout)
         if step.new[0].continues:
             (spec,) = step.new
 
             def rotate(positions: Positions) -> Rotation:
-                own = to_device(positions.astype(np.int64), self._device)
+                own = to_device(positions.astype(np.int64), self.device)
                 return self._rope.rotation(own, [(len(positions), spec.prompt_tokens)])
 
             return Continuation(*parts, recall=spec.recall, reused=spec.reused, rotate=rotate)
@@ -223,7 +225,7 @@ class Stage:
 
     def _rotation(self, step: Step, lengths: list[tuple[int, int]]) -> Rotation:
         """``lengths``: of each sequence, its rows and its length so far."""
-        positions = to_device(step.positions.astype(np.int64), self._device)
+        positions = to_device(step.positions.astype(np.int64), self.device)
         return self._rope.rotation(positions, lengths)
 
     def _decode(self, step: Step, inputs: torch.Tensor) -> torch.Tensor:
@@ -259,7 +261,7 @@ class Stage:
         self, inputs: torch.Tensor, rotation: Rotation, paged: PagedStep, attend: DecodeAttend
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """A step with a row for each new token; returns hidden states, and what ``attend`` collects."""
-        inputs = to_device(inputs, self._device)
+        inputs = to_device(inputs, self.device)
         fused = self._model.fused
         if fused and len(inputs) <= fused.max_rows and type(attend) is DecodeAttend:
             return fused(self._model.embed(inputs), rotation, paged, attend.tail)
@@ -284,7 +286,7 @@ class Stage:
         return self._complete(self.cache.release(sequence), workspace)
 
     def _complete(self, report: ReleasedSequence, workspace: int) -> ReleasedSequence:
-        peak = device_memory(self._device).peak
+        peak = device_memory(self.device).peak
         return replace(report, workspace_bytes=workspace, device_peak_bytes=peak)
 
     def _sample(self, step: Step, hidden: torch.Tensor) -> tuple[Step, torch.Tensor]:
@@ -293,7 +295,7 @@ class Stage:
         if step.kind is StepKind.VERIFY:
             samplings = [each for each, rows in zip(samplings, step.rows, strict=True) for _ in range(rows)]
         else:
-            hidden = hidden[to_device(np.cumsum(step.rows) - 1, self._device)]
+            hidden = hidden[to_device(np.cumsum(step.rows) - 1, self.device)]
         logits = self._model.logits(hidden)
         drawn = sample(logits, samplings, step.output_indices)
         tokens = [token if forced < 0 else forced for token, forced in zip(drawn, step.forced, strict=True)]
@@ -317,7 +319,7 @@ class Stage:
         )
 
     def _report(self, step: Step) -> Step:
-        device = device_memory(self._device)
+        device = device_memory(self.device)
         memory = ShardMemory(
             pages_in_use=self.cache.pool.allocator.pages_in_use,
             host_bytes=self.cache.host.bytes_in_use,

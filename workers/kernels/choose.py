@@ -4,7 +4,9 @@ import logging
 
 import torch
 
+from pyramidserve.errors import ConfigurationError
 from workers.device import multiplies_bf16
+from workers.kernels import BACKENDS
 from workers.kernels.build import KernelBuildError, load_library
 from workers.kernels.interface import Kernels
 from workers.kernels.native import NATIVE_DTYPES, NativeKernels
@@ -33,17 +35,30 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16
 
 
-def choose_kernels(device: torch.device, dtype: torch.dtype) -> Kernels:
-    """The fastest kernels there are for tensors of ``dtype`` on ``device``; the log says which and why."""
-    if device.type != "cpu" or dtype not in NATIVE_DTYPES:
-        logger.info("kernels_chosen backend=torch device=%s dtype=%s", device.type, dtype)
-        return TorchKernels(dtype)
-    try:
-        native = NativeKernels(load_library(), dtype)
-    except KernelBuildError as error:
-        logger.warning("kernels_chosen backend=torch reason=%r: decoding is slower", str(error))
-        return TorchKernels(dtype)
-    logger.info(
-        "kernels_chosen backend=native device=cpu dtype=%s activations=%s", dtype, native.activations
+def choose_kernels(backend: str, device: torch.device, dtype: torch.dtype) -> Kernels:
+    """The kernels of ``backend`` for tensors of ``dtype`` on ``device``; the log says which.
+
+    "reference" is plain torch; "cpu" the compiled ones; "auto" the fastest that there are. Raises
+    ConfigurationError for another name, and where "cpu" cannot be had.
+    """
+    if backend not in BACKENDS:
+        raise ConfigurationError(f"backend is {backend!r}; it must be one of {', '.join(BACKENDS)}")
+    refusal = ""
+    if backend != "reference":
+        if device.type != "cpu" or dtype not in NATIVE_DTYPES:
+            refusal = f"compiled kernels are for float32 and bfloat16 on cpu, not {dtype} on {device.type}"
+        else:
+            try:
+                native = NativeKernels(load_library(), dtype)
+            except KernelBuildError as error:
+                refusal = str(error)
+            else:
+                logger.info("kernels_chosen backend=cpu dtype=%s activations=%s", dtype, native.activations)
+                return native
+    if backend == "cpu":
+        raise ConfigurationError(f"backend is 'cpu', but {refusal}; give 'auto' or 'reference'")
+    slower = logging.WARNING if refusal and device.type == "cpu" else logging.INFO
+    logger.log(
+        slower, "kernels_chosen backend=reference device=%s dtype=%s reason=%r", device, dtype, refusal
     )
-    return native
+    return TorchKernels(dtype)

@@ -59,6 +59,7 @@ def test_knobs_of_the_pyramid_are_settings_too() -> None:
         ),
         ({"dtype": "int8"}, ("dtype", "'int8'", "bfloat16")),
         ({"device": "tpu"}, ("device", "'tpu'", "cuda")),
+        ({"backend": "mkl"}, ("backend", "'mkl'", "reference")),
         ({"router_port": 65536}, ("router_port", "65536", "65535")),
         ({"router_port": -1}, ("router_port", "-1", "65535")),
         ({"compression": {"policy": "h2o"}}, ("compression", "'h2o'")),

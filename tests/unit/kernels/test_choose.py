@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from pyramidserve.errors import ConfigurationError
 from workers.kernels import build, choose
 from workers.kernels.build import KernelBuildError, load_library
 from workers.kernels.choose import choose_dtype, choose_kernels
@@ -47,7 +48,7 @@ def test_a_type_by_name_is_obeyed() -> None:
 
 
 def test_half_precision_is_left_to_torch() -> None:
-    assert isinstance(choose_kernels(CPU, torch.float16), TorchKernels)
+    assert isinstance(choose_kernels("auto", CPU, torch.float16), TorchKernels)
 
 
 def test_without_a_compiler_the_log_says_so(
@@ -55,9 +56,27 @@ def test_without_a_compiler_the_log_says_so(
 ) -> None:
     monkeypatch.setenv("PYRAMIDSERVE_CACHE", str(tmp_path))
     monkeypatch.setenv("CC", "no-such-compiler")
-    assert isinstance(choose_kernels(CPU, torch.float32), TorchKernels)
-    assert "backend=torch" in caplog.text
+    assert isinstance(choose_kernels("auto", CPU, torch.float32), TorchKernels)
+    assert "backend=reference" in caplog.text
     assert "no-such-compiler" in caplog.text
+    assert caplog.records[-1].levelname == "WARNING"
+    with pytest.raises(ConfigurationError, match=r"backend is 'cpu', but .*no-such-compiler.*'reference'"):
+        choose_kernels("cpu", CPU, torch.float32)
+
+
+def test_the_reference_is_there_where_a_compiler_is_too() -> None:
+    assert isinstance(choose_kernels("reference", CPU, torch.float32), TorchKernels)
+
+
+def test_compiled_kernels_are_refused_where_they_cannot_run() -> None:
+    with pytest.raises(ConfigurationError, match=r"not torch.float16 on cpu; give 'auto' or 'reference'"):
+        choose_kernels("cpu", CPU, torch.float16)
+    with pytest.raises(
+        ConfigurationError, match=r"backend is 'mkl'; it must be one of auto, reference, cpu"
+    ):
+        choose_kernels("mkl", CPU, torch.float32)
+    with pytest.raises(ConfigurationError, match=r"not torch.float32 on cuda"):
+        choose_kernels("cpu", torch.device("cuda"), torch.float32)
 
 
 def test_a_compiler_that_fails_is_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
