@@ -2,7 +2,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo serve test soak lint format stubs stubs-check
+.PHONY: demo serve test test-fast soak gpu-check lint format stubs stubs-check
 
 $(READY): pyproject.toml
 	python3 -m venv $(VENV)
@@ -18,6 +18,13 @@ serve: $(READY)   ## keep a local cluster up for `pyramidserve chat`
 
 test: $(READY)    ## every test
 	$(BIN)/pytest -o faulthandler_timeout=1000 -o faulthandler_exit_on_timeout=true
+
+test-fast: $(READY)  ## pure and unit tests
+	$(BIN)/pytest tests/unit
+
+gpu-check: $(READY)  ## rehearse on the CPU what `python -m bench.gpu.check` does on a card
+	$(BIN)/python -m bench.gpu.check --device cpu --tiny --out build/gpu-check.json
+	$(BIN)/python -m bench.gpu.report build/gpu-check.json
 
 soak: $(READY)    ## what takes long: random kills under load
 	$(BIN)/pytest -m soak tests/soak

@@ -33,7 +33,7 @@ class Judge:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self.rows: list[torch.Tensor] = []
-        model = engine.stages[-1]._model
+        model = engine.stages[-1].model
         logits = model.logits
 
         def recorded(hidden: torch.Tensor) -> torch.Tensor:

@@ -35,7 +35,7 @@ from workers.kv.pool import KVPool, PagedStep, page_bytes
 from workers.model.config import read_config
 from workers.model.rope import Rope, Rotation
 from workers.model.weights import load_stage
-from workers.model.workspace import decode_workspace_bytes, prefill_workspace_bytes
+from workers.model.workspace import prefill_workspace_bytes, step_workspace_bytes
 
 TRACED_LOGITS = 8
 
@@ -87,7 +87,7 @@ class StageFacts:
 
 
 class Stage:
-    """A shard's model, cache and samplings of its sequences, on ``device``."""
+    """A shard's part of the model, cache and samplings of its sequences, on ``device``."""
 
     def __init__(self, config: StageConfig, link: HostLink | None = None) -> None:
         """Loads the weights. Raises CheckpointError or ConfigurationError."""
@@ -96,7 +96,7 @@ class Stage:
         self.device = device = open_device(config.device)
         self._dtype = choose_dtype(config.dtype, device)
         self._kernels = choose_kernels(config.backend, device, self._dtype)
-        self._model, self.tensor_names = load_stage(
+        self.model, self.tensor_names = load_stage(
             config.checkpoint, model, config.first, config.end, self._dtype, device, self._kernels
         )
         self._rope = Rope(config.checkpoint, device)
@@ -146,11 +146,10 @@ class Stage:
 
         A prompt as long as the context is prefilled alone.
         """
-        model, itemsize = self._model_config, self._dtype.itemsize
-        longest = max(self._config.max_prefill_tokens, model.context)
-        prefill = prefill_workspace_bytes(model, self._kernels, longest, longest, longest, itemsize)
-        rows = max(self._config.max_sequences, VERIFIED_ROWS)
-        return prefill + decode_workspace_bytes(model, self._kernels, rows)
+        model, config = self._model_config, self._config
+        longest = max(config.max_prefill_tokens, model.context)
+        rows = max(config.max_sequences, VERIFIED_ROWS)
+        return step_workspace_bytes(model, self._kernels, longest, rows, self._dtype.itemsize)
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -200,8 +199,8 @@ class Stage:
             self._sequences[spec.sequence] = (spec.sampling, self._workspace(keep, most))
         lengths = [(rows, spec.prompt_tokens) for rows, spec in zip(step.rows, step.new, strict=True)]
         rotation = self._rotation(step, lengths)
-        hidden = self._model.embed(to_device(inputs, self.device))
-        parts = (step, hidden, rotation, self._model, self._kernels, self.cache, self.layout)
+        hidden = self.model.embed(to_device(inputs, self.device))
+        parts = (step, hidden, rotation, self.model, self._kernels, self.cache, self.layout)
         if step.new[0].continues:
             (spec,) = step.new
 
@@ -219,7 +218,7 @@ class Stage:
         return self._pass_on(step, prefill.hidden)
 
     def _pass_on(self, step: Step, hidden: torch.Tensor) -> tuple[Step, torch.Tensor]:
-        if self._model.head is not None:
+        if self.model.head is not None:
             step, hidden = self._sample(step, hidden)
         return self._report(step), hidden
 
@@ -262,10 +261,10 @@ class Stage:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """A step with a row for each new token; returns hidden states, and what ``attend`` collects."""
         inputs = to_device(inputs, self.device)
-        fused = self._model.fused
+        fused = self.model.fused
         if fused and len(inputs) <= fused.max_rows and type(attend) is DecodeAttend:
-            return fused(self._model.embed(inputs), rotation, paged, attend.tail)
-        hidden = self._model(inputs, rotation, attend)
+            return fused(self.model.embed(inputs), rotation, paged, attend.tail)
+        hidden = self.model(inputs, rotation, attend)
         return hidden, torch.stack(attend.shares)
 
     def _workspace(self, keep: KeepPlan, rows: int) -> int:
@@ -296,7 +295,7 @@ class Stage:
             samplings = [each for each, rows in zip(samplings, step.rows, strict=True) for _ in range(rows)]
         else:
             hidden = hidden[to_device(np.cumsum(step.rows) - 1, self.device)]
-        logits = self._model.logits(hidden)
+        logits = self.model.logits(hidden)
         drawn = sample(logits, samplings, step.output_indices)
         tokens = [token if forced < 0 else forced for token, forced in zip(drawn, step.forced, strict=True)]
         top = []

@@ -92,7 +92,7 @@ def load_stage(
     for name, parameter in list(stage.named_parameters()):
         if tied and name == "head.weight":
             continue
-        sources = _sources(name, first, config)
+        sources = source_names(name, first, config)
         held += sources
         value = torch.empty(parameter.shape, dtype=dtype, device=device)
         if files is None:
@@ -121,7 +121,7 @@ def _copy(files: CheckpointFiles, sources: Sequence[str], value: torch.Tensor, n
         part.copy_(tensor)
 
 
-def _sources(name: str, first: int, config: ModelConfig) -> tuple[str, ...]:
+def source_names(name: str, first: int, config: ModelConfig) -> tuple[str, ...]:
     """Names of the checkpoint's tensors that make up our parameter ``name``."""
     if name == "embedding.weight":
         return ("model.embed_tokens.weight",)

@@ -40,3 +40,11 @@ def decode_workspace_bytes(model: ModelConfig, kernels: Kernels, sequences: int)
     logits = sequences * model.vocabulary * 4
     widened = kernels.logits_scratch_bytes(sequences, model.vocabulary, model.hidden)
     return kernels.decode_scratch_bytes(model, sequences) + logits + widened
+
+
+def step_workspace_bytes(
+    model: ModelConfig, kernels: Kernels, longest: int, sequences: int, itemsize: int
+) -> int:
+    """The most that a prefill of ``longest`` rows and a decode between its blocks allocate together."""
+    prefill = prefill_workspace_bytes(model, kernels, longest, longest, longest, itemsize)
+    return prefill + decode_workspace_bytes(model, kernels, sequences)

@@ -1,0 +1,300 @@
+"""How many tokens a second a model of a certain shape comes to, in bfloat16, and what memory that takes.
+
+Not all of an output is generated, but some of it where it begins and some where it ends.
+"""
+
+import random
+import time
+from dataclasses import dataclass
+from functools import partial
+from inspect import signature
+from statistics import mean, median
+from typing import Any
+
+import torch
+from transformers import DynamicCache, LlamaForCausalLM
+
+from bench.gpu.card import limits
+from bench.gpu.context import Context, Section, free
+from bench.gpu.twin import transformers_twin
+from pyramidserve.types import Compression, Stopping
+from workers.bench.measure import TurnLog
+from workers.bench.work import weights_read
+from workers.compression.policies import plan
+from workers.device import device_memory, free_bytes
+from workers.engine.engine import Engine, EngineConfig, EngineRequest
+from workers.engine.loop import SequenceTokens
+from workers.engine.pipeline import connect_local
+from workers.engine.step import StepKind
+from workers.kernels.torch_kernels import TorchKernels
+from workers.kv.footprint import peak_pages
+from workers.model.checkpoint import resolve_checkpoint
+from workers.model.config import ModelConfig
+from workers.model.shapes import SHAPES
+from workers.model.workspace import step_workspace_bytes
+
+POLICIES = {"full": Compression(), "prune": Compression("pyramid", "prune", kv_keep=0.454)}
+TRANSFORMERS = "transformers"
+# What transformers calls its cache, before and since 5.24.
+CACHE = ({"cache", "past_key_values"} & signature(LlamaForCausalLM.forward).parameters.keys()).pop()
+MAX_PREFILL_TOKENS, MAX_SEQUENCES = 8192, 640
+# What is left to the allocator and the libraries.
+RESERVE, TINY_POOL, HOST_BYTES = 5 << 29, 16 << 20, 2 << 30
+# Of the memory that is free, what transformers' cache may come to; it copies a layer of it at every step.
+SHARE_FOR_CACHE, FEWER = 0.85, 0.85
+GIGABYTE = 1e9
+
+
+@dataclass(frozen=True)
+class Load:
+    """``batch`` prompts at once and ``output`` tokens of each, ``steps`` of them at each end measured."""
+
+    prompt: int
+    output: int
+    batch: int
+    steps: int = 32
+    repetitions: int = 2
+
+    @property
+    def name(self) -> str:
+        return f"{self.prompt}+{self.output}"
+
+    @property
+    def ends(self) -> tuple[tuple[int, int], ...]:
+        """Tokens that are there when the steps begin, and those that are still to come."""
+        left = 2 * self.steps  # those that come first decode while the others are prefilled
+        return (self.prompt, self.output), (self.prompt + self.output - left, left)
+
+
+TINY = (Load(256, 16, 4, steps=4, repetitions=1), Load(384, 16, 2, steps=4, repetitions=1))
+CHAT, LONG = Load(512, 256, 32), Load(4096, 128, 8, repetitions=1)
+
+
+def throughput(shape: str, *loads: Load) -> Section:
+    """The section that measures ``full``, ``prune`` and transformers on a shape; on the toy if tiny."""
+    return partial(_throughput, shape, loads)
+
+
+def _throughput(shape: str, loads: tuple[Load, ...], context: Context, results: dict[str, Any]) -> None:
+    shape, loads = ("toy", TINY[: len(loads)]) if context.tiny else (shape, loads)
+    log, name = TurnLog(), f"random:{shape}"
+    dtype = torch.float32 if context.tiny else torch.bfloat16
+    config = EngineConfig(
+        name,
+        dtype=str(dtype).removeprefix("torch."),
+        device=str(context.device),
+        backend="reference" if context.tiny else "auto",
+        kv_bytes=TINY_POOL if context.tiny else _room(SHAPES[shape], dtype, context.device),
+        host_bytes=TINY_POOL if context.tiny else HOST_BYTES,
+        max_sequences=64 if context.tiny else MAX_SEQUENCES,
+        max_prefill_tokens=MAX_PREFILL_TOKENS,
+    )
+    engine = Engine(config, partial(connect_local, on_turn=log))
+    (stage,) = engine.stages
+    results["model"], results["pool_gb"] = name, round(config.kv_bytes / GIGABYTE, 2)
+    results["workspace_gb"] = round(stage.workspace_bytes() / GIGABYTE, 2)
+    weights = sum(parameter.nbytes for parameter in stage.model.parameters())
+    results["weights_gb"] = round(weights / GIGABYTE, 2)
+    bench = Bench(context, engine, log)
+    bench.run(Load(loads[0].prompt, 8, 2, steps=2), 2, "prune")  # kernels are chosen, workspaces grow
+    for load in loads:
+        found = results[load.name] = {f"batch {load.batch}": {name: [] for name in POLICIES}}
+        for _ in range(load.repetitions):
+            for name in POLICIES:
+                found[f"batch {load.batch}"][name].append(bench.run(load, load.batch, name))
+                context.flush()
+    exhausted = results[loads[0].name]["memory exhausted"] = {}
+    for name in POLICIES:
+        exhausted[name] = bench.run(loads[0], bench.most(loads[0], name), name)
+        context.flush()
+    engine.check_integrity()
+    twin = transformers_twin(stage.model, engine.model, resolve_checkpoint(config.checkpoint))
+    model = engine.model
+    del engine, stage, bench.engine  # the pool goes with them, the weights stay
+    free(context.device)
+    exhausted[TRANSFORMERS] = _transformers(context, twin, model, loads[0])
+    results["ratios"] = ratios(results[loads[0].name], f"batch {loads[0].batch}")
+
+
+def ratios(found: dict[str, Any], batch: str) -> dict[str, float]:
+    """``prune`` over ``full`` at equal batch, in speed and in KV, and both where memory is exhausted."""
+    speed = {name: median(run["tokens_s"] for run in found[batch][name]) for name in POLICIES}
+    held = {name: found[batch][name][0]["kv_gb"] for name in POLICIES}
+    most = {name: run["tokens_s"] for name, run in found["memory exhausted"].items()}
+    return {
+        "equal batch": round(speed["prune"] / speed["full"], 3),
+        "kv": round(held["prune"] / held["full"], 3),
+        "memory exhausted": round(most["prune"] / most["full"], 3),
+        "over transformers": round(most["prune"] / most[TRANSFORMERS], 3),
+    }
+
+
+def _room(model: ModelConfig, dtype: torch.dtype, device: torch.device) -> int:
+    """Bytes that the KV pool may have."""
+    weights = (weights_read(model) + model.vocabulary * model.hidden) * dtype.itemsize
+    longest = max(MAX_PREFILL_TOKENS, model.context)
+    workspace = step_workspace_bytes(model, TorchKernels(dtype), longest, MAX_SEQUENCES, dtype.itemsize)
+    return free_bytes(device) - weights - workspace - RESERVE
+
+
+@dataclass
+class Bench:
+    """An engine on its own, measured again and again."""
+
+    context: Context
+    engine: Engine
+    log: TurnLog
+
+    def most(self, load: Load, name: str) -> int:
+        """How many of a load's sequences the pool holds to their ends."""
+        (stage,) = self.engine.stages
+        peak = max(
+            peak_pages(plan(POLICIES[name], prompt, self.engine.model.layers), stage.layout, output)
+            for prompt, output in load.ends
+        )
+        sequences = self.engine.loop.scheduler.layout.max_sequences
+        return min(sequences, stage.cache.pool.allocator.pages // peak)
+
+    def run(self, load: Load, batch: int, name: str) -> dict[str, Any]:
+        """One run: at both ends of the output, and what follows for the whole of it."""
+        self.context.check_time()
+        ends = [self._end(load, batch, POLICIES[name], *end) for end in load.ends]
+        return {
+            "batch": batch,
+            **whole(load, batch, ends),
+            "device_gb": round(device_memory(self.context.device).peak / GIGABYTE, 2),
+            "ends": ends,
+        }
+
+    def _end(
+        self, load: Load, batch: int, compression: Compression, prompt: int, output: int
+    ) -> dict[str, Any]:
+        engine = self.engine
+        stopping, draw = Stopping(output, ignore_eos=True), random.Random(prompt)
+        began = time.perf_counter()
+        waiting = {
+            engine.submit(
+                EngineRequest(
+                    random_ids(draw, prompt, engine.model), stopping=stopping, compression=compression
+                )
+            )[0]
+            for _ in range(batch)
+        }
+        numbers = set(waiting)
+        while waiting:
+            self.context.check_time()
+            for event in engine.step():
+                if isinstance(event, SequenceTokens):
+                    waiting.discard(event.sequence)
+        first_tokens = time.perf_counter() - began
+        steps: list[float] = []
+        decoding = self.log.seconds[StepKind.DECODE]
+        while len(steps) < load.steps and not (steps and self.context.left < 0):
+            before, began = len(decoding), time.perf_counter()
+            engine.step()
+            if len(decoding) > before:
+                steps.append(time.perf_counter() - began)
+        (memory,) = engine.loop.memory
+        held = memory.pages_in_use * engine.stages[0].layout.page_bytes
+        for number in numbers:
+            engine.cancel(number)
+        while not engine.idle:
+            engine.step()
+        return end(self.context, engine.model, batch, prompt, first_tokens, steps, held)
+
+
+def random_ids(draw: random.Random, count: int, model: ModelConfig) -> list[int]:
+    """Ids of a prompt."""
+    return [draw.randrange(3, model.vocabulary) for _ in range(count)]
+
+
+def end(
+    context: Context,
+    model: ModelConfig,
+    batch: int,
+    prompt: int,
+    first_tokens: float,
+    steps: list[float],
+    held: int,
+) -> dict[str, Any]:
+    """What decode ``steps`` behind prompts come to, with ``held`` bytes of KV behind the last.
+
+    ``roofline``: the least that the card needs to read weights and KV once, and to multiply, over a step.
+    """
+    step, card, weights = median(steps), limits(context), weights_read(model)
+    itemsize = 4 if context.tiny else 2
+    least = max(
+        (weights * itemsize + held) / card.read_bytes_per_second,
+        2 * weights * batch / card.flops_per_second,
+    )
+    return {
+        "prompt": prompt,
+        "first_tokens_s": round(first_tokens, 3),
+        "steps": len(steps),
+        "step_ms": round(step * 1e3, 3),
+        "slowest_step_ms": round(max(steps) * 1e3, 3),
+        "decode_tokens_s": round(batch / step, 1),
+        "kv_gb": round(held / GIGABYTE, 4),
+        "roofline": round(least / step, 4),
+    }
+
+
+def whole(load: Load, batch: int, ends: list[dict[str, Any]]) -> dict[str, float]:
+    """Of the whole output, from its two ends: tokens a second, and the most KV."""
+    seconds = ends[0]["first_tokens_s"] + (load.output - 1) * mean(each["step_ms"] for each in ends) / 1e3
+    return {
+        "tokens_s": round(batch * load.output / seconds, 2),
+        "kv_gb": max(each["kv_gb"] for each in ends),
+    }
+
+
+def _transformers(context: Context, twin: Any, model: ModelConfig, load: Load) -> dict[str, Any]:
+    """The same by transformers with its dynamic cache, at the largest batch that it takes."""
+    dtype = next(twin.parameters()).dtype
+    per_token = model.layers * 2 * model.kv_heads * model.head_size * dtype.itemsize
+    per_sequence = (load.prompt + load.output) * per_token
+    room = TINY_POOL if context.tiny else free_bytes(context.device) * SHARE_FOR_CACHE
+    batch, tried = max(1, min(MAX_SEQUENCES, int(room // per_sequence))), []
+    while True:
+        context.check_time()
+        try:
+            ends = [
+                _transformers_end(context, twin, model, load, batch, prompt, per_token)
+                for prompt, _ in load.ends
+            ]
+        except torch.OutOfMemoryError:
+            tried.append(batch)
+            batch = int(batch * FEWER)
+            free(context.device)
+            if not batch:
+                raise
+        else:
+            return {
+                "batch": batch,
+                **whole(load, batch, ends),
+                "device_gb": round(device_memory(context.device).peak / GIGABYTE, 2),
+                "out_of_memory_at": tried,
+                "ends": ends,
+            }
+
+
+def _transformers_end(
+    context: Context, twin: Any, model: ModelConfig, load: Load, batch: int, prompt: int, per_token: int
+) -> dict[str, Any]:
+    draw = random.Random(prompt)
+    prompts = [random_ids(draw, prompt, model) for _ in range(batch)]
+    began = time.perf_counter()
+    ids, cache, steps = torch.tensor(prompts, device=context.device), {CACHE: DynamicCache()}, []
+    with torch.inference_mode():
+        for number in range(load.steps + 1):
+            logits = twin(ids, **cache, use_cache=True, logits_to_keep=1).logits
+            ids = logits.argmax(dim=-1)
+            ids.tolist()  # as a server does, to stop what has ended
+            now = time.perf_counter()
+            if number:
+                steps.append(now - began)
+            else:
+                first_tokens = now - began
+            began = now
+    held = batch * (prompt + load.steps) * per_token
+    return end(context, model, batch, prompt, first_tokens, steps, held)
