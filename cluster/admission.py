@@ -13,7 +13,7 @@ from cluster.ledger import PipelineLedger
 from cluster.lengths import OutputLengths
 from cluster.placement import Kept, Look, Placement
 from cluster.queue import Queue, Waiting
-from cluster.requests import ValidatedRequest
+from cluster.request import ValidatedRequest
 from cluster.sessions import Sessions
 from pyramidserve.errors import OverloadedError, RequestTimeoutError, RequestTooLargeError
 

@@ -5,10 +5,11 @@ import logging
 from typing import Any
 
 from cluster.config import ClusterConfig
-from cluster.requests import ValidatedRequest, validate_request
+from cluster.request import ValidatedRequest
 from cluster.router import Router
 from cluster.server import RouterServer, serve, server_credentials
 from cluster.tenants import read_tenants
+from cluster.validation import validate_request
 from pyramidserve import MAX_MESSAGE_BYTES
 from pyramidserve.v1 import inference_pb2 as messages
 from workers.model.checkpoint import resolve_checkpoint

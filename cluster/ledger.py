@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 
-from cluster.requests import ValidatedRequest
+from cluster.request import ValidatedRequest
 from pyramidserve.errors import ConfigurationError, InvalidRequestError, RequestTooLargeError
 from pyramidserve.types import PipelineState, StageState
 from pyramidserve.v1 import pipeline_pb2 as pb

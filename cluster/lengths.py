@@ -3,7 +3,7 @@
 from bisect import bisect_left, insort
 from collections import deque
 
-from cluster.requests import ValidatedRequest
+from cluster.request import ValidatedRequest
 from workers.kv.pages import PAGE_TOKENS, pages_for
 
 # So many replies are remembered; with fewer than LEAST nothing is concluded from them.

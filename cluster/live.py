@@ -1,17 +1,17 @@
 """A request that waits or runs, and the streams that watch it."""
 
 import asyncio
-import math
 from array import array
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
 from cluster.pacer import Pacer
-from cluster.requests import ValidatedRequest
+from cluster.request import ValidatedRequest
 from pyramidserve.errors import EngineError, PyramidServeError, RequestConflictError
 from pyramidserve.types import Event, Receipt, Started, Tokens
 from workers.model.transcript import Transcript
+from workers.percentile import percentile
 
 
 class LiveRequest:
@@ -134,13 +134,13 @@ class LiveRequest:
 
     def finish(self, receipt: Receipt, pipeline_id: str) -> Receipt:
         """Ends the reply with ``receipt``, which it returns completed with the times seen here."""
-        gaps = sorted(after - before for before, after in pairwise(self._times))
+        gaps = [after - before for before, after in pairwise(self._times)]
         self._end = completed = replace(
             receipt,
             queue_time=self.sent - self.arrived,
             time_to_first_token=self._times[0] - self.arrived if self._times else 0.0,
-            inter_token_p50=_percentile(gaps, 0.5),
-            inter_token_p99=_percentile(gaps, 0.99),
+            inter_token_p50=percentile(gaps, 50),
+            inter_token_p99=percentile(gaps, 99),
             pipeline_id=pipeline_id,
             replays=self.losses,
         )
@@ -201,8 +201,3 @@ class Follower(AsyncIterator[Event]):
             live._followers.remove(self)
             if not live._followers and not live.ended:
                 live._abandoned(live)
-
-
-def _percentile(ordered: Sequence[float], share: float) -> float:
-    """The smallest value that ``share`` of the values do not exceed; 0 without values."""
-    return ordered[math.ceil(share * len(ordered)) - 1] if ordered else 0.0

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import chain
 
 from cluster.ledger import PipelineLedger
-from cluster.requests import ValidatedRequest
+from cluster.request import ValidatedRequest
 from workers.kv.forecast import Growth
 
 # A request that comes is tried on so many pipelines, those with the most room; afterwards on each one where

@@ -4,7 +4,7 @@ from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterator, Mapping
 from typing import Generic, Protocol, TypeVar
 
-from cluster.requests import ValidatedRequest
+from cluster.request import ValidatedRequest
 from pyramidserve.types import Priority
 
 # How much sooner or later than it did a request counts as having arrived, in seconds. So it is overtaken by

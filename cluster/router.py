@@ -13,7 +13,7 @@ from cluster.pacer import Pacer
 from cluster.pipelines import AttachedPipeline
 from cluster.placement import Placement
 from cluster.registry import LOST_RETRY_DELAY, Registry
-from cluster.requests import ValidatedRequest
+from cluster.request import ValidatedRequest
 from cluster.sessions import Sessions
 from pyramidserve.errors import (
     ConfigurationError,

@@ -10,7 +10,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from cluster.requests import ValidatedRequest
+from cluster.request import ValidatedRequest
 from cluster.router import Router
 from cluster.servicer import INFERENCE, Inference, PipelineRegistry
 from cluster.tenants import Tenants

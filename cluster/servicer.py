@@ -14,7 +14,7 @@ from grpc_health.v1.health import aio as health_aio
 from grpc_health.v1.health_pb2 import HealthCheckResponse
 
 from cluster.pipelines import AttachedPipeline
-from cluster.requests import ValidatedRequest
+from cluster.request import ValidatedRequest
 from cluster.router import Router
 from cluster.tenants import Tenants
 from pyramidserve.errors import EngineError, InvalidRequestError, PyramidServeError

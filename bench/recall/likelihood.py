@@ -7,6 +7,7 @@ import torch
 
 from pyramidserve.types import Compression, Receipt, Stopping
 from workers.engine.engine import Engine, EngineRequest
+from workers.engine.step import Step
 
 
 @dataclass(frozen=True)
@@ -33,15 +34,15 @@ class Judge:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self.rows: list[torch.Tensor] = []
-        model = engine.stages[-1].model
-        logits = model.logits
+        stage = engine.stages[-1]
+        sample = stage._sample
 
-        def recorded(hidden: torch.Tensor) -> torch.Tensor:
-            rows = logits(hidden)
-            self.rows.append(rows)
-            return rows
+        def recorded(step: Step, hidden: torch.Tensor) -> tuple[Step, torch.Tensor]:
+            # Known output is fed several at a time, and of these only the last would be drawn from.
+            self.rows.append(stage.model.logits(hidden))
+            return sample(step, hidden)
 
-        model.logits = recorded  # type: ignore[method-assign]
+        stage._sample = recorded  # type: ignore[method-assign]
 
     def read(
         self,
@@ -60,7 +61,7 @@ class Judge:
             session_id=session_id,
         )
         (reply,) = self._engine.generate([request])
-        # Of a verification, the rows that stand; all do, as what is fed is known.
+        # All that is fed is known, so every row stands; the last output may have been fed too.
         logits = torch.cat(self.rows)[: len(output_ids)]
         chosen = logits.log_softmax(dim=-1)[torch.arange(len(output_ids)), torch.tensor(output_ids)]
         likeliest = tuple(logits.argmax(dim=-1).tolist())

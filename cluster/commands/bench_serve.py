@@ -17,9 +17,9 @@ from cluster.load.trace import SOURCE, Session, arrivals, read_trace
 from pyramidserve import AsyncClient, Compression
 from pyramidserve.commands.connection import add_connection_arguments, connection
 from pyramidserve.errors import InvalidRequestError
-from workers.engine.sequence import percentile
 from workers.model.checkpoint import EMBEDDED, resolve_checkpoint
 from workers.model.tokenizer import Tokenizer
+from workers.percentile import percentile
 
 TRACE = Path(__file__).parents[1] / "load" / "chat.json"
 DESCRIPTION = "open-loop chat traffic against a running cluster"

@@ -8,7 +8,7 @@ from typing import Any
 
 from cluster.load.player import Played, Run
 from pyramidserve.types import StageState
-from workers.engine.sequence import percentile
+from workers.percentile import percentile
 
 WINDOWS = 30
 

@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from cluster.load.report import Objective
 from cluster.simulation.run import Simulated
+from workers.percentile import percentile
 
 _Seconds = npt.NDArray[np.float64]
 
@@ -29,8 +30,8 @@ def summarise(run: Simulated, objective: Objective, warm_up: float) -> dict[str,
     paces = (ended - first) / np.maximum(1, answers - 1)
     good = done & (waits <= objective.first_token) & (paces <= objective.inter_token)
     since, last = next(each for each in run.samples if each.moment >= warm_up), run.samples[-1]
-    ttft, pace = percentiles(waits[due & ~refused], 50, 90, 99), percentiles(paces[done], 50, 99)
-    queue = percentiles(queued[due & ~refused], 50, 90, 99)
+    ttft, pace = _percentiles(waits[due & ~refused], 50, 90, 99), _percentiles(paces[done], 50, 99)
+    queue = _percentiles(queued[due & ~refused], 50, 90, 99)
     return {
         "turns_due": int(due.sum()),
         "turns_done": int(done.sum()),
@@ -52,8 +53,5 @@ def summarise(run: Simulated, objective: Objective, warm_up: float) -> dict[str,
     }
 
 
-def percentiles(values: _Seconds, *shares: int) -> dict[int, float]:
-    """Values that so many per cent do not exceed; 0 without values."""
-    if not len(values):
-        return dict.fromkeys(shares, 0.0)
-    return {share: float(np.percentile(values, share, method="inverted_cdf")) for share in shares}
+def _percentiles(values: _Seconds, *shares: int) -> dict[int, float]:
+    return {share: percentile(values.tolist(), share) for share in shares}

@@ -7,7 +7,7 @@ from typing import Self
 
 import grpc.aio
 
-from cluster.requests import ValidatedRequest
+from cluster.request import ValidatedRequest
 from pyramidserve.types import Compression, Sampling, Stopping
 from pyramidserve.v1 import inference_pb2 as pb
 from pyramidserve.v1 import pipeline_pb2

@@ -10,7 +10,7 @@ from fake_head import hello, request
 from cluster.admission import LOOKAHEAD, PATIENCE, Admission, Admitted
 from cluster.ledger import PipelineLedger
 from cluster.placement import Placement
-from cluster.requests import ValidatedRequest
+from cluster.request import ValidatedRequest
 from cluster.sessions import Sessions
 from pyramidserve.errors import OverloadedError, RequestTimeoutError, RequestTooLargeError
 from pyramidserve.types import Priority

@@ -33,7 +33,7 @@ def test_numbers_are_of_what_was_due_behind_the_warm_up() -> None:
     assert told["requests_per_second"] == pytest.approx(0.3)
     assert told["goodput_per_second"] == pytest.approx(0.2)  # it waited too long
     assert told["output_tokens_per_second"] == pytest.approx(3.3)
-    assert told["ttft_p50"] == pytest.approx(0.75)
+    assert told["ttft_p50"] == pytest.approx(0.5)
     assert told["inter_token_p50"] == pytest.approx(0.1)
     assert told["within_objective"] is True
     assert told["preemptions"] == 3 * receipt("r", 1).preemptions

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from cluster.ledger import PipelineLedger
 from cluster.placement import AFFINITY, ROOMIEST, Look, Placement
-from cluster.requests import ValidatedRequest
+from cluster.request import ValidatedRequest
 from pyramidserve.wire import stage_state_from_message
 from workers.kv.forecast import Growth
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.queue import HEAD_START, Queue, cost
-from cluster.requests import ValidatedRequest
+from cluster.request import ValidatedRequest
 from pyramidserve.types import Priority, Stopping
 
 

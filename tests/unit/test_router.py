@@ -14,7 +14,7 @@ from cluster import admission
 from cluster.live import Follower
 from cluster.pipelines import AttachedPipeline
 from cluster.registry import REPLAYS
-from cluster.requests import ValidatedRequest
+from cluster.request import ValidatedRequest
 from cluster.router import REFUSAL_PAUSE, Router
 from pyramidserve.errors import (
     ConfigurationError,

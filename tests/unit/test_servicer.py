@@ -15,12 +15,13 @@ import pytest
 from fake_head import PATIENCE, FakeHead, cancelled, failed, finished, hello, tokens, until
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from test_requests import FACTS, Letters
+from test_request_validation import FACTS, Letters
 
-from cluster.requests import ValidatedRequest, validate_request
+from cluster.request import ValidatedRequest
 from cluster.router import Router
 from cluster.server import RouterServer, serve, server_credentials
 from cluster.tenants import Tenant, Tenants
+from cluster.validation import validate_request
 from pyramidserve import AsyncClient, AsyncReplyStream
 from pyramidserve.errors import (
     ConfigurationError,

@@ -8,7 +8,7 @@ from statistics import median
 
 from workers.engine.engine import Engine, EngineRequest
 from workers.engine.loop import SequenceTokens
-from workers.engine.sequence import percentile
+from workers.percentile import percentile
 
 # Tokens of each stream from which it is known how fast they come undisturbed.
 QUIET_TOKENS = 64

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from statistics import median, quantiles
 
 from pyramidserve.types import (
     Compression,
@@ -17,7 +16,8 @@ from workers.compression.plan import KeepPlan
 from workers.compression.policies import policy_name, recall
 from workers.engine.detokenizer import Detokenizer
 from workers.engine.drafts import Drafting
-from workers.kv.entry import ReleasedSequence
+from workers.kv.released import ReleasedSequence
+from workers.percentile import percentile
 
 
 @dataclass(frozen=True)
@@ -187,7 +187,7 @@ class RunningSequence:
             dropped_bytes=sum(s.dropped_bytes for s in shards),
             queue_time=0.0,
             time_to_first_token=own_times[0] - self.started if own_times else 0.0,
-            inter_token_p50=median(gaps) if gaps else 0.0,
+            inter_token_p50=percentile(gaps, 50),
             inter_token_p99=percentile(gaps, 99),
             layers=tuple(layer for shard in shards for layer in shard.layers),
             pipeline_id="",
@@ -200,13 +200,6 @@ class RunningSequence:
             accepted_tokens=self.drafting.accepted if self.drafting else 0,
             device_peak_bytes=sum(s.device_peak_bytes for s in shards),
         )
-
-
-def percentile(values: Sequence[float], share: int) -> float:
-    """The ``share``-th percentile; 0 of nothing."""
-    if len(values) < 2:
-        return max(values, default=0.0)
-    return quantiles(values, n=100, method="inclusive")[share - 1]
 
 
 Decode = Callable[[Sequence[int]], str]

@@ -26,12 +26,13 @@ from workers.engine.step import (
 )
 from workers.kernels.choose import choose_dtype, choose_kernels
 from workers.kv.cache import ShardCache
-from workers.kv.entry import Positions, ReleasedSequence
+from workers.kv.entry import Positions
 from workers.kv.footprint import ShardLayout
 from workers.kv.host import HostStore
 from workers.kv.link import HostLink, link_for
 from workers.kv.page_table import PageTables
 from workers.kv.pool import KVPool, PagedStep, page_bytes
+from workers.kv.released import ReleasedSequence
 from workers.model.config import read_config
 from workers.model.rope import Rope, Rotation
 from workers.model.weights import load_stage

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyramidserve.types import Compression, Sampling
-from workers.kv.entry import ReleasedSequence
+from workers.kv.released import ReleasedSequence
 
 # Rows of a verification, and of a decode step that feeds known outputs, at most.
 VERIFIED_ROWS = 64

@@ -11,7 +11,7 @@ from pyramidserve.types import LayerReceipt
 from workers.compression.plan import GenerationPlan, KeepPlan
 from workers.compression.select import best_of_chunk, complement
 from workers.device import to_device
-from workers.kv.entry import CachedSequence, GatheredLayer, Positions, ReleasedSequence
+from workers.kv.entry import CachedSequence, GatheredLayer, Positions
 from workers.kv.footprint import ShardLayout, score_pages
 from workers.kv.hidden import HiddenStore
 from workers.kv.host import HostStore
@@ -19,6 +19,7 @@ from workers.kv.link import Copy
 from workers.kv.page_table import Lengths, PageTables, Rows
 from workers.kv.pages import IntegrityError
 from workers.kv.pool import KVPool, PagedLayers, PagedStep
+from workers.kv.released import ReleasedSequence
 from workers.kv.scores import GenerationScores, ScoreTargets
 from workers.kv.spilled_keys import SpilledKeys
 

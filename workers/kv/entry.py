@@ -1,4 +1,4 @@
-"""What a shard's cache knows of one sequence, while it is there and when it goes."""
+"""What a shard's cache knows of one sequence while it is there."""
 
 from dataclasses import dataclass, field
 
@@ -6,7 +6,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pyramidserve.types import LayerReceipt
 from workers.compression.plan import KeepPlan
 
 Positions = npt.NDArray[np.int32]
@@ -53,24 +52,3 @@ class GatheredLayer:
     positions: Positions
     places: npt.NDArray[np.int64]
     kv: torch.Tensor
-
-
-@dataclass(frozen=True)
-class ReleasedSequence:
-    """What a sequence held on the shard; ``peak_pages`` include ``score_pages``.
-
-    ``workspace_bytes`` were the activations of its prefill; ``device_peak_bytes`` is the most that the
-    shard's allocator had handed out by then, to whomever.
-    """
-
-    layers: tuple[LayerReceipt, ...]
-    peak_pages: int
-    score_pages: int
-    page_bytes: int
-    table_bytes: int
-    spilled_bytes: int
-    recalled_bytes: int
-    dropped_bytes: int
-    attended_bytes: int
-    workspace_bytes: int = 0
-    device_peak_bytes: int = 0

@@ -11,8 +11,8 @@ from workers.engine.memory import PipelineLayout
 from workers.engine.pipeline import Outcome
 from workers.engine.sequence import SequenceRequest
 from workers.engine.step import PrefillTrace, ShardMemory, Step, StepKind, TopLogits
-from workers.kv.entry import ReleasedSequence
 from workers.kv.footprint import ShardLayout
+from workers.kv.released import ReleasedSequence
 
 LAYERS_PER_SHARD = 2
 PAGES = 64

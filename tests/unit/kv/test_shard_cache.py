@@ -23,12 +23,12 @@ from pyramidserve.types import Compression, PyramidParameters, StreamingParamete
 from workers.compression.plan import KeepPlan
 from workers.compression.policies import plan
 from workers.kv.cache import ShardCache
-from workers.kv.entry import ReleasedSequence
 from workers.kv.footprint import ShardLayout, pages_held, peak_pages, score_pages
 from workers.kv.host import HostStore
 from workers.kv.page_table import PageTables
 from workers.kv.pages import IntegrityError, OutOfPagesError, pages_for
 from workers.kv.pool import KVPool
+from workers.kv.released import ReleasedSequence
 
 # The shard has the middle layers of a model, so that neither its first nor its last is the model's.
 FIRST, END, MODEL_LAYERS = 1, 4, 5

@@ -8,7 +8,7 @@ import pytest
 
 from cluster.load.report import Objective
 from cluster.load.trace import Session, Turn, arrivals, draw_sessions
-from cluster.simulation.report import percentiles, summarise
+from cluster.simulation.report import summarise
 from cluster.simulation.run import Simulated, Simulation
 from cluster.simulation.setup import USUAL, Scaling, Setup, gpu_setup
 from cluster.simulation.turn import SimulatedTurn
@@ -91,13 +91,6 @@ def test_what_has_not_begun_has_waited_until_the_end() -> None:
     assert (told["ttft_p50"], told["ttft_p99"]) == (1.0, 80.0)
     assert told["turns_done"] == 0
     assert not told["within_objective"]
-
-
-def test_percentiles_are_values_that_occurred() -> None:
-    import numpy as np
-
-    assert percentiles(np.array([1.0, 2.0, 3.0, 4.0]), 50, 99) == {50: 2.0, 99: 4.0}
-    assert percentiles(np.array([]), 50) == {50: 0.0}
 
 
 def test_a_model_that_does_not_fit_is_refused() -> None:

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from cluster.requests import ValidatedRequest, validate_request
+from cluster.request import ValidatedRequest
+from cluster.validation import validate_request
 from pyramidserve.errors import InvalidRequestError
 from pyramidserve.types import ChatMessage, Compression
 from pyramidserve.v1 import inference_pb2 as pb

@@ -1,11 +1,11 @@
 """What a client asks for, checked before anything is queued for it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from typing import Protocol, cast, get_args
 
+from cluster.request import ValidatedRequest
 from pyramidserve.errors import InvalidRequestError
-from pyramidserve.types import ChatMessage, Compression, Priority, Role, Sampling, Stopping
+from pyramidserve.types import ChatMessage, Compression, Role
 from pyramidserve.v1 import inference_pb2 as pb
 from pyramidserve.wire import (
     compression_from_message,
@@ -30,48 +30,6 @@ class Tokenizer(Protocol):
     def chat(self, messages: Sequence[ChatMessage], last: Transcript | None = None) -> list[int]:
         """The ids of a conversation in the model's chat template, going on from ``last`` if it does."""
         ...
-
-
-@dataclass(frozen=True)
-class ValidatedRequest:
-    """A request that is known to be sound.
-
-    Attributes:
-        sampling: its seed is always set.
-        stopping: its ``max_tokens`` is always set.
-        seed_given: the client chose the seed.
-        messages: what was asked, if it was a conversation.
-    """
-
-    request_id: str
-    prompt_ids: tuple[int, ...]
-    sampling: Sampling
-    stopping: Stopping
-    compression: Compression
-    session_id: str
-    resume_output_ids: tuple[int, ...]
-    seed_given: bool
-    priority: Priority = "normal"
-    messages: tuple[ChatMessage, ...] = ()
-
-    @property
-    def seed(self) -> int:
-        return cast(int, self.sampling.seed)
-
-    @property
-    def max_tokens(self) -> int:
-        return cast(int, self.stopping.max_tokens)
-
-    @property
-    def fingerprint(self) -> tuple[object, ...]:
-        """All that decides the reply but the seed, which a client need not know yet."""
-        sampling = replace(self.sampling, seed=None)
-        return self.prompt_ids, sampling, self.stopping, self.compression, self.session_id
-
-    def same_reply(self, live: "ValidatedRequest") -> bool:
-        """Whether this asks for the reply that ``live`` is already getting."""
-        same_seed = not self.seed_given or self.seed == live.seed
-        return same_seed and self.fingerprint == live.fingerprint
 
 
 def validate_request(
