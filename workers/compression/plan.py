@@ -2,8 +2,10 @@
 
 from dataclasses import dataclass, replace
 
+# Keys that an index has in a row of the pool, which holds the key and value of one token.
+KEYS_PER_ROW = 16
 # What the index of a token's key takes of its KV.
-INDEX_SHARE = 1 / 16
+INDEX_SHARE = 1 / KEYS_PER_ROW
 
 
 @dataclass(frozen=True)
@@ -96,11 +98,3 @@ class KeepPlan:
         plan = self.generation
         chunks = plan.chunks(generated)
         return self.kept[layer] + generated - chunks * (plan.chunk - plan.keeps[layer])
-
-    def most_tokens(self, layer: int, generated: int) -> int:
-        """The most in ``layer``'s cache behind a step, ``generated`` of whose tokens are verified.
-
-        A shard learns with the next step what has been verified, and compresses only then.
-        """
-        verified_before = max(0, generated - self.lag)
-        return self.tokens(layer, verified_before) + generated - verified_before + self.drafts

@@ -7,9 +7,9 @@ import numpy as np
 
 from workers.compression.policies import plan
 from workers.engine.sequence import RunningSequence, SequenceRequest
-from workers.kv.footprint import ShardLayout, host_pages
+from workers.kv.footprint import Counts, ShardLayout, host_pages
 from workers.kv.forecast import Forecast, Growth, growth
-from workers.kv.ledger import Counts, Ledger
+from workers.kv.ledger import Ledger
 from workers.kv.pages import IntegrityError
 
 

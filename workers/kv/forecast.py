@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from workers.compression.plan import KeepPlan
-from workers.kv.footprint import ShardLayout, pages_held, peak_pages
+from workers.kv.footprint import ShardLayout, lifetime_pages
 from workers.kv.pages import IntegrityError
 
 Pages = tuple[int, ...]
@@ -57,18 +57,8 @@ class Growth:
 @lru_cache(maxsize=1 << 14)
 def growth(plan: KeepPlan, shards: tuple[ShardLayout, ...], expected: int, most: int) -> Growth:
     """How a sequence with ``plan`` grows until it has ``expected``, or ``most``, output tokens."""
-    return Growth(
-        first=tuple(pages_held(plan, shard, 0) for shard in shards),
-        expected=_peaks(plan, shards, expected),
-        expected_tokens=expected - 1,
-        most=_peaks(plan, shards, most),
-        most_tokens=most - 1,
-    )
-
-
-@lru_cache(maxsize=1 << 14)
-def _peaks(plan: KeepPlan, shards: tuple[ShardLayout, ...], tokens: int) -> Pages:
-    return tuple(peak_pages(plan, shard, tokens) for shard in shards)
+    first, at_expected, at_most = lifetime_pages(plan, shards, (expected, most))
+    return Growth(first, at_expected, expected - 1, at_most, most - 1)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from workers.device import select_rows
 from workers.kv.entry import Positions
 from workers.kv.link import Copy, HostLink
 from workers.kv.page_table import PageTables, Rows
-from workers.kv.pages import IntegrityError, PageAllocator, pages_for
+from workers.kv.pages import PAGE_TOKENS, IntegrityError, PageAllocator, pages_for
 from workers.kv.pool import PagedLayers, page_bytes
 
 
@@ -79,9 +79,9 @@ class HostStore:
         row_shape = tuple(like.shape[1:])
         self.page_bytes = page_bytes(row_shape[1], row_shape[2], like.dtype)
         pages = limit_bytes // self.page_bytes
-        self._row_bytes = self.page_bytes // 16
+        self._row_bytes = self.page_bytes // PAGE_TOKENS
         self.row = like.new_empty(row_shape, device="meta")
-        self._rows = link.host_memory((pages * 16, *row_shape), like.dtype)
+        self._rows = link.host_memory((pages * PAGE_TOKENS, *row_shape), like.dtype)
         self._allocator = PageAllocator(pages)
         self._tables = PageTables(self._allocator, sequences, layers, max_tokens)
         self._sequences: OrderedDict[Hashable, _Sequence] = OrderedDict()

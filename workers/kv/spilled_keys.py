@@ -2,13 +2,11 @@
 
 import torch
 
+from workers.compression.plan import KEYS_PER_ROW
 from workers.device import to_device
 from workers.kv.footprint import index_rows
 from workers.kv.page_table import PageTables
 from workers.kv.pool import KVPool
-
-# Keys of as many tokens take one row of the pool, which holds the key and value of one: see INDEX_SHARE.
-TOKENS_PER_ROW = 16
 
 
 class SpilledKeys:
@@ -75,11 +73,11 @@ class SpilledKeys:
             self._pool.write(rows[:1], scales.view(1, *self._pool.rows.shape[1:]))
         least, step = self._scales(rows)
         codes = ((flat - least) / step).round_().clamp_(0, 2**self._bits - 1).to(torch.uint8)
-        begun = before % TOKENS_PER_ROW
-        row = 1 + before // TOKENS_PER_ROW
+        begun = before % KEYS_PER_ROW
+        row = 1 + before // KEYS_PER_ROW
         if begun:
             codes = torch.cat((self._codes(rows[row : row + 1])[:begun], codes))
-        padding = -len(codes) % TOKENS_PER_ROW
+        padding = -len(codes) % KEYS_PER_ROW
         codes = torch.nn.functional.pad(codes, (0, 0, 0, padding))
         packed = codes.view(-1, self._per_byte, codes.shape[1]) << self._shifts[:, None]
         packed = packed.sum(dim=1, dtype=torch.uint8).view(-1).view(self._pool.rows.dtype)

@@ -1,5 +1,7 @@
 """Any plan that a policy could make, and wilder ones."""
 
+from dataclasses import replace
+
 from hypothesis import strategies as st
 
 from pyramidserve.types import Compression, StreamingParameters
@@ -27,6 +29,12 @@ def pyramid_plans(draw: st.DrawFn, layers: int, most_prompt: int) -> KeepPlan:
             keeps=draw(st.tuples(*[st.integers(0, chunk)] * layers).filter(any)),
         ),
     )
+
+
+@st.composite
+def with_recall(draw: st.DrawFn, plan: st.SearchStrategy[KeepPlan]) -> KeepPlan:
+    """The same plan, as recall may have it: with drafts, or an index of keys, or both."""
+    return replace(draw(plan), drafts=draw(st.sampled_from((0, 0, 1, 7))), indexes=draw(st.booleans()))
 
 
 def streaming_plans(layers: int, most_prompt: int) -> st.SearchStrategy[KeepPlan]:

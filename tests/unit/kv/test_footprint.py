@@ -1,13 +1,21 @@
 """What a sequence will take is known before it begins: against counting it token by token."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from kv_plans import plans, pyramid_plans
+from kv_plans import plans, pyramid_plans, with_recall
 
 from workers.compression.plan import GenerationPlan, KeepPlan
-from workers.kv.footprint import ShardLayout, pages_held, peak_pages, score_pages, score_width
+from workers.kv.footprint import (
+    ShardLayout,
+    host_pages,
+    pages_held,
+    peak_pages,
+    score_pages,
+    score_width,
+)
 
 LAYERS = 4
 LAYOUTS = st.builds(
@@ -66,6 +74,29 @@ def test_peak_pages_are_the_most_pages_ever_held(
 def test_pages_held_follow_every_token(plan: KeepPlan, layout: ShardLayout) -> None:
     counted = [after for _, after in _lives(plan, layout, 100)]
     assert [pages_held(plan, layout, fed) for fed in range(101)] == counted
+
+
+@settings(deadline=None)
+@given(with_recall(plans(LAYERS, 80)), LAYOUTS, st.integers(0, 120))
+@example(replace(UNEQUAL, drafts=7, indexes=True), ShardLayout(0, 2, 4096), 40)
+def test_drafts_and_indexes_are_counted_at_the_most_that_they_may_be(
+    plan: KeepPlan, layout: ShardLayout, fed: int
+) -> None:
+    """A step may bring ``drafts`` more, and compresses what the one before has verified."""
+    verified_before = max(0, fed - (plan.drafts + 1 if plan.drafts else 0))
+    pages = score_pages(plan, layout)
+    for layer in range(layout.first, layout.end):
+        tokens = plan.tokens(layer, verified_before) + fed - verified_before + plan.drafts
+        spilled = plan.prompt_tokens + fed - plan.tokens(layer, fed)
+        rows = len(range(0, spilled, 16)) + bool(spilled) if plan.indexes else 0
+        pages += len(range(0, tokens, 16)) + len(range(0, rows, 16))
+    assert pages_held(plan, layout, fed) == pages
+    whole = replace(plan, spills_all=True)
+    assert host_pages(whole, layout, fed + 1) == sum(
+        len(range(0, plan.prompt_tokens + fed - plan.tokens(layer, fed), 16))
+        for layer in range(layout.first, layout.end)
+    )
+    assert host_pages(replace(plan, spills_all=False), layout, fed + 1) == 0
 
 
 @settings(deadline=None)

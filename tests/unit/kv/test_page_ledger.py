@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kv_plans import plans
+from kv_plans import plans, with_recall
 
 from pyramidserve.types import Compression
 from workers.compression.plan import KeepPlan
@@ -19,7 +19,7 @@ FULL = plan(Compression(), 20, LAYERS)
 
 
 @settings(deadline=None)
-@given(st.lists(st.tuples(plans(LAYERS, 60), st.integers(0, 200)), min_size=1, max_size=4))
+@given(st.lists(st.tuples(with_recall(plans(LAYERS, 60)), st.integers(0, 200)), min_size=1, max_size=4))
 def test_needs_are_what_the_footprint_says(wanted: list[tuple[KeepPlan, int]]) -> None:
     ledger = Ledger(SHARDS, (10_000, 10_000), sequences=4)
     for key, (keep, _) in enumerate(wanted):
