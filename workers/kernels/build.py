@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from workers.kernels.shared import MACROS
 from workers.model.checkpoint import cache_folder
 
 SOURCE = Path(__file__).with_name("source")
@@ -26,7 +27,7 @@ def load_library() -> ctypes.CDLL:
     """The kernels' library, compiled if this processor has not seen it yet. Raises KernelBuildError."""
     compiler = shlex.split(os.environ.get("CC", "cc"))
     sources = [path.read_text() for path in sorted(SOURCE.iterdir())]
-    identity = (sources, compiler, FLAGS, sorted(torch.cpu.get_capabilities().items()))
+    identity = (sources, compiler, FLAGS, MACROS, sorted(torch.cpu.get_capabilities().items()))
     name = hashlib.sha256(repr(identity).encode()).hexdigest()[:16]
     library = cache_folder() / "kernels" / f"{name}.so"
     try:
@@ -42,7 +43,8 @@ def _compile(compiler: list[str], library: Path) -> None:
     with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
         built = Path(scratch) / library.name
         sources = map(str, sorted(SOURCE.glob("*.c")))
-        command = [*compiler, *FLAGS.split(), *sources, "-o", str(built), "-lm"]
+        macros = [f"-D{name}={value}" for name, value in MACROS.items()]
+        command = [*compiler, *FLAGS.split(), *macros, *sources, "-o", str(built), "-lm"]
         try:
             subprocess.run(command, check=True, capture_output=True, text=True, timeout=COMPILE_SECONDS)
         except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:

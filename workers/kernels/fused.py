@@ -6,14 +6,11 @@ from ctypes import CDLL, Structure, byref, c_double, c_float, c_int, c_int64, c_
 import torch
 
 from workers.kernels.interface import LayerWeights
+from workers.kernels.shared import CHUNK, PARTIAL
 from workers.kernels.stopwatch import Stopwatch
 from workers.kv.pool import PagedBatch, PagedLayers, PagedStep
 from workers.model.config import ModelConfig
 from workers.model.rope import Rotation
-
-# Of decode.c: tokens that one thread attends to at a time, values in a vector, and what there is of a part
-# beside the sums of values.
-CHUNK, LANES, PARTIAL = 256, 16, 2
 
 # What decode_layers adds up its seconds by.
 _SPENT = ("gemm", "attention", "elementwise")

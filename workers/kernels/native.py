@@ -7,8 +7,9 @@ import torch
 from torch.nn import functional
 
 from workers.device import multiplies_bf16
-from workers.kernels.fused import CHUNK, LANES, PARTIAL, NativeDecode, paged_cache
+from workers.kernels.fused import NativeDecode, paged_cache
 from workers.kernels.interface import FusedDecode, LayerWeights
+from workers.kernels.shared import CHUNK, COLUMNS, LANES, PARTIAL
 from workers.kernels.stopwatch import Stopwatch
 from workers.kernels.torch_kernels import TorchKernels
 from workers.kv.pool import PagedBatch
@@ -17,8 +18,6 @@ from workers.model.rope import Rotation
 
 # Products of at most this many rows are bound by reading the weights, which torch's do with less speed.
 FEW_ROWS = 64
-# COLUMNS of linear.c: rows of weights that are multiplied together.
-COLUMNS = 4
 NATIVE_DTYPES = (torch.float32, torch.bfloat16)
 
 CPU = torch.device("cpu")

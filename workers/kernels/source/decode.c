@@ -1,11 +1,9 @@
 #include "kernels.h"
 #include "lanes.h"
 
-// Tokens that one thread attends to at a time; a long sequence is shared among threads.
-#define CHUNK 256
 // What a part of a sequence comes to, for each head: sums of values, the sum of shares, the greatest logit.
 // Logits are powers of two.
-#define PARTIAL(head_size) ((head_size) + 2)
+#define PART_SIZE(head_size) ((head_size) + PARTIAL)
 
 // Query heads that share the loads of a key and value, and vectors of a head that stay in registers.
 #define TOGETHER 3
@@ -143,7 +141,7 @@ void decode_attention_rows(const void *query, const paged_cache *own_cache, cons
     const int64_t chunks = own_cache->chunks + spilled->chunks;
     const int group = heads / kv_heads, itemsize = stored ? 2 : 4;
     const float scale = LOG2_E / sqrtf(head_size);
-    const int64_t size = PARTIAL(head_size), head_bytes = (int64_t)head_size * itemsize;
+    const int64_t size = PART_SIZE(head_size), head_bytes = (int64_t)head_size * itemsize;
 #pragma omp for schedule(dynamic)
     for (int64_t task = 0; task < sequences * chunks; task++) {
         const int64_t sequence = task / chunks, chunk = task % chunks;

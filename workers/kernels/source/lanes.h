@@ -14,14 +14,14 @@
 #include <stdint.h>
 #include <string.h>
 
-#define PAGE_TOKENS 16
+// PAGE_TOKENS, CHUNK, LANES, PARTIAL and COLUMNS are those of shared.py.
 
 // Sixteen values side by side; the compiler splits it where registers are smaller.
 typedef float lanes __attribute__((vector_size(64)));
 typedef int32_t indices __attribute__((vector_size(64)));
 typedef uint32_t words __attribute__((vector_size(64)));
 typedef uint16_t halves __attribute__((vector_size(32)));
-#define LANES 16
+_Static_assert(LANES * sizeof(float) == sizeof(lanes), "a vector has LANES values");
 
 static inline lanes all(float value) { return value - (lanes){0}; }
 

@@ -4,7 +4,6 @@
 // COLUMNS rows of weights times at most ROWS rows of x: as many running sums as stay in registers. A thread
 // takes TILE columns at a time; while it multiplies some, it fetches those that are DISTANCE blocks ahead, in
 // as many portions as there are passes over them.
-#define COLUMNS 4
 #define ROWS 4
 #define TILE 32
 #define DISTANCE 2
