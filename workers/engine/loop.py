@@ -1,6 +1,5 @@
 """The engine's loop: what the scheduler decides goes through the pipeline, what comes back is accepted."""
 
-import itertools
 import math
 import time
 from collections.abc import Sequence
@@ -10,6 +9,7 @@ import torch
 
 from pyramidserve.types import Receipt, Tokens
 from workers.compression.policies import plan
+from workers.engine.accept import accept
 from workers.engine.detokenizer import Detokenizer
 from workers.engine.drafts import Drafting
 from workers.engine.memory import PipelineLayout
@@ -123,44 +123,12 @@ class EngineLoop:
         return events
 
     def _accept(self, step: Step, drawn: tuple[int, ...]) -> list[LoopEvent]:
-        now = time.monotonic()
         events: list[LoopEvent] = []
         for top in step.top_logits:
             shards = tuple(trace for trace in step.traces if trace.sequence == top.sequence)
             events.append(SequenceTraced(top.sequence, shards, top))
-        counts = step.rows if step.kind is StepKind.VERIFY else (1,) * len(step.sequences)
-        ids = iter(drawn)
-        for row, (key, count) in enumerate(zip(step.sequences, counts, strict=True)):
-            sequence, own = self.scheduler.sequences[key], list(itertools.islice(ids, count))
-            if sequence.cancelled:
-                continue
-            if step.kind is StepKind.VERIFY:
-                own = sequence.verify(own)
-            elif step.kind is StepKind.DECODE and sequence.drafting is not None:
-                sequence.drafts += own
-                continue
-            elif step.kind is StepKind.DECODE:
-                own = [*sequence.known_ahead(step.rows[row] - 1), *own]
-            events += self._output(key, sequence, own, now)
-        return events
-
-    def _output(
-        self, key: int, sequence: RunningSequence, ids: Sequence[int], now: float
-    ) -> list[LoopEvent]:
-        """Takes in the next outputs of a sequence; tells those that were not known."""
-        new: list[int] = []
-        text = ""
-        for token in ids:
-            known = sequence.reached < len(sequence.known_ids)
-            added = sequence.accept(token, now, self._eos_ids)
-            if not known:
-                new.append(token)
-                text += added
-            if sequence.ended:
-                break
-        if not new:
-            return []
-        return [SequenceTokens(key, Tokens(len(sequence.output_ids) - len(new), tuple(new), text))]
+        new = accept(step, drawn, self.scheduler.sequences, self._eos_ids, time.monotonic())
+        return events + [SequenceTokens(key, tokens) for key, tokens in new]
 
     def _ended(self, step: Step) -> list[LoopEvent]:
         events: list[LoopEvent] = []

@@ -14,6 +14,7 @@ from pyramidserve.types import Compression, FinishReason, StreamingParameters
 from workers.compression.plan import KeepPlan
 from workers.compression.policies import plan
 from workers.engine import scheduler as scheduler_module
+from workers.engine.accept import accept
 from workers.engine.detokenizer import Detokenizer
 from workers.engine.drafts import Drafting
 from workers.engine.scheduler import Scheduler
@@ -34,11 +35,15 @@ MAX_PREFILL_TOKENS = 10
 lengths = st.integers(1, 8) | st.integers(9, 300)
 
 
-def admit(scheduler: Scheduler, wanted: SequenceRequest) -> bool:
-    keep = plan(wanted.compression, len(wanted.prompt_ids), scheduler.layout.layers)
+def running(wanted: SequenceRequest, layers: int = 4) -> RunningSequence:
+    keep = plan(wanted.compression, len(wanted.prompt_ids), layers)
     sequence = RunningSequence(wanted, keep, Detokenizer(lambda ids: "x" * len(ids)), 0.0)
     sequence.drafting = Drafting(keep.drafts) if keep.drafts else None
-    return scheduler.admit(sequence)
+    return sequence
+
+
+def admit(scheduler: Scheduler, wanted: SequenceRequest) -> bool:
+    return scheduler.admit(running(wanted, scheduler.layout.layers))
 
 
 def finish(scheduler: Scheduler, step: Step) -> None:
@@ -47,25 +52,15 @@ def finish(scheduler: Scheduler, step: Step) -> None:
     Output i is 100 + i; every fifth draft is wrong.
     """
     if step.kind in COMPUTING:
-        drawn = iter(
+        drawn = [
             100 + index if forced < 0 else forced
             for index, forced in zip(step.output_indices, step.forced, strict=True)
-        )
-        for row, key in enumerate(step.sequences):
-            sequence = scheduler.sequences[key]
-            own = [next(drawn) for _ in range(step.rows[row] if step.kind is StepKind.VERIFY else 1)]
-            if sequence.cancelled:
-                continue
-            if step.kind is StepKind.VERIFY:
-                own = sequence.verify(own)
-            elif step.kind is StepKind.DECODE and sequence.drafting:
-                sequence.drafts.append(own[0] if (own[0] + step.number) % 5 else 7)
-                continue
-            elif step.kind is StepKind.DECODE:
-                own = [*sequence.known_ahead(step.rows[row] - 1), *own]
-            for token in own:
-                if not sequence.ended:
-                    sequence.accept(token, 0.0, ())
+        ]
+        if step.kind is StepKind.DECODE:
+            for row, key in enumerate(step.sequences):
+                if scheduler.sequences[key].drafting and not (drawn[row] + step.number) % 5:
+                    drawn[row] = 7
+        accept(step, drawn, scheduler.sequences, (), 0.0)
     if step.kind is StepKind.PARK:
         step = replace(step, released=((released(0),) * len(step.sequences),))
     scheduler.finish_step(step)
