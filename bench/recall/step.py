@@ -10,18 +10,18 @@ from bench.recall.texts import windows
 from pyramidserve.types import Compression
 from workers.engine.engine import Engine, EngineConfig
 
-GOES_ON = 256
-
 
 def main() -> None:
     """Prints a table and writes the raw numbers."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--prompts", type=int, nargs="+", default=[1024, 2048, 4096], metavar="TOKENS")
+    parser.add_argument("--goes-on", type=int, default=256, metavar="TOKENS", help="behind each")
     parser.add_argument("--texts", type=int, default=6, metavar="N", help="of each length")
     parser.add_argument("--kv-keep", type=float, default=0.45)
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
+    goes_on = arguments.goes_on
     engine = Engine(
         EngineConfig(dtype=arguments.dtype, kv_bytes=1 << 30, host_bytes=1 << 30, max_sequences=1)
     )
@@ -32,17 +32,17 @@ def main() -> None:
     results: list[dict[str, Any]] = []
     for tokens in arguments.prompts:
         runs: dict[str, list[dict[str, float]]] = {mode: [] for mode in modes}
-        for text in windows(engine.tokenizer, tokens + GOES_ON, arguments.texts):
+        for text in windows(engine.tokenizer, tokens + goes_on, arguments.texts):
             for mode, compression in modes.items():
                 read = judge.read(text[:tokens], text[tokens:], compression)
                 spilled = sum(layer.spilled for layer in read.receipt.layers)
                 row_bytes = read.receipt.spilled_bytes / max(1, spilled)
                 runs[mode].append(
                     {
-                        "nll": -read.total / GOES_ON,
+                        "nll": -read.total / goes_on,
                         "device_share": read.receipt.kv_keep_reached,
-                        "bytes_per_token": read.receipt.recalled_bytes / GOES_ON,
-                        "of_spilled": read.receipt.recalled_bytes / GOES_ON / max(1, spilled * row_bytes),
+                        "bytes_per_token": read.receipt.recalled_bytes / goes_on,
+                        "of_spilled": read.receipt.recalled_bytes / goes_on / max(1, spilled * row_bytes),
                     }
                 )
         for mode, own in runs.items():
