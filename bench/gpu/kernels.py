@@ -1,6 +1,7 @@
 """A device's kernels against the plain calculation in fp32, on ragged shapes in poisoned memory."""
 
 from collections import defaultdict
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from workers.kv.pool import PagedBatch
 from workers.model.attention import window_weights
 
 CPU = torch.device("cpu")
+REFERENCE = TorchKernels(torch.float32)
 # Heads, KV heads, head size: a key for each head, for groups of them, for all.
 HEADS = ((8, 8, 64), (8, 2, 128), (4, 1, 64))
 # What rounding to a type on the way may leave, of values about 1.
@@ -26,18 +28,13 @@ Pairs = list[tuple[str, torch.Tensor, torch.Tensor]]
 
 def kernels(context: Context, results: dict[str, Any]) -> None:
     """The largest error of every operation, by type, and whether rounding explains it."""
-    reference = TorchKernels(torch.float32)
     for dtype, tolerance in TOLERANCES.items():
         own = choose_kernels("auto", context.device, dtype)
         errors: dict[str, float] = defaultdict(float)
         for number, (heads, kv_heads, size) in enumerate(HEADS):
             draw = torch.Generator().manual_seed(number)
-            pairs = [
-                *_dense(own, reference, context.device, dtype, draw),
-                *_prefill(own, reference, context.device, dtype, draw, (heads, kv_heads, size)),
-                *_decode(own, reference, context.device, dtype, draw, (heads, kv_heads, size)),
-            ]
-            for what, got, expected in pairs:
+            case = Case(own, context.device, dtype, heads, kv_heads, size, draw)
+            for what, got, expected in (*case.dense(), *case.prefill(), *case.decode()):
                 difference = (got.cpu().float() - expected).abs() / (1 + expected.abs())
                 # Poison that was read is NaN, which no comparison would find.
                 errors[what] = max(errors[what], float(difference.nan_to_num(nan=torch.inf).max()))
@@ -50,90 +47,79 @@ def kernels(context: Context, results: dict[str, Any]) -> None:
     results["ok"] = all(each["ok"] for each in results.values())
 
 
-def _dense(
-    own: Kernels, reference: Kernels, device: torch.device, dtype: torch.dtype, draw: torch.Generator
-) -> Pairs:
-    pairs: Pairs = []
-    for rows in (1, 5, 70):
-        x = torch.randn(rows, 96, generator=draw).to(own.activations)
-        weight = torch.randn(64, 96, generator=draw).to(dtype) / 96**0.5
-        norm = torch.randn(96, generator=draw).to(dtype)
-        plain = x.float()
-        there, weight_there = x.to(device), weight.to(device)
-        pairs += [
-            (
-                "linear",
-                own.linear(there, weight_there, None),
-                reference.linear(plain, weight.float(), None),
-            ),
-            ("logits", own.logits(there, weight_there), reference.logits(plain, weight.float())),
-            (
-                "rms_norm",
-                own.rms_norm(there, norm.to(device), 1e-5),
-                reference.rms_norm(plain, norm.float(), 1e-5),
-            ),
-            ("silu_product", own.silu_product(there.clone()), reference.silu_product(plain.clone())),
-        ]
-    return pairs
+@dataclass(frozen=True)
+class Case:
+    """Kernels on a device, and what they are given: of a type, of some heads, drawn."""
 
+    own: Kernels
+    device: torch.device
+    dtype: torch.dtype
+    heads: int
+    kv_heads: int
+    size: int
+    generator: torch.Generator
 
-def _prefill(
-    own: Kernels,
-    reference: Kernels,
-    device: torch.device,
-    dtype: torch.dtype,
-    draw: torch.Generator,
-    shape: tuple[int, int, int],
-) -> Pairs:
-    heads, kv_heads, size = shape
-    pairs: Pairs = []
-    for rows, before, window in ((1, 0, 0), (37, 0, 8), (64, 100, 20), (130, 3, 130)):
-        projected = torch.randn(rows, heads + 2 * kv_heads, size, generator=draw).to(own.activations)
-        angles = torch.randn(rows, size // 2, generator=draw)
-        rotation = (angles.cos(), angles.sin())
-        there = own.rotate(
-            projected.to(device), (rotation[0].to(device), rotation[1].to(device)), heads, kv_heads
-        )
-        plain = reference.rotate(projected.float(), rotation, heads, kv_heads)
-        pairs += [("rotate", got, expected) for got, expected in zip(there, plain, strict=True)]
-        query, new = (part.cpu().float() for part in there)
-        kv = torch.cat((torch.randn(before, 2, kv_heads, size, generator=draw).to(dtype).float(), new))
-        weights = window_weights(window, 1.2, CPU)
-        context = before + rows - window if window else 0
-        got_both = own.prefill_attention(there[0], kv.to(dtype).to(device), weights.to(device), context)
-        expected_both = reference.prefill_attention(query, kv, weights, context)
-        pairs += [
-            (what, got, expected)
-            for what, got, expected in zip(
-                ("prefill_attention", "window_scores"), got_both, expected_both, strict=True
-            )
-            if expected.numel()
-        ]
-    return pairs
+    def draw(self, *shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=self.generator)
 
+    def dense(self) -> Pairs:
+        """Products, norms and activations."""
+        own, pairs = self.own, []
+        for rows in (1, 5, 70):
+            x = self.draw(rows, 96).to(own.activations)
+            weight = self.draw(64, 96).to(self.dtype) / 96**0.5
+            norm = self.draw(96).to(self.dtype)
+            plain, wide = x.float(), weight.float()
+            there, weight_there, norm_there = (part.to(self.device) for part in (x, weight, norm))
+            gated = own.silu_product(there.clone()), REFERENCE.silu_product(plain.clone())
+            normed = own.rms_norm(there, norm_there, 1e-5), REFERENCE.rms_norm(plain, norm.float(), 1e-5)
+            pairs += [
+                ("linear", own.linear(there, weight_there, None), REFERENCE.linear(plain, wide, None)),
+                ("logits", own.logits(there, weight_there), REFERENCE.logits(plain, wide)),
+                ("rms_norm", *normed),
+                ("silu_product", *gated),
+            ]
+        return pairs
 
-def _decode(
-    own: Kernels,
-    reference: Kernels,
-    device: torch.device,
-    dtype: torch.dtype,
-    draw: torch.Generator,
-    shape: tuple[int, int, int],
-) -> Pairs:
-    heads, kv_heads, size = shape
-    lengths = [1, 15, 16, 17, 300, 1000]
-    query = torch.randn(len(lengths), heads, size, generator=draw).to(own.activations)
-    paged = _poisoned(lengths, (2, kv_heads, size), dtype, draw)
-    spilled = _poisoned([0, 3, 0, 40, 16, 200], (2, kv_heads, size), dtype, draw)
-    pairs: Pairs = []
-    for tail, more in ((0, None), (20, None), (0, spilled)):
-        there, plain = _batch(paged, more, device, dtype), _batch(paged, more, CPU, torch.float32)
-        got = own.decode_attention(query.to(device), there, tail)
-        expected = reference.decode_attention(query.float(), plain, tail)
-        pairs.append(("decode_attention, spilled" if more else "decode_attention", got[0], expected[0]))
-        if tail:
-            pairs.append(("shares", got[1], expected[1]))
-    return pairs
+    def prefill(self) -> Pairs:
+        """Rotations, attention of a block of rows, and the scores that are read off it."""
+        own, pairs = self.own, []
+        for rows, before, window in ((1, 0, 0), (37, 0, 8), (64, 100, 20), (130, 3, 130)):
+            projected = self.draw(rows, self.heads + 2 * self.kv_heads, self.size).to(own.activations)
+            angles = self.draw(rows, self.size // 2)
+            cos, sin = angles.cos(), angles.sin()
+            rotation = cos.to(self.device), sin.to(self.device)
+            there = own.rotate(projected.to(self.device), rotation, self.heads, self.kv_heads)
+            plain = REFERENCE.rotate(projected.float(), (cos, sin), self.heads, self.kv_heads)
+            pairs += [("rotate", got, expected) for got, expected in zip(there, plain, strict=True)]
+            query, new = (part.cpu().float() for part in there)
+            past = self.draw(before, 2, self.kv_heads, self.size).to(self.dtype).float()
+            kv, weights = torch.cat((past, new)), window_weights(window, 1.2, CPU)
+            scored = before + rows - window if window else 0
+            stored = kv.to(self.device, self.dtype)
+            got = own.prefill_attention(there[0], stored, weights.to(self.device), scored)
+            expected = REFERENCE.prefill_attention(query, kv, weights, scored)
+            pairs.append(("prefill_attention", got[0], expected[0]))
+            if scored:
+                pairs.append(("window_scores", got[1], expected[1]))
+        return pairs
+
+    def decode(self) -> Pairs:
+        """Attention of a step over paged caches, on the device and in host memory."""
+        lengths, row = [1, 15, 16, 17, 300, 1000], (2, self.kv_heads, self.size)
+        query = self.draw(len(lengths), self.heads, self.size).to(self.own.activations)
+        paged = _poisoned(lengths, row, self.dtype, self.generator)
+        spilled = _poisoned([0, 3, 0, 40, 16, 200], row, self.dtype, self.generator)
+        pairs: Pairs = []
+        for tail, more in ((0, None), (20, None), (0, spilled)):
+            there = _batch(paged, more, self.device, self.dtype)
+            plain = _batch(paged, more, CPU, torch.float32)
+            got = self.own.decode_attention(query.to(self.device), there, tail)
+            expected = REFERENCE.decode_attention(query.float(), plain, tail)
+            pairs.append(("decode_attention, spilled" if more else "decode_attention", got[0], expected[0]))
+            if tail:
+                pairs.append(("shares", got[1], expected[1]))
+        return pairs
 
 
 def _batch(paged: Paged, spilled: Paged | None, device: torch.device, dtype: torch.dtype) -> PagedBatch:

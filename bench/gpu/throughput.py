@@ -77,10 +77,10 @@ def throughput(shape: str, *loads: Load) -> Section:
 
 def _throughput(shape: str, loads: tuple[Load, ...], context: Context, results: dict[str, Any]) -> None:
     shape, loads = ("toy", TINY[: len(loads)]) if context.tiny else (shape, loads)
-    log, name = TurnLog(), f"random:{shape}"
+    log, model_name = TurnLog(), f"random:{shape}"
     dtype = torch.float32 if context.tiny else torch.bfloat16
     config = EngineConfig(
-        name,
+        model_name,
         dtype=str(dtype).removeprefix("torch."),
         device=str(context.device),
         backend="reference" if context.tiny else "auto",
@@ -91,7 +91,7 @@ def _throughput(shape: str, loads: tuple[Load, ...], context: Context, results: 
     )
     engine = Engine(config, partial(connect_local, on_turn=log))
     (stage,) = engine.stages
-    results["model"], results["pool_gb"] = name, round(config.kv_bytes / GIGABYTE, 2)
+    results["model"], results["pool_gb"] = model_name, round(config.kv_bytes / GIGABYTE, 2)
     results["workspace_gb"] = round(stage.workspace_bytes() / GIGABYTE, 2)
     weights = sum(parameter.nbytes for parameter in stage.model.parameters())
     results["weights_gb"] = round(weights / GIGABYTE, 2)

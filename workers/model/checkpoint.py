@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -11,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pyramidserve.errors import CheckpointError
+from workers.model.folder import made_whole
 from workers.model.random_model import PREFIX, random_checkpoint
 
 EMBEDDED = "smollm2-135m-instruct"
@@ -125,18 +125,11 @@ def convert_gguf(gguf: Path, folder: Path, progress: Progress) -> None:
         raise CheckpointError(
             f"{gguf} is a {model.config.model_type!r} model; only the LLaMA architecture is supported"
         )
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
-    try:
+    with made_whole(folder) as made:
         weights = model.state_dict()
         if model.config.tie_word_embeddings:
             weights.pop("lm_head.weight", None)
-        save_file(weights, scratch / "model.safetensors", metadata={"format": "pt"})
+        save_file(weights, made / "model.safetensors", metadata={"format": "pt"})
         del model.config.quantization_config
-        model.config.save_pretrained(scratch)
-        tokenizer.save_pretrained(scratch)
-        scratch.rename(folder)
-    except OSError:
-        shutil.rmtree(scratch, ignore_errors=True)
-        if not folder.is_dir():  # another process may have been first
-            raise
+        model.config.save_pretrained(made)
+        tokenizer.save_pretrained(made)

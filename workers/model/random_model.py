@@ -6,7 +6,6 @@ every device and however layers are split. Only a configuration and a tokenizer 
 
 import hashlib
 import re
-import tempfile
 from math import sqrt
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import torch
 
 from pyramidserve.errors import CheckpointError
 from workers.model.config import RANDOM_SEED, ModelConfig
+from workers.model.folder import made_whole
 from workers.model.shapes import SHAPES
 
 PREFIX = "random:"
@@ -46,16 +46,9 @@ def random_checkpoint(name: str, cache: Path) -> Path:
     digest = hashlib.sha256(content.encode()).hexdigest()[:12]
     folder = cache / "random" / f"{Path(shape).name}-{digest}"
     if not folder.is_dir():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-            made = Path(scratch) / folder.name
+        with made_whole(folder) as made:
             config.save_pretrained(made)
             tokenizer.save_pretrained(made)
-            try:
-                made.rename(folder)
-            except OSError:
-                if not folder.is_dir():  # another process may have been first
-                    raise
     return folder
 
 

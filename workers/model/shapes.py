@@ -1,5 +1,7 @@
 """The sizes of models that are known by name. Pure."""
 
+from dataclasses import replace
+
 from workers.model.config import ModelConfig
 
 
@@ -28,20 +30,5 @@ SHAPES = {
     "llama-2-13b": _llama_2(40, 5120, 40, 40, 13_824),
     "llama-2-70b": _llama_2(80, 8192, 64, 8, 28_672),
     # Of the least that has heads in groups, of a size that kernels have, and every byte as a token.
-    "toy": ModelConfig(
-        layers=6,
-        hidden=256,
-        heads=4,
-        kv_heads=2,
-        head_size=64,
-        intermediate=512,
-        vocabulary=259,
-        norm_epsilon=1e-5,
-        attention_bias=False,
-        mlp_bias=False,
-        tied_embeddings=False,
-        context=4096,
-        eos_ids=(2,),
-        dtype="float32",
-    ),
+    "toy": replace(_llama_2(6, 256, 4, 2, 512), vocabulary=259, context=4096, dtype="float32"),
 }
