@@ -19,7 +19,7 @@ import torch
 from bench.recall.turns import first_token
 from cluster.commands.serve import say
 from cluster.config import parse_config
-from cluster.serving import DEFAULT_DEPLOYMENT, Deployment, read_deployment, serving
+from cluster.deploy.serving import DEFAULT_DEPLOYMENT, Deployment, read_deployment, serving
 from pyramidserve import AsyncClient, Receipt, Tokens
 from pyramidserve.types import Compression
 from workers.bench.measure import TurnLog, measure

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.commands.serve import say
-from cluster.serving import Deployment, read_deployment, serving
+from cluster.deploy.serving import Deployment, read_deployment, serving
 from pyramidserve.cli import main as command
 
 CONFIG = Path(__file__).parent / "chat.yaml"

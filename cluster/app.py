@@ -12,9 +12,10 @@ from ray.serve.config import (
 
 from cluster.autoscale import MemoryPressurePolicy
 from cluster.config import ClusterConfig, parse_config
-from cluster.edge import Edge
+from cluster.edge.replica import Edge
 from cluster.partition import boundaries, layer_costs
 from pyramidserve.errors import ConfigurationError
+from workers.engine.settings import settings_of
 from workers.model.checkpoint import resolve_checkpoint
 from workers.model.config import ModelConfig, read_config
 from workers.shard import Shard, ShardConfig
@@ -53,16 +54,9 @@ def shard_settings(config: ClusterConfig, model: ModelConfig) -> ShardConfig:
     costs, head_cost = layer_costs(model, config.compression)
     return ShardConfig(
         model=config.model,
-        dtype=config.dtype,
-        device=config.device,
-        backend=config.backend,
         boundaries=boundaries(costs, head_cost, config.shards),
-        kv_bytes=config.kv_bytes,
-        host_bytes=config.host_bytes,
-        max_sequences=config.max_sequences,
-        max_sessions=config.max_sessions,
+        settings=settings_of(config),
         session_seconds=config.session_max_age,
-        max_prefill_tokens=config.max_prefill_tokens,
         host=config.shard_host,
         threads=config.threads,
         stall_seconds=config.stall_seconds,

@@ -9,33 +9,26 @@ from typing import Any, get_args
 
 from pyramidserve.errors import ConfigurationError, InvalidRequestError
 from pyramidserve.types import Compression
-from workers.compression.policies import validate
-from workers.kernels import BACKENDS
+from workers.backends import BACKENDS
+from workers.engine.settings import EngineSettings
 from workers.model.config import DTYPES
+from workers.policies.registry import validate
 
 DEVICES = ("cpu", "cuda")
 
 
-@dataclass(frozen=True)
-class ClusterConfig:
-    """One model, served by one router and a number of pipelines.
+@dataclass(frozen=True, kw_only=True)
+class ClusterConfig(EngineSettings):
+    """One model, served by one router and a number of pipelines; of shards, see ``EngineSettings``.
 
     Attributes:
         model: checkpoint: "smollm2-135m-instruct", a folder, a .gguf file or a hub repository.
-        dtype: "float32", "bfloat16" or "float16"; "auto" takes bfloat16 where that is fast.
-        device: "cpu" or "cuda".
-        backend: kernels: "cpu" are compiled ones, "reference" plain torch, "auto" the fastest there are.
         pipelines: gangs of shards, each a whole model; with ``max_pipelines``, the fewest there are.
         max_pipelines: the most that the autoscaler makes of them; 0 turns it off.
         target_pressure: the share of the KV memory that the autoscaler wants to be used.
         scale_up_seconds, scale_down_seconds: how long more, or fewer, must be wanted.
         leave_seconds: how long requests may go on in a pipeline that is scaled away.
         shards: shards of a pipeline.
-        kv_bytes: device memory for KV of each shard.
-        host_bytes: host memory for spilled KV of each shard.
-        max_sequences: sequences of a pipeline at once, at most.
-        max_sessions: sessions of a pipeline whose KV waits for their next turn, at most.
-        max_prefill_tokens: rows of a prefill micro-batch, unless one prompt alone is longer.
         threads: of torch, in each shard.
         cpus_per_shard, gpus_per_shard: what Ray reserves for a shard.
         stall_seconds: a step that takes longer restarts its pipeline.
@@ -54,9 +47,6 @@ class ClusterConfig:
     """
 
     model: str = "smollm2-135m-instruct"
-    dtype: str = "auto"
-    device: str = "cpu"
-    backend: str = "auto"
     pipelines: int = 1
     max_pipelines: int = 0
     target_pressure: float = 0.8
@@ -64,11 +54,6 @@ class ClusterConfig:
     scale_down_seconds: float = 60.0
     leave_seconds: float = 600.0
     shards: int = 2
-    kv_bytes: int = 256 << 20
-    host_bytes: int = 256 << 20
-    max_sequences: int = 64
-    max_sessions: int = 64
-    max_prefill_tokens: int = 2048
     threads: int = 1
     cpus_per_shard: float = 1.0
     gpus_per_shard: float = 0.0

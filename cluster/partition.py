@@ -5,8 +5,8 @@ from functools import cache
 from itertools import pairwise
 
 from pyramidserve.types import Compression
-from workers.compression.policies import plan
 from workers.model.config import ModelConfig
+from workers.policies.registry import plan
 
 # The prompt length at which retained bytes are compared; their proportions hardly move with it.
 TYPICAL_PROMPT = 2048

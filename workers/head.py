@@ -13,9 +13,9 @@ from pyramidserve.v1 import pipeline_pb2 as messages
 from pyramidserve.v1.pipeline_pb2_grpc import PipelineRegistryStub
 from workers.engine.loop import SequenceCancelled, SequenceFinished, SequenceTokens
 from workers.engine.runner import Cancel, EndSession, EngineRunner, Report, SequenceRefused, Start
-from workers.engine.sequence import SequenceRequest
-from workers.engine.step import ShardMemory
 from workers.rendezvous import look_up
+from workers.schedule.sequence import SequenceRequest
+from workers.schedule.step import ShardMemory
 
 if TYPE_CHECKING:  # the stubs' types alone have this name
     from pyramidserve.v1.pipeline_pb2_grpc import PipelineRegistryAsyncStub

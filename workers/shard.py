@@ -5,7 +5,7 @@ import logging
 import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -25,6 +25,7 @@ from workers.device import device_of_rank
 from workers.engine.loop import EngineLoop
 from workers.engine.pipeline import LocalPipeline, Pipeline, pipeline_layout
 from workers.engine.runner import EngineRunner, Report
+from workers.engine.settings import EngineSettings
 from workers.engine.stage import Stage, StageConfig, StageFacts
 from workers.engine.transport import Ring, RingPipeline, follow
 from workers.head import Head
@@ -42,7 +43,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class ShardConfig:
-    """How to build a shard; sizes are per shard.
+    """How to build a shard.
 
     Attributes:
         model: checkpoint, see ``resolve_checkpoint``.
@@ -53,16 +54,9 @@ class ShardConfig:
     """
 
     model: str
-    dtype: str
-    device: str
-    backend: str
     boundaries: tuple[int, ...]
-    kv_bytes: int
-    host_bytes: int
-    max_sequences: int
-    max_sessions: int
+    settings: EngineSettings
     session_seconds: float
-    max_prefill_tokens: int
     host: str
     threads: int
     stall_seconds: float
@@ -148,21 +142,9 @@ class Shard:
 
     def _load(self, checkpoint: Any, model: ModelConfig) -> Stage:
         bounds = (0, *self._config.boundaries, model.layers)
-        return Stage(
-            StageConfig(
-                checkpoint=checkpoint,
-                first=bounds[self._place.rank],
-                end=bounds[self._place.rank + 1],
-                dtype=self._config.dtype,
-                device=device_of_rank(self._config.device, self._place.rank),
-                backend=self._config.backend,
-                kv_bytes=self._config.kv_bytes,
-                host_bytes=self._config.host_bytes,
-                max_sequences=self._config.max_sequences,
-                max_sessions=self._config.max_sessions,
-                max_prefill_tokens=self._config.max_prefill_tokens,
-            )
-        )
+        rank, settings = self._place.rank, self._config.settings
+        settings = replace(settings, device=device_of_rank(settings.device, rank))
+        return Stage(StageConfig(checkpoint, bounds[rank], bounds[rank + 1], settings))
 
     async def _join(self) -> Ring:
         host = self._config.host
@@ -172,7 +154,7 @@ class Shard:
             host = node_address()
         place = self._place
         store = await meet(place.gang, place.rank, place.size, host, GANG_TIMEOUT_SECONDS)
-        device = torch.device(device_of_rank(self._config.device, place.rank))
+        device = torch.device(device_of_rank(self._config.settings.device, place.rank))
         return await asyncio.to_thread(Ring, store, place.rank, place.size, device)
 
     def _lead(
@@ -183,13 +165,7 @@ class Shard:
         tokenizer: Tokenizer,
     ) -> None:
         config = self._config
-        layout = pipeline_layout(
-            facts,
-            model.layers,
-            config.max_sequences,
-            config.max_sessions,
-            config.max_prefill_tokens,
-        )
+        layout = pipeline_layout(facts, model.layers, config.settings)
         self._head = head = Head(_hello(self._place.gang, config, facts), router_key())
         events = asyncio.get_running_loop()
 
@@ -290,5 +266,5 @@ def _hello(gang: str, config: ShardConfig, facts: Sequence[StageFacts]) -> messa
         pipeline_id=gang,
         model=config.model,
         stages=map(stage_state_to_message, stages),
-        max_sequences=config.max_sequences,
+        max_sequences=config.settings.max_sequences,
     )

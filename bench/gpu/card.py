@@ -12,8 +12,8 @@ from torch.nn import functional
 
 from bench.gpu.context import Context
 from workers.bench.roofline import best_seconds
-from workers.bench.work import Limits
 from workers.model.shapes import SHAPES
+from workers.model.work import Limits
 
 # GB/s of so many bytes in the least time that something takes.
 Rate = Callable[[float, Callable[[], object]], float]

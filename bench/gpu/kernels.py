@@ -7,15 +7,15 @@ from typing import Any
 import torch
 
 from bench.gpu.context import Context
-from workers.kernels.choose import choose_kernels
-from workers.kernels.interface import Kernels
-from workers.kernels.torch_kernels import TorchKernels
-from workers.kv.pages import PAGE_TOKENS, pages_for
+from workers.backends.attention import window_weights
+from workers.backends.interface import Backend
+from workers.backends.reference import ReferenceBackend
+from workers.budget.pages import PAGE_TOKENS, pages_for
+from workers.engine.choose import choose_backend
 from workers.kv.pool import PagedBatch
-from workers.model.attention import window_weights
 
 CPU = torch.device("cpu")
-REFERENCE = TorchKernels(torch.float32)
+REFERENCE = ReferenceBackend(torch.float32)
 # Heads, KV heads, head size: a key for each head, for groups of them, for all.
 HEADS = ((8, 8, 64), (8, 2, 128), (4, 1, 64))
 # What rounding to a type on the way may leave, of values about 1.
@@ -29,7 +29,7 @@ Pairs = list[tuple[str, torch.Tensor, torch.Tensor]]
 def kernels(context: Context, results: dict[str, Any]) -> None:
     """The largest error of every operation, by type, and whether rounding explains it."""
     for dtype, tolerance in TOLERANCES.items():
-        own = choose_kernels("auto", context.device, dtype)
+        own = choose_backend("auto", context.device, dtype)
         errors: dict[str, float] = defaultdict(float)
         for number, (heads, kv_heads, size) in enumerate(HEADS):
             draw = torch.Generator().manual_seed(number)
@@ -51,7 +51,7 @@ def kernels(context: Context, results: dict[str, Any]) -> None:
 class Case:
     """Kernels on a device, and what they are given: of a type, of some heads, drawn."""
 
-    own: Kernels
+    own: Backend
     device: torch.device
     dtype: torch.dtype
     heads: int

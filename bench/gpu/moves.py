@@ -8,15 +8,15 @@ import torch
 
 from bench.gpu.context import Context
 from pyramidserve.types import Compression
-from workers.compression.policies import plan
+from workers.budget.footprint import ShardLayout
 from workers.device import synchronize, to_device
 from workers.kv.cache import ShardCache
-from workers.kv.footprint import ShardLayout
 from workers.kv.host import HostStore
 from workers.kv.link import link_for
 from workers.kv.page_table import PageTables
 from workers.kv.pool import KVPool, page_bytes
 from workers.model.shapes import SHAPES
+from workers.policies.registry import plan
 
 EVICT = Compression("pyramid", "evict", kv_keep=0.454)
 TOKENS, POOL_BYTES, HOST_BYTES, REPETITIONS = 2048, 5 << 30, 5 << 30, 3

@@ -18,20 +18,20 @@ from bench.gpu.card import limits
 from bench.gpu.context import Context, Section, free
 from bench.gpu.twin import transformers_twin
 from pyramidserve.types import Compression, Stopping
+from workers.backends.reference import ReferenceBackend
 from workers.bench.measure import TurnLog
-from workers.bench.work import weights_read
-from workers.compression.policies import plan
+from workers.budget.footprint import peak_pages
 from workers.device import device_memory, free_bytes
 from workers.engine.engine import Engine, EngineConfig, EngineRequest
 from workers.engine.loop import SequenceTokens
 from workers.engine.pipeline import connect_local
-from workers.engine.step import StepKind
-from workers.kernels.torch_kernels import TorchKernels
-from workers.kv.footprint import peak_pages
+from workers.execute.workspace import step_workspace_bytes
 from workers.model.checkpoint import resolve_checkpoint
 from workers.model.config import ModelConfig
 from workers.model.shapes import SHAPES
-from workers.model.workspace import step_workspace_bytes
+from workers.model.work import weights_read
+from workers.policies.registry import plan
+from workers.schedule.step import StepKind
 
 POLICIES = {"full": Compression(), "prune": Compression("pyramid", "prune", kv_keep=0.454)}
 TRANSFORMERS = "transformers"
@@ -133,7 +133,7 @@ def _room(model: ModelConfig, dtype: torch.dtype, device: torch.device) -> int:
     """Bytes that the KV pool may have."""
     weights = (weights_read(model) + model.vocabulary * model.hidden) * dtype.itemsize
     longest = max(MAX_PREFILL_TOKENS, model.context)
-    workspace = step_workspace_bytes(model, TorchKernels(dtype), longest, MAX_SEQUENCES, dtype.itemsize)
+    workspace = step_workspace_bytes(model, ReferenceBackend(dtype), longest, MAX_SEQUENCES, dtype.itemsize)
     return free_bytes(device) - weights - workspace - RESERVE
 
 

@@ -7,7 +7,7 @@ import torch
 
 from pyramidserve.types import Compression, Receipt, Stopping
 from workers.engine.engine import Engine, EngineRequest
-from workers.engine.step import Step
+from workers.schedule.step import Step
 
 
 @dataclass(frozen=True)

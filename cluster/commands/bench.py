@@ -23,13 +23,13 @@ from workers.bench.measure import Run, TurnLog, measure
 from workers.bench.roofline import floor, machine_limits
 from workers.bench.stall import measure_stall
 from workers.bench.workload import LATE_PROMPT, STREAMS, WORKLOADS, Workload, named_workload, requests
-from workers.compression.policies import plan
 from workers.device import device_memory, open_device
+from workers.engine.choose import choose_dtype
 from workers.engine.engine import Engine, EngineConfig
 from workers.engine.pipeline import connect_local
-from workers.kernels.choose import choose_dtype
 from workers.model.checkpoint import EMBEDDED, resolve_checkpoint
 from workers.model.config import DTYPES, ModelConfig, read_config
+from workers.policies.registry import plan
 
 SUMMARY = "measure the engine on this machine, or a running cluster"
 ENGINE = "tokens per second of a workload, and where the time goes"

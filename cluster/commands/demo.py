@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from pydoc_data.topics import topics
 
-from cluster.chart import pyramid_chart
+from cluster.commands.chart import pyramid_chart
 from cluster.commands.serve import say
 from pyramidserve import ChatMessage, Client, Compression, Receipt, Stopping, Tokens
 
@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Asks both questions and shows the last one's receipt and pyramid."""
-    from cluster.serving import own_client, read_deployment, serving
+    from cluster.deploy.serving import own_client, read_deployment, serving
 
     deployment = read_deployment(arguments.config)
     with serving(deployment, "", say), own_client(deployment.config) as client:

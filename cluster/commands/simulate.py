@@ -19,8 +19,8 @@ from cluster.simulation.setup import MODELS, SHARDS, USUAL, Scaling, gpu_setup
 from cluster.simulation.timing import Costs
 from pyramidserve.errors import InvalidRequestError
 from pyramidserve.types import Compression
-from workers.bench.work import Limits
-from workers.compression.policies import validate
+from workers.model.work import Limits
+from workers.policies.registry import validate
 
 SUMMARY = "simulate clusters of 80 GB GPUs under chat traffic, with the router's own decisions"
 

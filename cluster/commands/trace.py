@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from cluster.chart import pyramid_chart
+from cluster.commands.chart import pyramid_chart
 from pyramidserve.errors import InvalidRequestError
 from pyramidserve.types import Compression, PyramidParameters, Stopping
 from workers.engine.engine import Engine, EngineConfig, EngineRequest, TracedReply

@@ -16,10 +16,10 @@ from cluster.simulation.timing import Costs
 from cluster.simulation.turn import simulated_turn
 from pyramidserve.errors import InvalidRequestError
 from pyramidserve.types import Compression
-from workers.bench.work import Limits, prefill_flops, weights_read
 from workers.bench.workload import Workload
-from workers.compression.policies import plan
 from workers.model.config import ModelConfig
+from workers.model.work import Limits, prefill_flops, weights_read
+from workers.policies.registry import plan
 
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
 

@@ -4,11 +4,11 @@ import heapq
 from collections import deque
 from dataclasses import dataclass, field
 
-from cluster.ledger import PipelineLedger
+from cluster.admit.ledger import PipelineLedger
 from cluster.simulation.timing import Timing
 from cluster.simulation.turn import SimulatedTurn
-from workers.compression.policies import plan
-from workers.engine.scheduler import BUSY_SLICE, QUIET_SLICE
+from workers.policies.registry import plan
+from workers.schedule.scheduler import BUSY_SLICE, QUIET_SLICE
 
 # Sequences grow, and rounds with them: so many seconds at most are taken to pass at one speed.
 LONGEST = 1.0

@@ -11,12 +11,12 @@ from typing import Any
 
 import simpy
 
-from cluster.admission import Admission
+from cluster.admit.admission import Admission
+from cluster.admit.ledger import PipelineLedger
+from cluster.admit.placement import Placement
+from cluster.admit.sessions import Sessions
 from cluster.autoscale import pipelines_for
-from cluster.ledger import PipelineLedger
 from cluster.load.trace import MOST_ANSWER, Session
-from cluster.placement import Placement
-from cluster.sessions import Sessions
 from cluster.simulation.pipeline import SimulatedPipeline
 from cluster.simulation.setup import Scaling, Setup
 from cluster.simulation.timing import Timing

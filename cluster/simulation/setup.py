@@ -7,10 +7,10 @@ from cluster.partition import boundaries, layer_costs
 from cluster.simulation.timing import Costs
 from pyramidserve.errors import InvalidRequestError
 from pyramidserve.types import Compression, StageState
-from workers.bench.work import Limits, weights_read
-from workers.kv.pages import PAGE_TOKENS
+from workers.budget.pages import PAGE_TOKENS
 from workers.model.config import ModelConfig
 from workers.model.shapes import SHAPES
+from workers.model.work import Limits, weights_read
 
 MODELS = {size: SHAPES[f"llama-2-{size}"] for size in ("7b", "13b", "70b")}
 # The fewest GPUs of 80 GB that hold the weights and leave a third of their memory for KV.

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-from workers.bench.work import Limits, prefill_flops, weights_read
-from workers.compression.plan import KeepPlan
+from workers.budget.plan import KeepPlan
 from workers.model.config import ModelConfig
+from workers.model.work import Limits, prefill_flops, weights_read
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from functools import lru_cache
 
-from cluster.request import ValidatedRequest
+from cluster.admit.request import ValidatedRequest
 from pyramidserve.types import Compression, Sampling, Stopping
 
 

@@ -17,11 +17,11 @@ from pyramidserve.types import (
     Stopping,
     StreamingParameters,
 )
-from workers.compression.policies import DRAFTS
 from workers.engine.engine import Engine, EngineConfig, EngineRequest
 from workers.engine.loop import SequenceFinished, SequenceTokens
 from workers.engine.stage import Stage
-from workers.engine.step import Step, StepKind
+from workers.policies.registry import DRAFTS
+from workers.schedule.step import Step, StepKind
 
 OUTPUT = 120
 PARAMETERS = PyramidParameters(min_context_length=8, gen_compress_ratio=0.9)

@@ -11,8 +11,8 @@ import torch
 from toy import write_toy
 
 from pyramidserve.types import Compression, PyramidParameters, Stopping
+from workers.budget.pages import pages_for
 from workers.engine.engine import Engine, EngineConfig, EngineRequest
-from workers.kv.pages import pages_for
 
 LAYERS = 12
 KEEP = Compression("pyramid", "prune", kv_keep=0.45)
@@ -132,7 +132,7 @@ from pyramidserve.types import Compression, Stopping
 from workers.engine.engine import Engine, EngineConfig, EngineRequest
 
 prompt, output, sequences = 2048, 64, 8
-engine = Engine(EngineConfig(sys.argv[1], "float32", kv_bytes=1 << 30, host_bytes=1 << 20))
+engine = Engine(EngineConfig(sys.argv[1], dtype="float32", kv_bytes=1 << 30, host_bytes=1 << 20))
 request = EngineRequest([5] * prompt, stopping=Stopping(output, ignore_eos=True),
     compression=Compression("pyramid", "prune", kv_keep=float(sys.argv[2])))
 process = psutil.Process()
@@ -158,8 +158,8 @@ import psutil
 import torch
 from pyramidserve.types import Compression, Stopping
 from workers.engine.engine import Engine, EngineConfig, EngineRequest
-from workers.kernels.choose import choose_kernels
-from workers.model.workspace import decode_workspace_bytes
+from workers.engine.choose import choose_backend
+from workers.execute.workspace import decode_workspace_bytes
 
 def grown_by(work):
     before = psutil.Process().memory_info().rss
@@ -170,7 +170,8 @@ def grown_by(work):
 
 # Three caches of 2,700 to 2,730 tokens of 4 KiB are just within what is gathered at once.
 prompt, sequences = 2700, 3
-config = EngineConfig(sys.argv[1], "float32", backend=sys.argv[2], kv_bytes=1 << 30, host_bytes=1 << 20)
+sizes = {"kv_bytes": 1 << 30, "host_bytes": 1 << 20}
+config = EngineConfig(sys.argv[1], dtype="float32", backend=sys.argv[2], **sizes)
 engine = Engine(config)
 def request(output, compression):
     return EngineRequest([5] * prompt, stopping=Stopping(output, ignore_eos=True), compression=compression)
@@ -188,7 +189,7 @@ while len([s for s in engine.loop.scheduler.sequences.values() if s.output_ids])
 def decode():
     engine.step()
     engine.step()
-kernels = choose_kernels(sys.argv[2], torch.device("cpu"), torch.float32)
+kernels = choose_backend(sys.argv[2], torch.device("cpu"), torch.float32)
 print(decode_workspace_bytes(engine.model, kernels, sequences), grown_by(decode))
 """
 

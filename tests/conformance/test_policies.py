@@ -13,8 +13,8 @@ from pyramidserve.types import (
     Stopping,
     StreamingParameters,
 )
+from workers.budget.footprint import pages_held
 from workers.engine.engine import Engine, EngineRequest
-from workers.kv.footprint import pages_held
 
 PARAMETERS = PyramidParameters(min_context_length=8, exceed_length_to_compress=8)
 POLICIES = {

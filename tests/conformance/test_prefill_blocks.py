@@ -5,9 +5,9 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from pyramidserve.types import Compression, Stopping, StreamingParameters
-from workers.engine import prefill
 from workers.engine.engine import Engine, EngineRequest, TracedReply
 from workers.engine.loop import SequenceTokens
+from workers.execute import prefill
 
 PROMPTS = [[3 + (7 * i * i + length) % 250 for i in range(length)] for length in (1, 30, 70, 150)]
 COMPRESSIONS = [

@@ -21,10 +21,10 @@ from toy import write_toy
 
 from pyramidserve.types import Compression, PyramidParameters, Recall, Sampling, Stopping
 from workers.engine.engine import Engine, EngineConfig, EngineRequest
+from workers.engine.interleave import OnTurn, untold
 from workers.engine.pipeline import connect_local
-from workers.engine.step import StepKind
-from workers.engine.turns import OnTurn, untold
 from workers.kv.link import MemoryLink
+from workers.schedule.step import StepKind
 
 CPU = torch.device("cpu")
 LAYERS, BOUNDARIES = 3, {1: (), 2: (2,), 3: (1, 2)}

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from pyramidserve.types import Compression, PyramidParameters, Stopping, StreamingParameters
-from workers.compression.policies import plan
 from workers.engine.engine import Engine, EngineConfig, EngineRequest, TracedReply
+from workers.policies.registry import plan
 
 PARAMETERS = PyramidParameters(min_context_length=8)
 EVICT = Compression("pyramid", "evict", pyramid=PARAMETERS)

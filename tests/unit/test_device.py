@@ -17,7 +17,7 @@ from workers.device import (
     select_rows,
     to_device,
 )
-from workers.kernels.choose import choose_dtype
+from workers.engine.choose import choose_dtype
 from workers.kv import link
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 1)

@@ -15,7 +15,7 @@ from bench.gpu.context import Context, OutOfTimeError
 from bench.gpu.kernels import kernels
 from bench.gpu.report import NOTHING, table
 from bench.gpu.throughput import Load, whole
-from workers.kernels.torch_kernels import TorchKernels
+from workers.backends.reference import ReferenceBackend
 
 CPU = torch.device("cpu")
 
@@ -39,7 +39,7 @@ def finds_fault(own: Context, results: dict[str, Any]) -> None:
     results["ok"] = False
 
 
-class Rounding(TorchKernels):
+class Rounding(ReferenceBackend):
     """Kernels whose logits pass through bfloat16."""
 
     def logits(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -71,7 +71,7 @@ def test_a_kernel_that_rounds_too_much_is_found(tmp_path: Path, monkeypatch: pyt
     found: dict[str, Any] = {}
     kernels(context(tmp_path / "out.json"), found)
     assert found["ok"]
-    monkeypatch.setattr("bench.gpu.kernels.choose_kernels", lambda *_: Rounding(torch.float32))
+    monkeypatch.setattr("bench.gpu.kernels.choose_backend", lambda *_: Rounding(torch.float32))
     monkeypatch.setattr("bench.gpu.kernels.TOLERANCES", {torch.float32: 3e-5})
     broken: dict[str, Any] = {}
     kernels(context(tmp_path / "out.json"), broken)

@@ -8,17 +8,18 @@ import pytest
 
 PURE = {
     "workers": "percentile",
-    "workers.bench": "work",
-    "workers.compression": "plan policies pyramid streaming",
-    "workers.engine": (
+    "workers.policies": "registry pyramid streaming full",
+    "workers.budget": "footprint forecast ledger pages plan released",
+    "workers.engine": "settings",
+    "workers.schedule": (
         "accept cohorts detokenizer drafts memory parked scheduler sequence step steps validation"
     ),
-    "workers.kv": "footprint forecast ledger page_table pages released",
-    "workers.model": "config shapes transcript",
-    "cluster": (
-        "admission autoscale config ledger lengths live pacer partition placement queue request sessions "
-        "tenants"
-    ),
+    "workers.kv": "page_table",
+    "workers.model": "config shapes transcript work",
+    "cluster": "autoscale config partition",
+    "cluster.admit": "admission ledger lengths placement queue request sessions",
+    "cluster.edge": "tenants",
+    "cluster.route": "live pacer",
     "cluster.load": "trace",
     "cluster.simulation": "pipeline run setup timing turn",
 }

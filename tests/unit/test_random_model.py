@@ -9,8 +9,8 @@ from toy import write_toy
 
 from pyramidserve.errors import CheckpointError
 from pyramidserve.types import Stopping
+from workers.backends.reference import ReferenceBackend
 from workers.engine.engine import Engine, EngineConfig, EngineRequest
-from workers.kernels.torch_kernels import TorchKernels
 from workers.model import random_model
 from workers.model.checkpoint import resolve_checkpoint
 from workers.model.config import read_config
@@ -57,7 +57,7 @@ def test_weights_look_drawn() -> None:
 def test_layers_are_the_same_however_they_are_split(cache: Path) -> None:
     checkpoint = resolve_checkpoint("random:toy?seed=3")
     config = read_config(checkpoint)
-    kernels = TorchKernels(torch.float32)
+    kernels = ReferenceBackend(torch.float32)
 
     def layers(first: int, end: int) -> list[torch.Tensor]:
         stage, names = load_stage(checkpoint, config, first, end, torch.float32, CPU, kernels)

@@ -6,10 +6,10 @@ import pytest
 
 from workers.bench.measure import Run
 from workers.bench.roofline import floor
-from workers.bench.work import Limits, prefill_flops
 from workers.bench.workload import Workload
-from workers.compression.plan import KeepPlan
+from workers.budget.plan import KeepPlan
 from workers.model.config import ModelConfig
+from workers.model.work import Limits, prefill_flops
 
 MODEL = ModelConfig(
     layers=2,

@@ -14,10 +14,10 @@ from datetime import timedelta
 import torch
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
+from workers.engine.interleave import OnTurn
 from workers.engine.pipeline import Connect, Connected
 from workers.engine.stage import Stage, StageConfig
 from workers.engine.transport import Ring, RingPipeline, follow
-from workers.engine.turns import OnTurn
 
 HOST, TIMEOUT = "127.0.0.1", timedelta(minutes=5)
 CPU = torch.device("cpu")

@@ -9,8 +9,8 @@ from statistics import mean, median
 from workers.engine.engine import Engine, EngineRequest
 from workers.engine.loop import SequenceFinished, SequenceTokens
 from workers.engine.stage import Stage
-from workers.engine.step import StepKind
 from workers.percentile import percentile
+from workers.schedule.step import StepKind
 
 # What a shard's stopwatch tells of; the rest of a step is Python's.
 MEASURED = ("gemm", "attention", "selection", "elementwise")

@@ -9,11 +9,11 @@ import torch
 from torch.nn import functional
 
 from workers.bench.measure import Run
-from workers.bench.work import Limits, prefill_flops, weights_read
 from workers.bench.workload import Workload
-from workers.compression.plan import KeepPlan
+from workers.budget.plan import KeepPlan
 from workers.device import synchronize
 from workers.model.config import ModelConfig
+from workers.model.work import Limits, prefill_flops, weights_read
 
 READ_BYTES = 1 << 30
 ROWS = 2048

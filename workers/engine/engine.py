@@ -3,7 +3,7 @@
 from array import array
 from collections import deque
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -27,13 +27,14 @@ from workers.engine.loop import (
     SequenceTraced,
 )
 from workers.engine.pipeline import Connect, connect_local, pipeline_layout
-from workers.engine.sequence import SequenceRequest
+from workers.engine.settings import EngineSettings, settings_of
 from workers.engine.stage import StageConfig
-from workers.engine.validation import settle
 from workers.model.checkpoint import EMBEDDED, resolve_checkpoint
 from workers.model.config import read_config
 from workers.model.tokenizer import Tokenizer
 from workers.model.transcript import Transcript
+from workers.schedule.sequence import SequenceRequest
+from workers.schedule.validation import settle
 
 GREEDY, UNTIL_EOS, FULL = Sampling(), Stopping(), Compression()
 
@@ -41,32 +42,20 @@ Prompt = str | Sequence[int] | Sequence[ChatMessage]
 
 
 @dataclass(frozen=True)
-class EngineConfig:
-    """How to build an engine.
+class EngineConfig(EngineSettings):
+    """How to build an engine; see ``EngineSettings``.
 
     Attributes:
         checkpoint: see ``resolve_checkpoint``.
-        dtype: see ``choose_dtype``.
-        device: as torch names it.
-        backend: see ``choose_kernels``.
-        kv_bytes: device memory for KV, divided between the shards by their layers.
-        host_bytes: host memory for spilled KV, divided likewise.
         boundaries: first layers of the shards behind the first; none: one shard.
-        max_sequences: sequences at once, at most.
-        max_sessions: sessions at once that wait for their next turn, at most.
-        max_prefill_tokens: rows of a prefill micro-batch, unless one prompt alone is longer.
+        kv_bytes, host_bytes: of all shards together, divided between them by their layers.
     """
 
     checkpoint: str = EMBEDDED
-    dtype: str = "auto"
-    device: str = "cpu"
-    backend: str = "auto"
-    kv_bytes: int = 512 << 20
-    host_bytes: int = 512 << 20
     boundaries: tuple[int, ...] = ()
-    max_sequences: int = 64
-    max_sessions: int = 16
-    max_prefill_tokens: int = 2048
+    kv_bytes: int = field(default=512 << 20, kw_only=True)
+    host_bytes: int = field(default=512 << 20, kw_only=True)
+    max_sessions: int = field(default=16, kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -103,13 +92,7 @@ class Engine:
         self.tokenizer = Tokenizer(checkpoint)
         connected = connect(_stage_configs(config, checkpoint, self.model.layers))
         self.facts, self.stages = connected.facts, connected.stages
-        layout = pipeline_layout(
-            self.facts,
-            self.model.layers,
-            config.max_sequences,
-            config.max_sessions,
-            config.max_prefill_tokens,
-        )
+        layout = pipeline_layout(self.facts, self.model.layers, config)
         self.loop = EngineLoop(layout, connected.pipeline, self.tokenizer.decode, self.model.eos_ids)
         self._waiting: deque[SequenceRequest] = deque()
         self._submitted = 0
@@ -280,20 +263,10 @@ def _messages(prompt: Prompt) -> tuple[ChatMessage, ...]:
 
 
 def _stage_configs(config: EngineConfig, checkpoint: Path, layers: int) -> list[StageConfig]:
-    bounds = (0, *config.boundaries, layers)
-    return [
-        StageConfig(
-            checkpoint=checkpoint,
-            first=first,
-            end=end,
-            dtype=config.dtype,
-            device=config.device,
-            backend=config.backend,
-            kv_bytes=config.kv_bytes * (end - first) // layers,
-            host_bytes=config.host_bytes * (end - first) // layers,
-            max_sequences=config.max_sequences,
-            max_sessions=config.max_sessions,
-            max_prefill_tokens=config.max_prefill_tokens,
-        )
-        for first, end in pairwise(bounds)
-    ]
+    bounds, settings = (0, *config.boundaries, layers), settings_of(config)
+
+    def share(first: int, end: int) -> EngineSettings:
+        kv, host = ((end - first) * size // layers for size in (config.kv_bytes, config.host_bytes))
+        return replace(settings, kv_bytes=kv, host_bytes=host)
+
+    return [StageConfig(checkpoint, *own, share(*own)) for own in pairwise(bounds)]

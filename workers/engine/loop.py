@@ -8,15 +8,15 @@ from dataclasses import dataclass
 import torch
 
 from pyramidserve.types import Receipt, Tokens
-from workers.compression.policies import plan
-from workers.engine.accept import accept
-from workers.engine.detokenizer import Detokenizer
-from workers.engine.drafts import Drafting
-from workers.engine.memory import PipelineLayout
 from workers.engine.pipeline import Pipeline
-from workers.engine.scheduler import Scheduler
-from workers.engine.sequence import Decode, RunningSequence, SequenceRequest
-from workers.engine.step import PrefillTrace, ShardMemory, Step, StepKind, TopLogits
+from workers.policies.registry import plan
+from workers.schedule.accept import accept
+from workers.schedule.detokenizer import Detokenizer
+from workers.schedule.drafts import Drafting
+from workers.schedule.memory import PipelineLayout
+from workers.schedule.scheduler import Scheduler
+from workers.schedule.sequence import Decode, RunningSequence, SequenceRequest
+from workers.schedule.step import PrefillTrace, ShardMemory, Step, StepKind, TopLogits
 
 
 @dataclass(frozen=True)

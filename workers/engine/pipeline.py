@@ -8,11 +8,12 @@ from typing import Protocol
 import torch
 
 from pyramidserve.errors import EngineError
-from workers.engine.memory import PipelineLayout
+from workers.engine.interleave import OnTurn, Turns, untold
+from workers.engine.settings import EngineSettings
 from workers.engine.stage import Stage, StageConfig, StageFacts
-from workers.engine.step import Step
-from workers.engine.turns import OnTurn, Turns, untold
 from workers.kv.link import HostLink
+from workers.schedule.memory import PipelineLayout
+from workers.schedule.step import Step
 
 Outcome = tuple[Step, tuple[int, ...]]
 
@@ -50,22 +51,16 @@ class LocalPipeline:
         raise EngineError("no step is under way: one that has failed does not come back")
 
 
-def pipeline_layout(
-    facts: Sequence[StageFacts],
-    layers: int,
-    max_sequences: int,
-    max_sessions: int,
-    max_prefill_tokens: int,
-) -> PipelineLayout:
+def pipeline_layout(facts: Sequence[StageFacts], layers: int, settings: EngineSettings) -> PipelineLayout:
     """The layout of a pipeline whose shards say ``facts`` of themselves, in order of rank."""
     return PipelineLayout(
         shards=tuple(fact.layout for fact in facts),
         pages=tuple(fact.pages for fact in facts),
         host_pages=tuple(fact.host_bytes_limit // fact.layout.page_bytes for fact in facts),
         layers=layers,
-        max_sequences=max_sequences,
-        max_sessions=max_sessions,
-        max_prefill_tokens=max_prefill_tokens,
+        max_sequences=settings.max_sequences,
+        max_sessions=settings.max_sessions,
+        max_prefill_tokens=settings.max_prefill_tokens,
     )
 
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 
 from workers.engine.loop import EngineLoop, LoopEvent
-from workers.engine.sequence import SequenceRequest
-from workers.engine.step import ShardMemory
+from workers.schedule.sequence import SequenceRequest
+from workers.schedule.step import ShardMemory
 
 logger = logging.getLogger(__name__)
 

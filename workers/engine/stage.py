@@ -9,14 +9,29 @@ import torch
 
 from pyramidserve.errors import ConfigurationError
 from pyramidserve.types import Sampling
-from workers.compression.plan import KeepPlan
-from workers.compression.policies import plan
+from workers.budget.footprint import ShardLayout
+from workers.budget.plan import KeepPlan
+from workers.budget.released import ReleasedSequence
 from workers.device import device_memory, free_bytes, open_device, to_device
-from workers.engine.attend import DecodeAttend, RecallAttend
-from workers.engine.continuation import Continuation
-from workers.engine.prefill import Prefill
-from workers.engine.sampling import sample
-from workers.engine.step import (
+from workers.engine.choose import choose_backend, choose_dtype
+from workers.engine.settings import EngineSettings
+from workers.execute.decode import Decoder
+from workers.execute.prefill import Prefill
+from workers.execute.sampling import sample
+from workers.execute.workspace import prefill_workspace_bytes, step_workspace_bytes
+from workers.kv.cache import ShardCache
+from workers.kv.entry import Positions
+from workers.kv.host import HostStore
+from workers.kv.link import HostLink, link_for
+from workers.kv.page_table import PageTables
+from workers.kv.pool import KVPool, page_bytes
+from workers.model.config import read_config
+from workers.model.rope import Rope, Rotation
+from workers.model.weights import load_stage
+from workers.policies.registry import plan
+from workers.recall.step import RecallAttend
+from workers.recall.turn import Continuation
+from workers.schedule.step import (
     VERIFIED_ROWS,
     PrefillTrace,
     ShardMemory,
@@ -24,51 +39,18 @@ from workers.engine.step import (
     StepKind,
     TopLogits,
 )
-from workers.kernels.choose import choose_dtype, choose_kernels
-from workers.kv.cache import ShardCache
-from workers.kv.entry import Positions
-from workers.kv.footprint import ShardLayout
-from workers.kv.host import HostStore
-from workers.kv.link import HostLink, link_for
-from workers.kv.page_table import PageTables
-from workers.kv.pool import KVPool, PagedStep, page_bytes
-from workers.kv.released import ReleasedSequence
-from workers.model.config import read_config
-from workers.model.rope import Rope, Rotation
-from workers.model.weights import load_stage
-from workers.model.workspace import prefill_workspace_bytes, step_workspace_bytes
 
 TRACED_LOGITS = 8
 
 
 @dataclass(frozen=True)
 class StageConfig:
-    """How to build a shard.
-
-    Attributes:
-        checkpoint: folder with config.json and safetensors.
-        first, end: the layers, ``end`` excluded.
-        dtype: see ``choose_dtype``.
-        device: as torch names it.
-        backend: see ``choose_kernels``.
-        kv_bytes: device memory for the KV pool.
-        host_bytes: host memory for spilled KV.
-        max_sequences: sequences at once, at most.
-        max_sessions: sessions at once that wait for their next turn, at most.
-        max_prefill_tokens: rows of a prefill micro-batch, unless one prompt alone is longer.
-    """
+    """How to build a shard with layers ``first`` to ``end`` of ``checkpoint``, a folder."""
 
     checkpoint: Path
     first: int
     end: int
-    dtype: str
-    device: str
-    backend: str
-    kv_bytes: int
-    host_bytes: int
-    max_sequences: int
-    max_sessions: int
-    max_prefill_tokens: int
+    settings: EngineSettings
 
 
 @dataclass(frozen=True)
@@ -92,30 +74,31 @@ class Stage:
 
     def __init__(self, config: StageConfig, link: HostLink | None = None) -> None:
         """Loads the weights. Raises CheckpointError or ConfigurationError."""
-        self._config = config
+        self._settings = settings = config.settings
         self._model_config = model = read_config(config.checkpoint)
-        self.device = device = open_device(config.device)
-        self._dtype = choose_dtype(config.dtype, device)
-        self._kernels = choose_kernels(config.backend, device, self._dtype)
+        self.device = device = open_device(settings.device)
+        self._dtype = choose_dtype(settings.dtype, device)
+        self._backend = choose_backend(settings.backend, device, self._dtype)
         self.model, self.tensor_names = load_stage(
-            config.checkpoint, model, config.first, config.end, self._dtype, device, self._kernels
+            config.checkpoint, model, config.first, config.end, self._dtype, device, self._backend
         )
         self._rope = Rope(config.checkpoint, device)
+        self._decoder = Decoder(self.model, model, self._backend, self._rope)
         size = page_bytes(model.kv_heads, model.head_size, self._dtype)
         layers = config.end - config.first
-        if config.kv_bytes < size * layers:
+        if settings.kv_bytes < size * layers:
             raise ConfigurationError(
-                f"kv_bytes is {config.kv_bytes}, less than a page of {size} bytes for each of "
+                f"kv_bytes is {settings.kv_bytes}, less than a page of {size} bytes for each of "
                 f"{layers} layers; give at least {size * layers}"
             )
-        self._check_room(config.kv_bytes)
-        pool = KVPool(config.kv_bytes // size, model.kv_heads, model.head_size, self._dtype, device)
+        self._check_room(settings.kv_bytes)
+        pool = KVPool(settings.kv_bytes // size, model.kv_heads, model.head_size, self._dtype, device)
         self.layout = ShardLayout(config.first, config.end, size)
-        sizes = (config.max_sequences + config.max_sessions, layers, model.context)
+        sizes = (settings.max_sequences + settings.max_sessions, layers, model.context)
         # For what each sequence has spilled, what of it was dropped, and for each to be suspended; hidden
         # states wait behind the last layer too, and may take more room than KV.
         host_sizes = (3 * sizes[0], layers + 1, 2 * model.context)
-        host = HostStore(config.host_bytes, link or link_for(device), *host_sizes, like=pool.rows)
+        host = HostStore(settings.host_bytes, link or link_for(device), *host_sizes, like=pool.rows)
         self.cache = ShardCache(pool, PageTables(pool.allocator, *sizes), host, self.layout)
         self._sequences: dict[int, tuple[Sampling, int]] = {}
         self._process = psutil.Process()
@@ -147,15 +130,15 @@ class Stage:
 
         A prompt as long as the context is prefilled alone.
         """
-        model, config = self._model_config, self._config
-        longest = max(config.max_prefill_tokens, model.context)
-        rows = max(config.max_sequences, VERIFIED_ROWS)
-        return step_workspace_bytes(model, self._kernels, longest, rows, self._dtype.itemsize)
+        model, settings = self._model_config, self._settings
+        longest = max(settings.max_prefill_tokens, model.context)
+        rows = max(settings.max_sequences, VERIFIED_ROWS)
+        return step_workspace_bytes(model, self._backend, longest, rows, self._dtype.itemsize)
 
     @property
     def seconds(self) -> dict[str, float]:
         """Where the time has gone; see ``Stopwatch``."""
-        return self._kernels.stopwatch.seconds
+        return self._backend.stopwatch.seconds
 
     def run(self, step: Step, inputs: torch.Tensor) -> tuple[Step, torch.Tensor]:
         """Runs any step but a prefill.
@@ -201,7 +184,7 @@ class Stage:
         lengths = [(rows, spec.prompt_tokens) for rows, spec in zip(step.rows, step.new, strict=True)]
         rotation = self._rotation(step, lengths)
         hidden = self.model.embed(to_device(inputs, self.device))
-        parts = (step, hidden, rotation, self.model, self._kernels, self.cache, self.layout)
+        parts = (step, hidden, rotation, self.model, self._backend, self.cache, self.layout)
         if step.new[0].continues:
             (spec,) = step.new
 
@@ -233,10 +216,10 @@ class Stage:
         targets = self.cache.score_targets(fed)
         tail = targets.tail if targets else 0
         paged = self.cache.extend(fed)
-        attend = DecodeAttend(paged, tail, self._kernels)
+        attend = None
         if self.cache.recalls(fed):
-            attend = RecallAttend(self.cache, fed, paged, tail, self._kernels)
-        hidden, shares = self._through_layers(inputs, self._rotation_behind(step), paged, attend)
+            attend = RecallAttend(self.cache, fed, paged, tail, self._backend)
+        hidden, shares = self._decoder.run(step, to_device(inputs, self.device), paged, tail, attend)
         if targets:
             self.cache.add_scores(fed, targets, shares)
         self.cache.end_step(fed)
@@ -244,29 +227,9 @@ class Stage:
 
     def _verify(self, step: Step, inputs: torch.Tensor) -> torch.Tensor:
         paged, copy = self.cache.verify(step.sequences, step.rows)
-        attend = DecodeAttend(paged, 0, self._kernels)
-        hidden, _ = self._through_layers(inputs, self._rotation_behind(step), paged, attend)
+        hidden, _ = self._decoder.run(step, to_device(inputs, self.device), paged, 0, None)
         copy.wait_on_device()
         return hidden
-
-    def _rotation_behind(self, step: Step) -> Rotation:
-        """Of tokens that are fed behind what their sequences have."""
-        ends = np.cumsum(step.rows)
-        lengths = [
-            (rows, int(step.positions[end - 1]) + 1) for rows, end in zip(step.rows, ends, strict=True)
-        ]
-        return self._rotation(step, lengths)
-
-    def _through_layers(
-        self, inputs: torch.Tensor, rotation: Rotation, paged: PagedStep, attend: DecodeAttend
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """A step with a row for each new token; returns hidden states, and what ``attend`` collects."""
-        inputs = to_device(inputs, self.device)
-        fused = self.model.fused
-        if fused and len(inputs) <= fused.max_rows and type(attend) is DecodeAttend:
-            return fused(self.model.embed(inputs), rotation, paged, attend.tail)
-        hidden = self.model(inputs, rotation, attend)
-        return hidden, torch.stack(attend.shares)
 
     def _workspace(self, keep: KeepPlan, rows: int) -> int:
         """Bytes of the prefill of one prompt, of which ``rows`` reach this shard."""
@@ -275,7 +238,7 @@ class Stage:
             surviving = keep.kept[min(self.layout.first + 1, len(keep.kept) - 1)]
         window = min(keep.recent, rows) if keep.fraction < 1 else 0
         return prefill_workspace_bytes(
-            self._model_config, self._kernels, rows, surviving, window, self._dtype.itemsize
+            self._model_config, self._backend, rows, surviving, window, self._dtype.itemsize
         )
 
     def _park(self, sequence: int) -> ReleasedSequence:

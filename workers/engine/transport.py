@@ -11,10 +11,10 @@ import torch
 import torch.distributed as distributed
 from torch.distributed import Store  # type: ignore[attr-defined]
 
+from workers.engine.interleave import OnTurn, Turns, Work, untold
 from workers.engine.pipeline import Outcome
 from workers.engine.stage import Stage, StageFacts
-from workers.engine.step import Step
-from workers.engine.turns import OnTurn, Turns, Work, untold
+from workers.schedule.step import Step
 
 # Every step is at most three messages, and a scheduler has at most this many under way beyond one a shard.
 MESSAGES_PER_STEP = 3

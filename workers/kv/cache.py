@@ -8,20 +8,20 @@ import numpy.typing as npt
 import torch
 
 from pyramidserve.types import LayerReceipt
-from workers.compression.plan import GenerationPlan, KeepPlan
-from workers.compression.select import best_of_chunk, complement
+from workers.budget.footprint import ShardLayout, score_pages
+from workers.budget.pages import IntegrityError
+from workers.budget.plan import GenerationPlan, KeepPlan
+from workers.budget.released import ReleasedSequence
 from workers.device import to_device
 from workers.kv.entry import CachedSequence, GatheredLayer, Positions
-from workers.kv.footprint import ShardLayout, score_pages
 from workers.kv.hidden import HiddenStore
 from workers.kv.host import HostStore
 from workers.kv.link import Copy
 from workers.kv.page_table import Lengths, PageTables, Rows
-from workers.kv.pages import IntegrityError
 from workers.kv.pool import KVPool, PagedLayers, PagedStep
-from workers.kv.released import ReleasedSequence
 from workers.kv.scores import GenerationScores, ScoreTargets
 from workers.kv.spilled_keys import SpilledKeys
+from workers.policies.select import best_of_chunk, complement
 
 # With recall "step", a new token attends to one of so many tokens on the host.
 RECALLED_OF = 16

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from workers.compression.plan import KeepPlan
+from workers.budget.plan import KeepPlan
 
 Positions = npt.NDArray[np.int32]
 

@@ -8,11 +8,11 @@ from itertools import pairwise
 import numpy as np
 import torch
 
+from workers.budget.pages import PAGE_TOKENS, IntegrityError, PageAllocator, pages_for
 from workers.device import select_rows
 from workers.kv.entry import Positions
 from workers.kv.link import Copy, HostLink
 from workers.kv.page_table import PageTables, Rows
-from workers.kv.pages import PAGE_TOKENS, IntegrityError, PageAllocator, pages_for
 from workers.kv.pool import PagedLayers, page_bytes
 
 

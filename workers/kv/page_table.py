@@ -5,7 +5,7 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from workers.kv.pages import PAGE_TOKENS, IntegrityError, PageAllocator, pages_for
+from workers.budget.pages import PAGE_TOKENS, IntegrityError, PageAllocator, pages_for
 
 Rows = npt.NDArray[np.int64]
 Lengths = npt.NDArray[np.int64]

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import torch
 
+from workers.budget.pages import PAGE_TOKENS, PageAllocator
 from workers.device import select_rows, to_device
-from workers.kv.pages import PAGE_TOKENS, PageAllocator
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from workers.compression.plan import GenerationPlan, KeepPlan
+from workers.budget.footprint import ShardLayout, score_pages, score_width
+from workers.budget.plan import GenerationPlan, KeepPlan
 from workers.device import to_device
-from workers.kv.footprint import ShardLayout, score_pages, score_width
 from workers.kv.pool import KVPool
 
 Indices = npt.NDArray[np.int64]

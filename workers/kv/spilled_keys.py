@@ -2,9 +2,9 @@
 
 import torch
 
-from workers.compression.plan import KEYS_PER_ROW
+from workers.budget.footprint import index_rows
+from workers.budget.plan import KEYS_PER_ROW
 from workers.device import to_device
-from workers.kv.footprint import index_rows
 from workers.kv.page_table import PageTables
 from workers.kv.pool import KVPool
 

@@ -5,8 +5,8 @@ from typing import Protocol, cast
 import torch
 from torch import nn
 
-from workers.kernels.interface import FusedDecode, Kernels, LayerWeights
 from workers.model.config import ModelConfig
+from workers.model.operations import LayerWeights, Operations
 from workers.model.rope import Rotation
 
 
@@ -28,41 +28,41 @@ class Attend(Protocol):
 class RMSNorm(nn.Module):
     """Root mean square norm."""
 
-    def __init__(self, config: ModelConfig, kernels: Kernels) -> None:
+    def __init__(self, config: ModelConfig, operations: Operations) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(config.hidden), requires_grad=False)
-        self._epsilon, self._kernels = config.norm_epsilon, kernels
+        self._epsilon, self._operations = config.norm_epsilon, operations
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self._kernels.rms_norm(x, self.weight, self._epsilon)
+        return self._operations.rms_norm(x, self.weight, self._epsilon)
 
 
 class Linear(nn.Linear):
-    """A matrix product by the shard's kernels."""
+    """A matrix product by the shard's backend."""
 
-    def __init__(self, size: int, columns: int, bias: bool, kernels: Kernels) -> None:
+    def __init__(self, size: int, columns: int, bias: bool, operations: Operations) -> None:
         super().__init__(size, columns, bias=bias)
-        self._kernels = kernels
+        self._operations = operations
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self._kernels.linear(x, self.weight, self.bias)
+        return self._operations.linear(x, self.weight, self.bias)
 
 
 class LlamaLayer(nn.Module):
     """One decoder layer; the projections that read the same input are fused."""
 
-    def __init__(self, config: ModelConfig, kernels: Kernels) -> None:
+    def __init__(self, config: ModelConfig, operations: Operations) -> None:
         super().__init__()
         self._heads, self._kv_heads, self._head_size = config.heads, config.kv_heads, config.head_size
-        self._kernels = kernels
+        self._operations = operations
         width = config.heads * config.head_size
         projected = (config.heads + 2 * config.kv_heads) * config.head_size
-        self.input_norm = RMSNorm(config, kernels)
-        self.qkv = Linear(config.hidden, projected, config.attention_bias, kernels)
-        self.output = Linear(width, config.hidden, config.attention_bias, kernels)
-        self.mlp_norm = RMSNorm(config, kernels)
-        self.gate_up = Linear(config.hidden, 2 * config.intermediate, config.mlp_bias, kernels)
-        self.down = Linear(config.intermediate, config.hidden, config.mlp_bias, kernels)
+        self.input_norm = RMSNorm(config, operations)
+        self.qkv = Linear(config.hidden, projected, config.attention_bias, operations)
+        self.output = Linear(width, config.hidden, config.attention_bias, operations)
+        self.mlp_norm = RMSNorm(config, operations)
+        self.gate_up = Linear(config.hidden, 2 * config.intermediate, config.mlp_bias, operations)
+        self.down = Linear(config.intermediate, config.hidden, config.mlp_bias, operations)
 
     def weights(self) -> LayerWeights:
         """The layer's weights, as they lie in memory."""
@@ -75,27 +75,26 @@ class LlamaLayer(nn.Module):
     def project(self, hidden: torch.Tensor, rotation: Rotation) -> tuple[torch.Tensor, torch.Tensor]:
         """Queries, and keys and values, of ``hidden`` [rows, hidden], as ``Attend`` takes them."""
         projected = self.qkv(self.input_norm(hidden)).view(len(hidden), -1, self._head_size)
-        return self._kernels.rotate(projected, rotation, self._heads, self._kv_heads)
+        return self._operations.rotate(projected, rotation, self._heads, self._kv_heads)
 
     def finish(self, hidden: torch.Tensor, attended: torch.Tensor) -> None:
         """Adds to ``hidden`` [rows, hidden] what the attention's output and the MLP come to."""
         hidden += self.output(attended)
         # Nested, so that gate and up are free before the last product.
-        hidden += self.down(self._kernels.silu_product(self.gate_up(self.mlp_norm(hidden))))
+        hidden += self.down(self._operations.silu_product(self.gate_up(self.mlp_norm(hidden))))
 
 
 class LlamaStage(nn.Module):
     """Layers ``first`` to ``end`` of the model, with the embedding before and the head behind."""
 
-    def __init__(self, config: ModelConfig, first: int, end: int, kernels: Kernels) -> None:
+    def __init__(self, config: ModelConfig, first: int, end: int, operations: Operations) -> None:
         super().__init__()
-        self._kernels, self._activations = kernels, kernels.activations
-        self.fused: FusedDecode | None = None
+        self._operations, self._activations = operations, operations.activations
         self.embedding = nn.Embedding(config.vocabulary, config.hidden) if first == 0 else None
-        self.layers = nn.ModuleList(LlamaLayer(config, kernels) for _ in range(first, end))
+        self.layers = nn.ModuleList(LlamaLayer(config, operations) for _ in range(first, end))
         is_last = end == config.layers
-        self.final_norm = RMSNorm(config, kernels) if is_last else None
-        self.head = Linear(config.hidden, config.vocabulary, False, kernels) if is_last else None
+        self.final_norm = RMSNorm(config, operations) if is_last else None
+        self.head = Linear(config.hidden, config.vocabulary, False, operations) if is_last else None
 
     def forward(self, inputs: torch.Tensor, rotation: Rotation, attend: Attend) -> torch.Tensor:
         """Runs the shard's layers on rows that all go through all of them.
@@ -117,13 +116,12 @@ class LlamaStage(nn.Module):
         hidden = inputs if self.embedding is None else self.embedding(inputs)
         return hidden.to(self._activations)
 
-    def fuse(self, config: ModelConfig) -> None:
-        """Prepares ``fused`` decoding, once all weights are in place."""
-        layers = [cast(LlamaLayer, layer).weights() for layer in self.layers]
-        self.fused = self._kernels.fuse(layers, config)
+    def weights(self) -> list[LayerWeights]:
+        """The weights of all layers, as they lie in memory."""
+        return [cast(LlamaLayer, layer).weights() for layer in self.layers]
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits in fp32 [rows, vocabulary] of the last shard's ``hidden`` [rows, hidden]."""
         assert self.final_norm is not None
         assert self.head is not None
-        return self._kernels.logits(self.final_norm(hidden), self.head.weight)
+        return self._operations.logits(self.final_norm(hidden), self.head.weight)

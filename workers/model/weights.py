@@ -13,9 +13,9 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from pyramidserve.errors import CheckpointError
-from workers.kernels.interface import Kernels
 from workers.model.config import ModelConfig
 from workers.model.llama import LlamaStage
+from workers.model.operations import Operations
 from workers.model.random_model import fill
 
 logger = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ def load_stage(
     end: int,
     dtype: torch.dtype,
     device: torch.device,
-    kernels: Kernels,
+    operations: Operations,
 ) -> tuple[LlamaStage, tuple[str, ...]]:
     """Builds the shard with layers ``first`` to ``end`` and fills it, with random weights if it is to.
 
@@ -86,7 +86,7 @@ def load_stage(
     """
     files = None if config.random_seed is not None else CheckpointFiles(checkpoint)
     with init_empty_weights():
-        stage = LlamaStage(config, first, end, kernels)
+        stage = LlamaStage(config, first, end, operations)
     tied = config.tied_embeddings and stage.embedding is not None
     held: list[str] = []
     for name, parameter in list(stage.named_parameters()):
@@ -105,7 +105,6 @@ def load_stage(
         stage.head.weight = cast(nn.Embedding, stage.embedding).weight
     if files is None:
         logger.warning("weights_random seed=%s layers=%d-%d", config.random_seed, first, end)
-    stage.fuse(config)
     return stage.requires_grad_(False).eval(), tuple(dict.fromkeys(held))
 
 

@@ -6,8 +6,8 @@ import pytest
 from ray.serve.schema import ServeApplicationSchema
 
 from cluster.config import parse_config
-from cluster.rollout import check_place, successor
-from cluster.server import port_problem
+from cluster.deploy.rollout import check_place, successor
+from cluster.edge.server import port_problem
 from pyramidserve.errors import ConfigurationError
 
 

@@ -18,8 +18,8 @@ from workers.engine.loop import (
     SequenceTokens,
     SequenceTraced,
 )
-from workers.engine.sequence import SequenceRequest
-from workers.engine.step import PrefillTrace, TopLogits
+from workers.schedule.sequence import SequenceRequest
+from workers.schedule.step import PrefillTrace, TopLogits
 
 EOS = 0
 

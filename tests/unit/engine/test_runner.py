@@ -12,7 +12,7 @@ from workers.engine import runner as runner_module
 from workers.engine.loop import EngineLoop, SequenceCancelled, SequenceFinished, SequenceTokens
 from workers.engine.pipeline import Outcome
 from workers.engine.runner import Cancel, EngineRunner, Report, SequenceRefused, Start
-from workers.engine.scheduler import BUSY_SLICE, QUIET_SLICE
+from workers.schedule.scheduler import BUSY_SLICE, QUIET_SLICE
 
 PATIENCE = 60  # seconds that anything may take before the test fails
 

@@ -16,8 +16,8 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from workers.budget.pages import PAGE_TOKENS, IntegrityError, OutOfPagesError, PageAllocator, pages_for
 from workers.kv.page_table import PageTables
-from workers.kv.pages import PAGE_TOKENS, IntegrityError, OutOfPagesError, PageAllocator, pages_for
 
 LAYERS, SEQUENCES, MAX_TOKENS = 3, 4, 100
 LAYER = st.integers(0, LAYERS - 1)

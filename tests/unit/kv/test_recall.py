@@ -18,14 +18,14 @@ from hypothesis.stateful import (
 from kv_doubles import DeferredLink, PoisoningAllocator, poison, same_bits
 
 from pyramidserve.types import Compression, PyramidParameters, StreamingParameters
-from workers.compression.policies import plan
+from workers.budget.footprint import ShardLayout
+from workers.budget.pages import IntegrityError
 from workers.kv.cache import RECALLED_OF, ShardCache
 from workers.kv.entry import GatheredLayer
-from workers.kv.footprint import ShardLayout
 from workers.kv.host import HostStore
 from workers.kv.page_table import PageTables
-from workers.kv.pages import IntegrityError
 from workers.kv.pool import KVPool
+from workers.policies.registry import plan
 
 FIRST, END, MODEL_LAYERS, CONTEXT = 1, 3, 4, 400
 LAYERS = range(END - FIRST)

@@ -20,15 +20,15 @@ from kv_doubles import DeferredLink, PoisoningAllocator, poison, same_bits
 from kv_plans import plans
 
 from pyramidserve.types import Compression, PyramidParameters, StreamingParameters
-from workers.compression.plan import KeepPlan
-from workers.compression.policies import plan
+from workers.budget.footprint import ShardLayout, pages_held, peak_pages, score_pages
+from workers.budget.pages import IntegrityError, OutOfPagesError, pages_for
+from workers.budget.plan import KeepPlan
+from workers.budget.released import ReleasedSequence
 from workers.kv.cache import ShardCache
-from workers.kv.footprint import ShardLayout, pages_held, peak_pages, score_pages
 from workers.kv.host import HostStore
 from workers.kv.page_table import PageTables
-from workers.kv.pages import IntegrityError, OutOfPagesError, pages_for
 from workers.kv.pool import KVPool
-from workers.kv.released import ReleasedSequence
+from workers.policies.registry import plan
 
 # The shard has the middle layers of a model, so that neither its first nor its last is the model's.
 FIRST, END, MODEL_LAYERS = 1, 4, 5

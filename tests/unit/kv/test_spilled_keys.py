@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from workers.kv.footprint import index_rows
-from workers.kv.pages import OutOfPagesError, pages_for
+from workers.budget.footprint import index_rows
+from workers.budget.pages import OutOfPagesError, pages_for
 from workers.kv.pool import KVPool
 from workers.kv.spilled_keys import SpilledKeys
 

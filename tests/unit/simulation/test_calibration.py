@@ -11,9 +11,9 @@ from test_simulated_pipeline import COSTS, LIMITS, MODEL
 from cluster.simulation.calibration import Measured, fit, machine, predict, read_measured
 from pyramidserve.errors import InvalidRequestError
 from pyramidserve.types import Compression
-from workers.bench.work import Limits, prefill_flops, weights_read
 from workers.bench.workload import Workload, named_workload
-from workers.compression.policies import plan
+from workers.model.work import Limits, prefill_flops, weights_read
+from workers.policies.registry import plan
 
 FULL = Compression("full")
 

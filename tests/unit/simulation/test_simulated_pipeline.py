@@ -6,16 +6,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.ledger import PipelineLedger
+from cluster.admit.ledger import PipelineLedger
 from cluster.simulation.pipeline import SimulatedPipeline
 from cluster.simulation.setup import Setup
 from cluster.simulation.timing import Costs, Timing
 from cluster.simulation.turn import SimulatedTurn, simulated_turn
 from pyramidserve.types import Compression
-from workers.bench.work import Limits, prefill_flops, weights_read
-from workers.compression.policies import plan
-from workers.engine.scheduler import QUIET_SLICE
 from workers.model.config import ModelConfig
+from workers.model.work import Limits, prefill_flops, weights_read
+from workers.policies.registry import plan
+from workers.schedule.scheduler import QUIET_SLICE
 
 MODEL = ModelConfig(
     layers=2,

@@ -1,0 +1,40 @@
+"""How long replies become, learnt from those that have ended."""
+
+from bisect import bisect_left, insort
+from collections import deque
+
+from cluster.admit.request import ValidatedRequest
+from workers.budget.pages import PAGE_TOKENS, pages_for
+
+# So many replies are remembered; with fewer than LEAST nothing is concluded from them.
+REMEMBERED, LEAST = 256, 16
+# So many of them are no longer than expected; when others are, a pipeline makes room.
+SHARE = 0.75
+
+
+class OutputLengths:
+    """Output tokens of the last replies that ended by themselves."""
+
+    def __init__(self) -> None:
+        self._lengths: deque[int] = deque()
+        self._ordered: list[int] = []
+
+    def count(self, request: ValidatedRequest, output_tokens: int) -> None:
+        """Takes note of a reply; not of one that could not but run to its limit."""
+        if request.stopping.ignore_eos:
+            return
+        self._lengths.append(output_tokens)
+        insort(self._ordered, output_tokens)
+        if len(self._lengths) > REMEMBERED:
+            del self._ordered[bisect_left(self._ordered, self._lengths.popleft())]
+
+    def expected(self, request: ValidatedRequest) -> int:
+        """Output tokens that ``request`` will probably have, resumed ones included.
+
+        In whole pages, so that it changes seldom.
+        """
+        if len(self._ordered) < LEAST or request.stopping.ignore_eos:
+            return request.max_tokens
+        usual = PAGE_TOKENS * pages_for(self._ordered[round(SHARE * (len(self._ordered) - 1))])
+        least = len(request.resume_output_ids) + 1
+        return max(least, min(usual, request.max_tokens))

@@ -1,0 +1,79 @@
+"""The Serve deployment that hosts the router."""
+
+import asyncio
+import logging
+from typing import Any
+
+from cluster.admit.request import ValidatedRequest
+from cluster.config import ClusterConfig
+from cluster.edge.server import RouterServer, serve, server_credentials
+from cluster.edge.tenants import read_tenants
+from cluster.edge.validation import validate_request
+from cluster.route.router import Router
+from pyramidserve import MAX_MESSAGE_BYTES
+from pyramidserve.v1 import inference_pb2 as messages
+from workers.model.checkpoint import resolve_checkpoint
+from workers.model.config import read_config
+from workers.model.tokenizer import Tokenizer
+from workers.model.transcript import Transcript
+from workers.rendezvous import announce, node_address, router_key
+
+logger = logging.getLogger("ray.serve")
+
+DEMAND_SECONDS = 0.5
+
+
+class Edge:
+    """Listens for clients and pipelines, and announces where."""
+
+    async def __init__(self, config: ClusterConfig, shards: Any) -> None:  # type: ignore[misc]
+        """``shards`` is the handle of the shards' deployment; it makes them part of the application."""
+        self._server: RouterServer | None = None
+        self._telling: asyncio.Task[None] | None = None
+        checkpoint = await asyncio.to_thread(resolve_checkpoint, config.model)
+        model = read_config(checkpoint)
+        tokenizer = await asyncio.to_thread(Tokenizer, checkpoint)
+
+        def validate(request: messages.GenerateRequest, last: Transcript | None) -> ValidatedRequest:
+            return validate_request(request, last, tokenizer, model, config.compression)
+
+        tenants = read_tenants(config.tenants_file)
+        router = Router(
+            config.model,
+            weights=tenants.weights,
+            queue_limit=config.queue_limit,
+            session_limit=config.session_limit,
+            session_max_age=config.session_max_age,
+        )
+        self._grace = config.drain_seconds
+        registry_host = config.shard_host or node_address()
+
+        def tell_where(port: int) -> None:
+            announce(router_key(), {"host": registry_host, "port": port})
+
+        self._server = await serve(
+            router,
+            validate,
+            tenants,
+            host=config.router_host,
+            port=config.router_port,
+            credentials=server_credentials(config.tls_certificate, config.tls_key),
+            registry_host=registry_host,
+            max_message_bytes=MAX_MESSAGE_BYTES,
+            bind_timeout=config.bind_seconds,
+            tell_where=tell_where,
+            beside_pipelines=config.pipelines if config.take_over else 0,
+        )
+        self._telling = asyncio.create_task(_tell_demand(router)) if config.max_pipelines else None
+
+    async def __del__(self) -> None:
+        if self._telling is not None:
+            self._telling.cancel()
+        if self._server is not None:
+            await self._server.stop(self._grace)
+
+
+async def _tell_demand(router: Router) -> None:
+    while True:
+        router.tell_demand()
+        await asyncio.sleep(DEMAND_SECONDS)

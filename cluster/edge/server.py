@@ -1,0 +1,170 @@
+"""The gRPC server in front of a router."""
+
+import asyncio
+import logging
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from cluster.admit.request import ValidatedRequest
+from cluster.edge.servicer import INFERENCE, Inference, PipelineRegistry
+from cluster.edge.tenants import Tenants
+from cluster.route.router import Router
+from pyramidserve.errors import ConfigurationError, PortInUseError
+from pyramidserve.v1 import inference_pb2 as pb
+from pyramidserve.v1.inference_pb2_grpc import add_InferenceServicer_to_server
+from pyramidserve.v1.pipeline_pb2_grpc import add_PipelineRegistryServicer_to_server
+from workers.model.transcript import Transcript
+
+BIND_INTERVAL = 0.2
+# What is still open when the router has drained is aborted after so long.
+ABORT_SECONDS = 1.0
+KEEPALIVE_MILLISECONDS = 10_000
+
+log = logging.getLogger(__name__)
+
+
+class RouterServer:
+    """A listening router: ``port`` is for clients, ``registry_port`` for the heads of pipelines."""
+
+    def __init__(
+        self,
+        router: Router,
+        servers: tuple[grpc.aio.Server, grpc.aio.Server],
+        ports: tuple[int, int],
+        health: health.aio.HealthServicer,
+    ) -> None:
+        self.port, self.registry_port = ports
+        self._router = router
+        self._servers = servers
+        self._health = health
+
+    async def stop(self, grace: float) -> None:
+        """Drains the router for ``grace`` seconds, lets its pipelines go and stops listening."""
+        await self._health.enter_graceful_shutdown()
+        public, internal = self._servers
+        # Those who call from now on connect anew, to the router that takes over if there is one.
+        leaving = asyncio.create_task(public.stop(grace + ABORT_SECONDS))
+        await self._router.drain(grace)
+        await public.stop(ABORT_SECONDS)
+        await leaving
+        await internal.stop(ABORT_SECONDS)
+
+
+async def serve(
+    router: Router,
+    validate: Callable[[pb.GenerateRequest, Transcript | None], ValidatedRequest],
+    tenants: Tenants,
+    *,
+    host: str = "127.0.0.1",
+    port: int,
+    credentials: grpc.ServerCredentials | None = None,
+    registry_host: str = "127.0.0.1",
+    max_message_bytes: int,
+    bind_timeout: float,
+    tell_where: Callable[[int], None] | None = None,
+    beside_pipelines: int = 0,
+) -> RouterServer:
+    """Serves ``router`` to clients on one port, with health and reflection, and to pipelines on another.
+
+    Args:
+        router: what is served.
+        validate: checks a request; called in another thread.
+        tenants: who may call.
+        host: the interface to listen on; only this machine unless given.
+        port: 0 takes any free one.
+        credentials: for TLS towards clients.
+        registry_host: the interface for pipelines, which are trusted.
+        max_message_bytes: bytes that one message may have, either way.
+        bind_timeout: seconds to wait for a port that is in use, as by the server to be replaced.
+        tell_where: called in another thread with the port for pipelines.
+        beside_pipelines: takes over from a server on the same port: listens to clients beside it, once
+            so many pipelines are there. 0: the port must be its own.
+
+    Raises:
+        PortInUseError: the port did not become free.
+    """
+    options = [
+        # So that another may take over; that the port is free is looked at before.
+        ("grpc.so_reuseport", 1),
+        ("grpc.max_receive_message_length", max_message_bytes),
+        ("grpc.max_send_message_length", max_message_bytes),
+        ("grpc.keepalive_time_ms", KEEPALIVE_MILLISECONDS),
+        ("grpc.keepalive_timeout_ms", KEEPALIVE_MILLISECONDS),
+        ("grpc.http2.min_ping_interval_without_data_ms", KEEPALIVE_MILLISECONDS // 2),
+    ]
+    public, internal = grpc.aio.server(options=options), grpc.aio.server(options=options)
+    health_servicer = health.aio.HealthServicer()
+    registry = PipelineRegistry(router, health_servicer)
+    await registry.publish_health()
+    add_InferenceServicer_to_server(Inference(router, validate, tenants), public)
+    health_pb2_grpc.add_HealthServicer_to_server(health_servicer, public)
+    health_name = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+    reflection.enable_server_reflection((INFERENCE, health_name, reflection.SERVICE_NAME), public)
+    add_PipelineRegistryServicer_to_server(registry, internal)
+    inside = internal.add_insecure_port(f"{registry_host}:0")
+    await internal.start()
+    if tell_where is not None:
+        await asyncio.to_thread(tell_where, inside)
+    if beside_pipelines:
+        await _attached(router, beside_pipelines)
+    else:
+        await _free(host, port, bind_timeout)
+    address = f"{host}:{port}"
+    if credentials is None:
+        bound = public.add_insecure_port(address)
+    else:
+        bound = public.add_secure_port(address, credentials)
+    await public.start()
+    log.info(
+        "router_listening host=%s port=%d tls=%s registry_port=%d", host, bound, bool(credentials), inside
+    )
+    return RouterServer(router, (public, internal), (bound, inside), health_servicer)
+
+
+def server_credentials(certificate: str, key: str) -> grpc.ServerCredentials | None:
+    """For TLS with these PEM files, or none where there are none. Raises ConfigurationError."""
+    if not certificate and not key:
+        return None
+    try:
+        pair = Path(key).read_bytes(), Path(certificate).read_bytes()
+    except OSError as error:
+        raise ConfigurationError(
+            f"tls_certificate {certificate!r} and tls_key {key!r} cannot be read, give both as PEM: {error}"
+        ) from error
+    return grpc.ssl_server_credentials([pair])
+
+
+async def _attached(router: Router, pipelines: int) -> None:
+    while len(router.state().pipelines) < pipelines:
+        await asyncio.sleep(BIND_INTERVAL)
+
+
+async def _free(host: str, port: int, timeout: float) -> None:
+    """Waits until nobody listens there. Raises PortInUseError."""
+    deadline = asyncio.get_running_loop().time() + timeout
+    while (problem := port_problem(host, port)) is not None:
+        if asyncio.get_running_loop().time() >= deadline:
+            raise PortInUseError(
+                f"cannot listen on {host}:{port} after {timeout:g} s: {problem}; another process listens "
+                "there, or the host is not of this machine; stop the other process or choose another port"
+            )
+        await asyncio.sleep(BIND_INTERVAL)
+
+
+def port_problem(host: str, port: int) -> str | None:
+    """Why this process cannot have a port for itself; None if it can."""
+    try:
+        (family, kind, *_, address), *_ = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        return error.strerror or str(error)
+    return None

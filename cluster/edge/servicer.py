@@ -1,0 +1,182 @@
+"""The gRPC edge of a router."""
+
+import asyncio
+import logging
+import math
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any
+
+import grpc
+from grpc_health.v1.health import aio as health_aio
+from grpc_health.v1.health_pb2 import HealthCheckResponse
+
+from cluster.admit.request import ValidatedRequest
+from cluster.edge.tenants import Tenants
+from cluster.route.pipelines import AttachedPipeline
+from cluster.route.router import Router
+from pyramidserve.errors import EngineError, InvalidRequestError, PyramidServeError
+from pyramidserve.v1 import inference_pb2 as pb
+from pyramidserve.v1 import pipeline_pb2
+from pyramidserve.v1.inference_pb2_grpc import InferenceServicer
+from pyramidserve.v1.pipeline_pb2_grpc import PipelineRegistryServicer
+from pyramidserve.wire import cluster_state_to_message, error_to_metadata, event_to_message
+from pyramidserve.wire.error import STATUS
+from workers.model.transcript import Transcript
+
+INFERENCE = pb.DESCRIPTOR.services_by_name["Inference"].full_name
+# Percent-encoded in a header that may have 8 KiB with all others; the metadata has the whole.
+DETAILS_CHARACTERS = 200
+
+log = logging.getLogger(__name__)
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+@asynccontextmanager
+async def refusals(context: Context, call: str, **ids: str) -> AsyncIterator[None]:
+    """Turns what the body raises into a status with an ErrorDetail, and logs a line."""
+    call += "".join(f" {name}={value!r:.140}" for name, value in ids.items())
+    try:
+        yield
+    except PyramidServeError as raised:
+        error = raised
+        log.info("refused call=%s reason=%s message=%r", call, error.reason, error.message)
+    except Exception:
+        log.exception("unexpected_error call=%s", call)
+        error = EngineError("an unexpected error; the server's log has it", reason="internal")
+    else:
+        return
+    await context.abort(
+        # Errors of a deployment are for pipelines; no client can cause them.
+        STATUS[type(error)],
+        error.message[:DETAILS_CHARACTERS],
+        error_to_metadata(error),
+    )
+
+
+class Inference(InferenceServicer):
+    """What clients call."""
+
+    def __init__(
+        self,
+        router: Router,
+        validate: Callable[[pb.GenerateRequest, Transcript | None], ValidatedRequest],
+        tenants: Tenants,
+    ) -> None:
+        """``validate`` runs in a thread of its own, one call at a time: tokenising takes long."""
+        self._router = router
+        self._validate = validate
+        self._tenants = tenants
+        self._validator = ThreadPoolExecutor(1, "validator")
+
+    # A coroutine, not a generator: one that is cancelled in its write still closes its follower.
+    async def Generate(  # type: ignore[override]  # noqa: N802
+        self, request: pb.GenerateRequest, context: Context
+    ) -> None:
+        async with refusals(context, "Generate", request_id=request.request_id):
+            tenant = self._tenants.identify(context.invocation_metadata())
+            loop = asyncio.get_running_loop()
+            session_id = _own(tenant, request.session_id)
+            last = self._router.last_turn(session_id) if session_id else None
+            validated = await loop.run_in_executor(self._validator, self._validate, request, last)
+            validated = replace(validated, session_id=session_id)
+            seconds_left = context.time_remaining()
+            follower = self._router.submit(
+                validated, tenant, math.inf if seconds_left is None else seconds_left
+            )
+            try:
+                async for event in follower:
+                    await context.write(event_to_message(event))
+            finally:
+                follower.close()
+
+    async def EndSession(  # noqa: N802
+        self, request: pb.EndSessionRequest, context: Context
+    ) -> pb.EndSessionResponse:
+        async with refusals(context, "EndSession", session_id=request.session_id):
+            tenant = self._tenants.identify(context.invocation_metadata())
+            turns = self._router.end_session(_own(tenant, request.session_id))
+            return pb.EndSessionResponse(turns=turns)
+
+    async def GetClusterState(  # noqa: N802
+        self, request: pb.GetClusterStateRequest, context: Context
+    ) -> pb.GetClusterStateResponse:
+        async with refusals(context, "GetClusterState"):
+            self._tenants.identify(context.invocation_metadata())
+            return cluster_state_to_message(self._router.state())
+
+
+def _own(tenant: str, session_id: str) -> str:
+    """The name of a tenant's session that no other tenant's has."""
+    return f"{tenant}/{session_id}" if tenant and session_id else session_id
+
+
+class PipelineRegistry(PipelineRegistryServicer):
+    """What the heads of pipelines call."""
+
+    def __init__(self, router: Router, health: health_aio.HealthServicer) -> None:
+        self._router = router
+        self._health = health
+
+    async def Attach(  # type: ignore[override]  # noqa: N802
+        self, request_iterator: AsyncIterator[pipeline_pb2.PipelineReport], context: Context
+    ) -> None:
+        async with refusals(context, "Attach"):
+            first = await anext(request_iterator, pipeline_pb2.PipelineReport())
+            if not first.HasField("hello"):
+                raise InvalidRequestError("the first report is not Hello; introduce the pipeline")
+            pipeline = self._router.attach(first.hello)
+            try:
+                await self.publish_health()
+                # The head's sign that it is attached: there may be no order for long.
+                await context.send_initial_metadata(())
+                await self._converse(pipeline, request_iterator, context)
+            finally:
+                self._router.detach(pipeline)
+                await self.publish_health()
+
+    async def publish_health(self) -> None:
+        """Makes the health of the inference service that of the router."""
+        status = HealthCheckResponse.SERVING
+        if not self._router.serving:
+            status = HealthCheckResponse.NOT_SERVING
+        await self._health.set(INFERENCE, status)
+
+    async def _converse(
+        self,
+        pipeline: AttachedPipeline,
+        reports: AsyncIterator[pipeline_pb2.PipelineReport],
+        context: Context,
+    ) -> None:
+        """Reads reports and writes orders until either ends."""
+        both = [
+            asyncio.create_task(self._read(pipeline, reports)),
+            asyncio.create_task(self._write(pipeline, context)),
+        ]
+        try:
+            ended, _ = await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+            for task in ended:
+                task.result()
+        finally:
+            for task in both:
+                task.cancel()
+            await asyncio.gather(*both, return_exceptions=True)
+
+    async def _read(
+        self, pipeline: AttachedPipeline, reports: AsyncIterator[pipeline_pb2.PipelineReport]
+    ) -> None:
+        async for report in reports:
+            match report.WhichOneof("report"):
+                case "step":
+                    self._router.report(pipeline, report.step)
+                case "leaving":
+                    self._router.leave(pipeline)
+                case _:
+                    raise InvalidRequestError("a report behind Hello is not a StepReport")
+
+    async def _write(self, pipeline: AttachedPipeline, context: Context) -> None:
+        while order := await pipeline.orders.get():
+            await context.write(order)

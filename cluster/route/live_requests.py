@@ -1,0 +1,169 @@
+"""The live requests, and what becomes of them."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator
+
+from cluster.admit.admission import Admission
+from cluster.admit.sessions import Sessions
+from cluster.route.live import LiveRequest
+from cluster.route.pipelines import AttachedPipeline
+from pyramidserve.errors import EngineError, PyramidServeError, UnavailableError
+from pyramidserve.v1 import pipeline_pb2 as pb
+from pyramidserve.wire import receipt_from_message, tokens_from_message
+from workers.budget.pages import IntegrityError
+
+log = logging.getLogger(__name__)
+
+# Seconds until a client should try again after a pipeline was lost.
+LOST_RETRY_DELAY = 1.0
+# How often a request is run anew: one that brings pipelines down must not bring down all.
+REPLAYS = 5
+
+
+class Registry:
+    """Every request from its arrival to its end, and what pipelines bring of it.
+
+    Attributes:
+        idle: set while there is none.
+    """
+
+    def __init__(
+        self, admission: Admission[LiveRequest], sessions: Sessions, clock: Callable[[], float]
+    ) -> None:
+        self._admission, self._sessions, self._clock = admission, sessions, clock
+        self._live: dict[tuple[str, str], LiveRequest] = {}
+        self.idle = asyncio.Event()
+        self.idle.set()
+
+    def __len__(self) -> int:
+        return len(self._live)
+
+    def __iter__(self) -> Iterator[LiveRequest]:
+        return iter(list(self._live.values()))
+
+    def get(self, tenant: str, request_id: str) -> LiveRequest | None:
+        """A tenant's request, if it is live."""
+        return self._live.get((tenant, request_id))
+
+    def add(self, live: LiveRequest) -> None:
+        """Takes a request in that waits."""
+        self._live[live.tenant, live.request.request_id] = live
+        self.idle.clear()
+
+    def append(self, pipeline: AttachedPipeline, new: pb.SequenceTokens) -> None:
+        """Takes in new output of a sequence."""
+        live = pipeline.sequences.get(new.sequence_id)
+        if live is None or live.ended:
+            return
+        try:
+            live.append(tokens_from_message(new.tokens), self._clock())
+            pipeline.ledger.advance(new.sequence_id, live.output_tokens - 1)
+        except EngineError as error:
+            self.fail(live, error)
+            pipeline.cancel(new.sequence_id)
+
+    def finish(self, pipeline: AttachedPipeline, finished: pb.SequenceFinished) -> None:
+        """Takes in that a sequence has ended as it should."""
+        live = self._release(pipeline, finished.sequence_id)
+        if live is None or live.ended:
+            return
+        try:
+            receipt = receipt_from_message(finished.receipt)
+        except EngineError as error:
+            self.fail(live, error)
+            return
+        receipt = live.finish(receipt, pipeline.pipeline_id)
+        self._forget(live)
+        self._admission.count_finished(live.request, receipt.output_tokens, receipt.inter_token_p50)
+        self._sessions.count_turn(live.request.session_id, live.transcript())
+        log.info(
+            "request_finished request_id=%r pipeline_id=%r output_tokens=%d",
+            live.request.request_id,
+            pipeline.pipeline_id,
+            receipt.output_tokens,
+        )
+
+    def end_failed(self, pipeline: AttachedPipeline, failed: pb.SequenceFailed) -> None:
+        """Takes in that a sequence has ended otherwise."""
+        live = self._release(pipeline, failed.sequence_id)
+        if live is None or live.ended:
+            return
+        match failed.cause:
+            case pb.SequenceFailed.CAUSE_NO_ROOM:
+                self._admission.decisions["no_room"] += 1
+                self._admission.requeue(live)
+                log.info("request_requeued request_id=%r", live.request.request_id)
+            case pb.SequenceFailed.CAUSE_CANCELLED:
+                self.replay(live, pipeline)
+            case _:
+                self.fail(
+                    live,
+                    EngineError(
+                        f"request {live.request.request_id!r} failed on pipeline "
+                        f"{pipeline.pipeline_id}: {failed.message}"
+                    ),
+                )
+
+    def replay(self, live: LiveRequest, pipeline: AttachedPipeline) -> None:
+        """Queues what a lost pipeline ran; it goes on behind the output that there is."""
+        if live.ended:
+            return
+        live.losses += 1
+        request_id = live.request.request_id
+        if live.losses > REPLAYS:
+            error = UnavailableError(
+                f"request {request_id!r} lost {live.losses} pipelines, {pipeline.pipeline_id} the last; "
+                "send it again with the ids received as resume_output_ids",
+                retry_delay=LOST_RETRY_DELAY,
+            )
+            self.fail(live, error)
+            return
+        self._admission.decisions["replayed"] += 1
+        self._admission.requeue(live)
+        log.info(
+            "request_replayed request_id=%r pipeline_id=%r output_tokens=%d",
+            request_id,
+            pipeline.pipeline_id,
+            live.output_tokens,
+        )
+
+    def fail(self, live: LiveRequest, error: PyramidServeError) -> None:
+        """Ends a request with ``error``, unless it has ended."""
+        if live.ended:
+            return
+        live.fail(error)
+        self._forget(live)
+        self._admission.decisions[error.reason] += 1
+        log.info("request_failed request_id=%r reason=%s", live.request.request_id, error.reason)
+
+    def check_integrity(self, running: list[LiveRequest]) -> None:
+        """Raises IntegrityError unless every live request waits or is one of those ``running``."""
+        for (_, request_id), live in self._live.items():
+            places = (live in self._admission) + sum(live is each for each in running)
+            if live.ended or not live.followers or places != 1:
+                raise IntegrityError(
+                    f"{request_id!r} has {places} places, {live.followers} followers, ended: {live.ended}"
+                )
+        if len(self._admission) + len(running) != len(self._live):
+            raise IntegrityError(
+                f"{len(self._admission)} waiting + {len(running)} running requests are not "
+                f"{len(self._live)} live ones"
+            )
+        if self.idle.is_set() == bool(self._live):
+            raise IntegrityError(f"idle with {len(self._live)} live requests")
+
+    def _release(self, pipeline: AttachedPipeline, sequence_id: int) -> LiveRequest | None:
+        live = pipeline.sequences.pop(sequence_id, None)
+        if live is None:
+            # A sequence may end by itself while its cancellation is on the way.
+            log.info("unknown_sequence pipeline_id=%r sequence_id=%d", pipeline.pipeline_id, sequence_id)
+        else:
+            pipeline.ledger.remove(sequence_id)
+        return live
+
+    def _forget(self, live: LiveRequest) -> None:
+        self._admission.remove(live)
+        del self._live[live.tenant, live.request.request_id]
+        if not self._live:
+            self.idle.set()

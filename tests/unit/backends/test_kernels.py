@@ -1,0 +1,234 @@
+"""Every set of kernels does what the plain calculation in fp32 does, on ragged shapes."""
+
+import dataclasses
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from workers.backends import reference
+from workers.backends.cpu import native
+from workers.backends.cpu.build import KernelBuildError, load_library
+from workers.backends.cpu.native import CpuBackend
+from workers.backends.interface import Backend
+from workers.backends.reference import ReferenceBackend
+from workers.budget.pages import PAGE_TOKENS, pages_for
+from workers.kv.pool import PagedBatch
+
+# (heads, KV heads): one key for each head, for groups of heads, for all of them.
+HEADS = [(4, 4), (6, 2), (9, 3), (4, 1), (1, 1)]
+DTYPES = [torch.float32, torch.bfloat16]
+KernelsFor = Callable[[torch.dtype], Backend]
+seeds = st.integers(0, 2**32)
+heads = st.sampled_from(HEADS)
+dtypes = st.sampled_from(DTYPES)
+head_sizes = st.sampled_from([8, 32, 64])
+
+
+@pytest.fixture(scope="module", params=["torch", "native", "native with bf16 activations"])
+def kernels_for(request: pytest.FixtureRequest) -> KernelsFor:
+    """Kernels for weights and KV of a type."""
+    if request.param == "torch":
+        return ReferenceBackend
+    try:
+        library = load_library()
+    except KernelBuildError as error:
+        pytest.skip(f"no native kernels here: {error}")
+
+    def make(dtype: torch.dtype) -> Backend:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(native, "multiplies_bf16", lambda _: request.param != "native")
+            return CpuBackend(library, dtype)
+
+    return make
+
+
+def draw(seed: int, *shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def near(got: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> bool:
+    """Equal but for what rounding to ``dtype`` on the way leaves."""
+    tolerance = 3e-2 if dtype == torch.bfloat16 else 2e-5
+    return torch.allclose(got.float(), expected, rtol=tolerance, atol=tolerance)
+
+
+@given(
+    seeds,
+    st.integers(1, 70) | st.integers(1, 600),
+    st.sampled_from([1, 2, 30, 64, 100, 300]),
+    st.sampled_from([1, 16, 50, 576]),
+    st.booleans(),
+    dtypes,
+)
+@settings(deadline=None)
+def test_linear(
+    kernels_for: KernelsFor, seed: int, rows: int, columns: int, size: int, biased: bool, dtype: torch.dtype
+) -> None:
+    kernels = kernels_for(dtype)
+    x, weight = draw(seed, rows, size).to(kernels.activations), draw(seed + 1, columns, size).to(dtype)
+    bias = draw(seed + 2, columns).to(dtype)
+    expected = x.double() @ weight.double().T + (bias if biased else 0)
+    got = kernels.linear(x, weight, bias if biased else None)
+    assert got.dtype == kernels.activations
+    # Terms of both signs: what is left of them may be far smaller than they are.
+    assert near(got / size**0.5, (expected / size**0.5).float(), dtype)
+
+
+@given(seeds, st.integers(1, 80), st.sampled_from([2, 64, 100]), st.sampled_from([1, 16, 50, 576]), dtypes)
+@settings(deadline=None)
+def test_logits_are_not_rounded(
+    kernels_for: KernelsFor, seed: int, rows: int, columns: int, size: int, dtype: torch.dtype
+) -> None:
+    kernels = kernels_for(dtype)
+    x, weight = draw(seed, rows, size).to(kernels.activations), draw(seed + 1, columns, size).to(dtype)
+    got = kernels.logits(x, weight)
+    assert got.dtype == torch.float32
+    expected = x.double() @ weight.double().T
+    assert near(got / size**0.5, (expected / size**0.5).float(), torch.float32)
+
+
+@given(seeds, st.integers(0, 40), st.sampled_from([1, 16, 100, 576]), dtypes)
+@settings(deadline=None)
+def test_rms_norm(kernels_for: KernelsFor, seed: int, rows: int, size: int, dtype: torch.dtype) -> None:
+    kernels = kernels_for(dtype)
+    x, weight = draw(seed, rows, size).to(kernels.activations), draw(seed + 1, size).to(dtype)
+    root = (x.float().square().mean(dim=-1, keepdim=True) + 1e-5).sqrt()
+    assert near(kernels.rms_norm(x, weight, 1e-5), x.float() / root * weight.float(), dtype)
+
+
+@given(seeds, st.integers(0, 40), st.sampled_from([1, 16, 100, 1536]), dtypes)
+@settings(deadline=None)
+def test_silu_product(kernels_for: KernelsFor, seed: int, rows: int, size: int, dtype: torch.dtype) -> None:
+    kernels = kernels_for(dtype)
+    gate_up = (draw(seed, rows, 2 * size) * 30).to(kernels.activations)
+    gate, up = gate_up.float().chunk(2, dim=-1)
+    assert near(kernels.silu_product(gate_up.clone()), gate * gate.sigmoid() * up, dtype)
+
+
+@given(seeds, heads, st.integers(0, 20), head_sizes, dtypes)
+@settings(deadline=None)
+def test_rotate(
+    kernels_for: KernelsFor, seed: int, heads: tuple[int, int], rows: int, size: int, dtype: torch.dtype
+) -> None:
+    kernels, (count, kv_count) = kernels_for(dtype), heads
+    projected = draw(seed, rows, count + 2 * kv_count, size).to(kernels.activations)
+    angles = draw(seed + 1, rows, size // 2) * 3
+    query, kv = kernels.rotate(projected, (angles.cos(), angles.sin()), count, kv_count)
+    # A rotation is the product with a number of length 1 in the complex plane.
+    first, second = projected.float().chunk(2, dim=-1)
+    turned = torch.view_as_real(torch.complex(first, second) * torch.polar(torch.ones(1), angles[:, None]))
+    expected = torch.cat((turned[..., 0], turned[..., 1]), dim=-1)
+    assert near(query, expected[:, :count], dtype)
+    assert near(kv[:, 0], expected[:, count : count + kv_count], dtype)
+    assert torch.equal(kv[:, 1], projected[:, count + kv_count :].to(dtype))
+
+
+@given(
+    seeds,
+    heads,
+    st.integers(1, 70) | st.integers(1, 400),
+    st.sampled_from([8, 16, 48, 64]),
+    dtypes,
+    st.floats(0, 1),
+    st.floats(0, 1),
+    st.floats(0, 1),
+)
+@settings(deadline=None)
+def test_the_newest_rows_attend_to_all_before_them_and_the_newest_of_them_score(
+    kernels_for: KernelsFor,
+    seed: int,
+    heads: tuple[int, int],
+    tokens: int,
+    head_size: int,
+    dtype: torch.dtype,
+    row_share: float,
+    window_share: float,
+    context_share: float,
+) -> None:
+    kernels = kernels_for(dtype)
+    rows = max(1, int(row_share * tokens))
+    window = int(window_share * rows)
+    context = int(context_share * (tokens - window))
+    query = (draw(seed, rows, heads[0], head_size) * 2).to(kernels.activations)
+    kv = draw(seed + 1, tokens, 2, heads[1], head_size).to(dtype)
+    weights = draw(seed + 2, window).abs()
+    attended, scores = kernels.prefill_attention(query, kv, weights, context)
+    key, value = kv.float().repeat_interleave(heads[0] // heads[1], dim=2).unbind(1)
+    logits = torch.einsum("mhd,nhd->hmn", query.float(), key) / head_size**0.5
+    logits += torch.full((rows, tokens), -torch.inf).triu(tokens - rows + 1)
+    probabilities = logits.softmax(dim=-1)
+    assert near(attended, torch.einsum("hmn,nhd->mhd", probabilities, value).flatten(1), dtype)
+    newest = probabilities.mean(dim=0)[rows - window :, :context]
+    assert scores.dtype == torch.float32
+    assert near(scores, weights @ newest, dtype)
+
+
+def scattered(
+    seed: int, lengths: list[int], kv_heads: int, head_size: int, dtype: torch.dtype
+) -> tuple[PagedBatch, list[torch.Tensor]]:
+    """Caches of these lengths on pages in any order, among NaN; and the caches as they are."""
+    width, count = max(map(pages_for, lengths)), sum(map(pages_for, lengths))
+    order = torch.randperm(count + 1, generator=torch.Generator().manual_seed(seed))
+    free, taken = order[0], iter(order[1:])
+    pool = torch.full(((count + 1) * PAGE_TOKENS, 2, kv_heads, head_size), torch.nan, dtype=dtype)
+    pages = torch.full((len(lengths), width), int(free), dtype=torch.int32)
+    caches = [draw(seed + row, length, 2, kv_heads, head_size) for row, length in enumerate(lengths)]
+    caches = [cache.to(dtype) for cache in caches]
+    for row, cache in enumerate(caches):
+        for index, part in enumerate(torch.split(cache, PAGE_TOKENS) if len(cache) else ()):
+            pages[row, index] = next(taken)
+            first = pages[row, index] * PAGE_TOKENS
+            pool[first : first + len(part)] = part
+    return PagedBatch(pool, pages, torch.tensor(lengths, dtype=torch.int32)), caches
+
+
+@given(
+    seeds,
+    heads,
+    st.lists(st.integers(1, 70) | st.integers(1, 800), min_size=1, max_size=5),
+    head_sizes,
+    dtypes,
+    st.integers(0, 80),
+    st.integers(1, 40_000),
+    st.sampled_from([0, 0, 3, 40, 300]),
+)
+@settings(deadline=None)
+def test_a_step_attends_to_each_cache_up_to_its_length(
+    kernels_for: KernelsFor,
+    seed: int,
+    heads: tuple[int, int],
+    lengths: list[int],
+    head_size: int,
+    dtype: torch.dtype,
+    tail: int,
+    gathered_bytes: int,
+    spilled: int,
+) -> None:
+    kernels = kernels_for(dtype)
+    query = draw(seed, len(lengths), heads[0], head_size).to(kernels.activations)
+    batch, caches = scattered(seed + 1, lengths, heads[1], head_size, dtype)
+    behind = [cache[:0] for cache in caches]
+    if spilled:  # the first has nothing there
+        counts = [spilled * row for row in range(len(lengths))]
+        there, behind = scattered(seed + 9, [max(1, *counts), *counts], heads[1], head_size, dtype)
+        there, behind = (
+            dataclasses.replace(there, pages=there.pages[1:], lengths=there.lengths[1:]),
+            behind[1:],
+        )
+        batch = dataclasses.replace(batch, spilled=there)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reference, "GATHER_BYTES", gathered_bytes)
+        attended, shares = kernels.decode_attention(query, batch, tail)
+    assert shares.shape == (len(lengths), tail)
+    for row, (length, cache) in enumerate(zip(lengths, caches, strict=True)):
+        whole = torch.cat((cache, behind[row]))
+        key, value = whole.float().repeat_interleave(heads[0] // heads[1], dim=2).unbind(1)
+        logits = torch.einsum("hd,nhd->hn", query[row].float(), key) / head_size**0.5
+        probabilities = logits.softmax(dim=-1)
+        assert near(attended[row], torch.einsum("hn,nhd->hd", probabilities, value).flatten(), dtype)
+        newest = probabilities.mean(dim=0)[max(0, length - tail) : length]
+        assert near(shares[row, tail - len(newest) :], newest, dtype)
+        assert not shares[row, : tail - len(newest)].any()

@@ -1,0 +1,83 @@
+"""Attention and the scores that are read off it, against a plain calculation in double precision."""
+
+from collections.abc import Iterable
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from workers.backends import attention
+from workers.backends.attention import prefill_attention, window_scores, window_weights
+
+Array = npt.NDArray[np.float64]
+
+HEAD_SIZE = 8
+# (heads, KV heads): one key for each head, for groups of heads, for all of them.
+HEADS = [(4, 4), (6, 2), (4, 1), (1, 1)]
+heads = st.sampled_from(HEADS)
+seeds = st.integers(0, 2**32)
+
+
+def draw(seed: int, *shapes: tuple[int, ...]) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(*shape, generator=generator) for shape in shapes]
+
+
+def naive(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, visible: Iterable[int]
+) -> tuple[Array, Array]:
+    """Per row, which sees the first ``visible`` keys: the output, and the probabilities per head."""
+    group = query.shape[1] // key.shape[1]
+    # In numpy, as torch's threads take their time over small matrices on a busy machine.
+    queries, keys, values = (each.double().numpy() for each in (query, key, value))
+    keys, values = keys.repeat(group, axis=1), values.repeat(group, axis=1)
+    outputs = np.zeros(queries.shape)
+    probabilities = np.zeros((*queries.shape[:2], len(keys)))
+    for row, end in enumerate(visible):
+        powers = np.exp(np.einsum("hd,nhd->hn", queries[row], keys[:end]) / HEAD_SIZE**0.5)
+        probabilities[row, :, :end] = powers / powers.sum(axis=1, keepdims=True)
+        outputs[row] = np.einsum("hn,nhd->hd", probabilities[row, :, :end], values[:end])
+    return outputs.reshape(len(outputs), -1), probabilities
+
+
+def close(ours: torch.Tensor, theirs: Array) -> bool:
+    return ours.dtype == torch.float32 and np.allclose(ours.numpy(), theirs, atol=2e-6, rtol=2e-5)
+
+
+@given(seeds, heads, st.integers(1, 20), st.integers(0, 20))
+@settings(deadline=None)
+def test_rows_attend_to_all_before_them(seed: int, heads: tuple[int, int], rows: int, before: int) -> None:
+    tokens = before + rows
+    shapes = [(rows, heads[0], HEAD_SIZE), (tokens, heads[1], HEAD_SIZE), (tokens, heads[1], HEAD_SIZE)]
+    query, key, value = draw(seed, *shapes)
+    expected, _ = naive(query, key, value, range(before + 1, tokens + 1))
+    assert close(prefill_attention(query, key, value), expected)
+
+
+def check_scores(seed: int, heads: tuple[int, int], tokens: int, window: int, weight: float) -> None:
+    query, key = draw(seed, (window, heads[0], HEAD_SIZE), (tokens, heads[1], HEAD_SIZE))
+    _, probabilities = naive(query, key, key, range(tokens - window + 1, tokens + 1))
+    weights = np.linspace(1, weight, window)
+    expected = weights @ probabilities.mean(axis=1)[:, : tokens - window]
+    scores = window_scores(query, key, window_weights(window, weight, torch.device("cpu")), tokens - window)
+    assert scores.shape == (tokens - window,)
+    assert close(scores, expected)
+
+
+@given(seeds, heads, st.integers(1, 16), st.integers(0, 16), st.floats(0.5, 3), st.integers(1, 6))
+@settings(deadline=None)
+def test_scores_are_the_weighted_attention_of_the_window(
+    seed: int, heads: tuple[int, int], window: int, context: int, weight: float, rows: int
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention, "SCORE_ROWS", rows)
+        check_scores(seed, heads, context + window, window, weight)
+
+
+@pytest.mark.parametrize("window", [128, 129, 260])
+def test_long_windows_are_scored_in_slices(window: int) -> None:
+    assert window >= attention.SCORE_ROWS
+    check_scores(3, (2, 1), window + 5, window, 1.2)

@@ -1,0 +1,198 @@
+"""What the router makes of what clients ask for."""
+
+import math
+from collections.abc import Sequence
+
+import pytest
+
+from cluster.admit.request import ValidatedRequest
+from cluster.edge.validation import validate_request
+from pyramidserve.errors import InvalidRequestError
+from pyramidserve.types import ChatMessage, Compression
+from pyramidserve.v1 import inference_pb2 as pb
+from workers.model.config import ModelConfig
+from workers.model.transcript import Transcript
+
+CONTEXT, VOCABULARY = 300, 100
+FACTS = ModelConfig(
+    layers=2,
+    hidden=8,
+    heads=2,
+    kv_heads=1,
+    head_size=4,
+    intermediate=8,
+    vocabulary=VOCABULARY,
+    norm_epsilon=1e-5,
+    attention_bias=False,
+    mlp_bias=False,
+    tied_embeddings=True,
+    context=CONTEXT,
+    eos_ids=(2,),
+    dtype="float32",
+)
+DEFAULT = Compression("pyramid", "evict", kv_keep=0.5)
+
+
+class Letters:
+    """A token a letter, behind one that begins the text."""
+
+    def encode(self, text: str) -> list[int]:
+        return [0, *(ord(letter) % VOCABULARY for letter in text)]
+
+    def chat(self, messages: Sequence[ChatMessage], last: Transcript | None = None) -> list[int]:
+        going_on = last.go_on(self, messages) if last else None
+        return going_on or self.encode(self.render(messages))
+
+    def render(self, messages: Sequence[ChatMessage]) -> str:
+        return "".join(f"{each.role}:{each.content};" for each in messages)
+
+    def encode_part(self, text: str) -> list[int]:
+        return self.encode(text)[1:]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return "".join(map(chr, ids))
+
+    def decode_special(self, token: int) -> str:
+        return ""
+
+
+def message(**fields: object) -> pb.GenerateRequest:
+    """A sound request of three tokens, changed by ``fields``."""
+    asked = pb.GenerateRequest(request_id="r", token_ids=pb.TokenIds(ids=[1, 2, 3]))
+    asked.MergeFrom(pb.GenerateRequest(**fields))  # type: ignore[arg-type]
+    return asked
+
+
+def validated(asked: pb.GenerateRequest) -> ValidatedRequest:
+    return validate_request(asked, None, Letters(), FACTS, DEFAULT)
+
+
+def chat(*turns: tuple[str, str]) -> pb.ChatPrompt:
+    return pb.ChatPrompt(messages=[pb.ChatMessage(role=role, content=content) for role, content in turns])
+
+
+def test_what_is_left_open_is_settled() -> None:
+    request = validated(message())
+    assert request.prompt_ids == (1, 2, 3)
+    assert request.max_tokens == 256
+    assert request.compression == DEFAULT
+    assert 0 <= request.seed < 2**63
+    assert not request.seed_given
+    assert request.seed != validated(message()).seed
+
+
+def test_the_default_length_is_what_is_left_of_the_context() -> None:
+    request = validated(message(token_ids=pb.TokenIds(ids=[1] * (CONTEXT - 13))))
+    assert request.max_tokens == 10
+
+
+def test_what_is_asked_for_is_kept() -> None:
+    request = validated(
+        message(
+            sampling=pb.Sampling(temperature=0.5, top_p=0.9, top_k=3, seed=-5),
+            stopping=pb.Stopping(max_tokens=4, stop=["x"], ignore_eos=True),
+            compression=pb.Compression(policy="full"),
+            session_id="s",
+            resume_output_ids=[4, 5],
+        )
+    )
+    assert (request.sampling.temperature, request.sampling.top_p, request.sampling.top_k) == (0.5, 0.9, 3)
+    assert request.seed == -5
+    assert request.seed_given
+    assert (request.max_tokens, request.stopping.stop, request.stopping.ignore_eos) == (4, ("x",), True)
+    assert request.compression.policy == "full"
+    assert (request.session_id, request.resume_output_ids) == ("s", (4, 5))
+
+
+def test_text_and_chat_are_tokenised() -> None:
+    assert validated(pb.GenerateRequest(request_id="r", text="ab")).prompt_ids == (0, 97, 98)
+    conversation = pb.GenerateRequest(request_id="r", chat=chat(("user", "a")))
+    assert validated(conversation).prompt_ids == tuple(Letters().encode("user:a;"))
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"request_id": "r" * 129}, "129 characters"),
+        ({"session_id": "s" * 129}, "129 characters"),
+        ({"text": ""}, "text is empty"),
+        ({"chat": chat()}, "chat has 0 messages"),
+        ({"chat": chat(("user", "a"), ("wizard", "b"))}, "'wizard'"),
+        ({"token_ids": pb.TokenIds(ids=[-1])}, "-1"),
+        ({"token_ids": pb.TokenIds(ids=[VOCABULARY])}, f"{VOCABULARY} in prompt"),
+        ({"token_ids": pb.TokenIds(ids=[1] * CONTEXT)}, f"context is {CONTEXT}"),
+        ({"stopping": pb.Stopping(max_tokens=0)}, "max_tokens is 0"),
+        ({"stopping": pb.Stopping(max_tokens=-3)}, "max_tokens is -3"),
+        ({"stopping": pb.Stopping(max_tokens=CONTEXT - 2)}, f"room for {CONTEXT - 3}"),
+        ({"stopping": pb.Stopping(stop=["x"] * 17)}, "17 stop strings"),
+        ({"stopping": pb.Stopping(stop=["x", ""])}, "''"),
+        ({"stopping": pb.Stopping(stop=["x" * 257])}, "257"),
+        ({"sampling": pb.Sampling(temperature=math.nan)}, "temperature is nan"),
+        ({"sampling": pb.Sampling(temperature=math.inf)}, "temperature is inf"),
+        ({"sampling": pb.Sampling(temperature=-0.5)}, "temperature is -0.5"),
+        ({"sampling": pb.Sampling(top_p=0.0)}, "top_p is 0.0"),
+        ({"sampling": pb.Sampling(top_p=1.5)}, "top_p is 1.5"),
+        ({"sampling": pb.Sampling(top_p=math.nan)}, "top_p is nan"),
+        ({"sampling": pb.Sampling(top_k=0)}, "top_k is 0"),
+        ({"compression": pb.Compression(policy="zip")}, "'zip'"),
+        ({"compression": pb.Compression(policy="pyramid", prefill="skip")}, "'skip'"),
+        ({"compression": pb.Compression(kv_keep=0.0)}, "kv_keep is 0.0"),
+        ({"compression": pb.Compression(kv_keep=math.nan)}, "kv_keep is nan"),
+        ({"resume_output_ids": [5, VOCABULARY]}, f"{VOCABULARY} in resume_output_ids"),
+        ({"resume_output_ids": [5, 6, 7], "stopping": pb.Stopping(max_tokens=2)}, "3 tokens"),
+        ({"resume_output_ids": [5], "sampling": pb.Sampling(temperature=0.5)}, "seed"),
+    ],
+)
+def test_a_bad_value_is_named(fields: dict[str, object], named: str) -> None:
+    with pytest.raises(InvalidRequestError) as refused:
+        validated(message(**fields))
+    assert named in refused.value.message
+
+
+@pytest.mark.parametrize(
+    ("asked", "named"),
+    [
+        (pb.GenerateRequest(text="a"), "request_id ''"),
+        (pb.GenerateRequest(request_id="r"), "no prompt"),
+        (pb.GenerateRequest(request_id="r", token_ids=pb.TokenIds()), "prompt is empty"),
+    ],
+)
+def test_what_is_missing_is_named(asked: pb.GenerateRequest, named: str) -> None:
+    with pytest.raises(InvalidRequestError) as refused:
+        validated(asked)
+    assert named in refused.value.message
+
+
+def test_a_long_value_is_cut_in_the_message() -> None:
+    with pytest.raises(InvalidRequestError) as refused:
+        validated(message(chat=chat(("x" * 100_000, "a"))))
+    assert len(refused.value.message) < 200
+
+
+def test_a_greedy_reply_resumes_without_its_seed() -> None:
+    assert validated(message(resume_output_ids=[5])).resume_output_ids == (5,)
+
+
+def test_the_same_reply_is_asked_for_whatever_the_client_has_of_it() -> None:
+    live = validated(message(stopping=pb.Stopping(max_tokens=256)))
+    assert validated(message(resume_output_ids=[5])).same_reply(live)
+    assert validated(message(sampling=pb.Sampling(seed=live.seed))).same_reply(live)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"token_ids": pb.TokenIds(ids=[4])},
+        {"sampling": pb.Sampling(temperature=0.5)},
+        {"stopping": pb.Stopping(max_tokens=9)},
+        {"compression": pb.Compression(policy="full")},
+        {"session_id": "s"},
+    ],
+)
+def test_other_content_is_another_reply(fields: dict[str, object]) -> None:
+    assert not validated(message(**fields)).same_reply(validated(message()))
+
+
+def test_another_seed_is_another_reply() -> None:
+    live = validated(message(sampling=pb.Sampling(seed=1)))
+    assert not validated(message(sampling=pb.Sampling(seed=2))).same_reply(live)

@@ -1,0 +1,86 @@
+"""Knobs that make no sense are refused by name and value, before anything runs."""
+
+import math
+from typing import Any
+
+import pytest
+
+from pyramidserve.errors import InvalidRequestError
+from pyramidserve.types import Compression, PyramidParameters, StreamingParameters
+from workers.policies.registry import POLICIES, plan, policy_name, validate
+
+BAD_PYRAMID: list[tuple[str, Any]] = [
+    ("recent_ratio", -0.1),
+    ("recent_ratio", 1.0),
+    ("recent_ratio", math.nan),
+    ("prefill_decay_ratio", 0.0),
+    ("prefill_decay_ratio", 1.1),
+    ("prefill_decay_strategy", "linear"),
+    ("min_context_length", -1),
+    ("layerwise_downsample_interval", 0),
+    ("streamingllm_sink_len", -1),
+    ("distance_weight", 0.0),
+    ("distance_weight", math.inf),
+    ("exceed_length_to_compress", 0),
+    ("gen_compress_ratio", 0.0),
+    ("gen_compress_ratio", 1.5),
+    ("gen_decay_ratio", math.nan),
+    ("gen_decay_ratio", 2.0),
+]
+BAD_COMPRESSION: list[tuple[Compression, str, str]] = [
+    (Compression("h2o"), "policy", "'h2o'"),
+    (Compression("full", kv_keep=0.5), "kv_keep", "0.5"),
+    (Compression("pyramid", "skip"), "prefill", "'skip'"),
+    *((Compression("pyramid", kv_keep=keep), "kv_keep", f"{keep}") for keep in (0.0, -1.0, 1.01, math.nan)),
+    (Compression("pyramid", kv_keep=0.4, pyramid=PyramidParameters()), "kv_keep", "0.4"),
+    (Compression("streaming", kv_keep=0.4, streaming=StreamingParameters()), "kv_keep", "0.4"),
+    (Compression("full", pyramid=PyramidParameters()), "pyramid", "'full'"),
+    (Compression("pyramid", streaming=StreamingParameters()), "streaming", "'pyramid'"),
+    (Compression("streaming", streaming=StreamingParameters(sinks=-1)), "sinks", "-1"),
+    (Compression("streaming", streaming=StreamingParameters(window=0)), "window", "0"),
+    *(
+        (Compression("pyramid", pyramid=PyramidParameters(**{name: value})), name, f"{value}")
+        for name, value in BAD_PYRAMID
+    ),
+]
+
+
+@pytest.mark.parametrize(("compression", "name", "value"), BAD_COMPRESSION)
+def test_a_wrong_knob_is_refused_by_name_and_value(compression: Compression, name: str, value: str) -> None:
+    with pytest.raises(InvalidRequestError) as refused:
+        validate(compression)
+    assert name in refused.value.message
+    assert value in refused.value.message
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        PyramidParameters(),
+        PyramidParameters(0.0, 1.0, "cosine", 0, 1, 0, 1e6, 1, 1.0, 1.0),
+        PyramidParameters(recent_ratio=0.999, prefill_decay_ratio=1e-9, gen_decay_ratio=1e-9),
+    ],
+)
+@pytest.mark.parametrize("prompt_tokens", [1, 2, 100])
+def test_knobs_at_their_limits_are_taken(parameters: PyramidParameters, prompt_tokens: int) -> None:
+    compression = Compression("pyramid", "prune", pyramid=parameters)
+    validate(compression)
+    kept = plan(compression, prompt_tokens, 12).kept
+    assert kept[0] == prompt_tokens
+    assert min(kept) >= 1
+
+
+def test_every_policy_works_without_knobs() -> None:
+    for policy in POLICIES:
+        validate(Compression(policy))
+        assert plan(Compression(policy), 100, 3).kept[0] == 100
+
+
+def test_a_full_cache_keeps_every_token_in_every_layer() -> None:
+    assert plan(Compression(), 100, 3).kept == (100, 100, 100)
+    assert plan(Compression(), 100, 3).tokens(2, 50) == 150
+
+
+def test_a_policy_is_named_with_its_prefill_where_there_is_a_choice() -> None:
+    assert policy_name(Compression("pyramid", "evict")) == "pyramid/evict"
+    assert policy_name(Compression("streaming", "evict")) == "streaming"

@@ -1,0 +1,110 @@
+"""Text comes out as it becomes certain, whole, and up to the first stop string."""
+
+from itertools import pairwise
+
+import pytest
+from fake_pipeline import decode
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from workers.schedule.detokenizer import UNFINISHED, Detokenizer
+
+letters = st.text("aé漢😀 " + UNFINISHED, max_size=12)
+stop_strings = st.lists(st.text("ab漢", min_size=1, max_size=4), max_size=3)
+
+
+def split(data: st.DataObject, text: str) -> tuple[list[int], list[bytes]]:
+    """Ids of ``text`` in tokens of up to five bytes, and the vocabulary they point to."""
+    raw = text.encode()
+    cuts = sorted(data.draw(st.sets(st.integers(0, len(raw)))) | {0, len(raw)})
+    pieces = [raw[a:b] for a, b in pairwise(cuts)]
+    return list(range(len(pieces))), pieces
+
+
+def detokenizer(pieces: list[bytes], *stop: str) -> Detokenizer:
+    return Detokenizer(lambda ids: b"".join(pieces[i] for i in ids).decode("utf-8", "replace"), stop)
+
+
+@given(st.data(), letters)
+@settings(deadline=None)
+def test_the_parts_make_up_the_text_of_all_ids(data: st.DataObject, text: str) -> None:
+    ids, pieces = split(data, text)
+    stream = detokenizer(pieces)
+    assert "".join([*map(stream.push, ids), stream.flush()]) == text
+
+
+@given(st.binary(max_size=12))
+@settings(deadline=None)
+def test_bytes_that_are_no_text_come_out_as_the_tokenizer_reads_them(raw: bytes) -> None:
+    stream = Detokenizer(decode)
+    assert "".join([*map(stream.push, raw), stream.flush()]) == decode(list(raw))
+
+
+@given(st.data(), st.text("ab漢", max_size=12), stop_strings)
+@settings(deadline=None)
+def test_the_text_ends_before_the_first_stop_string_that_is_complete(
+    data: st.DataObject, text: str, stops: list[str]
+) -> None:
+    ids, pieces = split(data, text)
+    stream = detokenizer(pieces, *stops)
+    expected, met = text, ""
+    for end in range(len(ids)):
+        # Stop strings are looked for where characters are complete.
+        so_far = b"".join(pieces[: end + 1]).decode("utf-8", "ignore")
+        whole = so_far.encode() == b"".join(pieces[: end + 1])
+        found = [(so_far.find(stop), stop) for stop in stops if stop in so_far]
+        if found and (whole or end == len(ids) - 1):
+            at, met = min(found)
+            expected = text[:at]
+            break
+    parts = [*map(stream.push, ids), stream.flush()]
+    assert ("".join(parts), stream.stop_string) == (expected, met)
+
+
+def test_a_character_is_held_back_until_its_last_byte() -> None:
+    stream = Detokenizer(decode)
+    assert [stream.push(byte) for byte in "😀a".encode()] == ["", "", "", "😀", "a"]
+
+
+def test_a_possible_stop_string_is_held_back_until_it_is_decided() -> None:
+    stream = Detokenizer(decode, ["STOP"])
+    assert [stream.push(byte) for byte in b"aSTxSTOPy"] == ["a", "", "", "STx", "", "", "", "", ""]
+    assert (stream.stop_string, stream.flush()) == ("STOP", "")
+
+
+def test_a_stop_string_that_repeats_itself_is_found() -> None:
+    stream = Detokenizer(decode, ["aab"])
+    assert [stream.push(byte) for byte in b"aaaab"] == ["", "", "a", "a", ""]
+    assert stream.stop_string == "aab"
+
+
+def test_what_was_held_back_comes_with_the_flush() -> None:
+    stream = Detokenizer(decode, ["STOP"])
+    assert [stream.push(byte) for byte in b"aSTO"] == ["a", "", "", ""]
+    assert stream.flush() == "STO"
+    cut = Detokenizer(decode)
+    assert [cut.push(byte) for byte in "é".encode()[:1]] == [""]
+    assert cut.flush() == UNFINISHED
+
+
+@pytest.mark.parametrize(
+    ("text", "stops", "expected", "met"),
+    [
+        ("one two three", ("three", "two"), "one ", "two"),
+        ("aab", ("ab", "aab"), "", "aab"),
+        ("abc", ("abc", "ab"), "", "ab"),
+        ("none of them", ("END",), "none of them", ""),
+        ("at the end END", ("END",), "at the end ", "END"),
+    ],
+)
+def test_the_earliest_stop_string_of_a_token_wins(
+    text: str, stops: tuple[str, ...], expected: str, met: str
+) -> None:
+    stream = detokenizer([text.encode()], *stops)
+    assert (stream.push(0) + stream.flush(), stream.stop_string) == (expected, met)
+
+
+def test_spaces_that_a_tokenizer_drops_in_front_stay_between_words() -> None:
+    words = ("▁one", "▁two", "▁three")
+    stream = Detokenizer(lambda ids: "".join(words[i] for i in ids).replace("▁", " ").removeprefix(" "))
+    assert [stream.push(index) for index in range(3)] == ["one", " two", " three"]

@@ -1,0 +1,101 @@
+"""What a backend offers: dense operations to the model, attention to steps, scratch sizes to the memory."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+
+from workers.backends.stopwatch import Stopwatch
+from workers.kv.pool import PagedBatch, PagedStep
+from workers.model.config import ModelConfig
+from workers.model.operations import LayerWeights, Operations
+from workers.model.rope import Rotation
+
+
+class Attention(Protocol):
+    """Attention over what is cached."""
+
+    def prefill_attention(
+        self, query: torch.Tensor, kv: torch.Tensor, weights: torch.Tensor, context: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Causal attention of the newest rows of one sequence, and the scores that are read off it.
+
+        Args:
+            query: [rows, heads, head size].
+            kv: all tokens so far, the rows' own last, [tokens, 2, KV heads, head size].
+            weights: fp32, of the newest rows, which score what is before them; empty if none do.
+            context: oldest tokens that are scored, all before the rows that score.
+
+        Returns:
+            The output [rows, heads * head size], and fp32 scores as ``window_scores`` has them, [context].
+        """
+        ...
+
+    def decode_attention(
+        self, query: torch.Tensor, batch: PagedBatch, tail: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """One query row a sequence, over that sequence's cache.
+
+        Args:
+            query: [sequences, heads, head size].
+            tail: newest tokens whose attention is wanted.
+
+        Returns:
+            The output [sequences, heads * head size], and the attention to the newest ``tail`` tokens,
+            averaged over heads, fp32 [sequences, tail], the newest last; 0 where a cache is shorter.
+        """
+        ...
+
+
+class Scratch(Protocol):
+    """What operations allocate beside their results, at most, in bytes."""
+
+    def linear_scratch_bytes(self, rows: int, columns: int, size: int) -> int:
+        """The most that ``linear`` allocates beside its result."""
+        ...
+
+    def logits_scratch_bytes(self, rows: int, columns: int, size: int) -> int:
+        """The most that ``logits`` allocates beside its result."""
+        ...
+
+    def prefill_scratch_bytes(self, model: ModelConfig, rows: int, tokens: int, window: int) -> int:
+        """The most that ``prefill_attention`` of ``rows`` rows allocates beside its results."""
+        ...
+
+    def decode_scratch_bytes(self, model: ModelConfig, sequences: int) -> int:
+        """The most that ``decode_attention`` allocates beside its results."""
+        ...
+
+
+class FusedDecode(Protocol):
+    """One new token of each sequence through all layers of a shard."""
+
+    @property
+    def max_rows(self) -> int:
+        """Sequences at once, at most."""
+        ...
+
+    def __call__(
+        self, hidden: torch.Tensor, rotation: Rotation, step: PagedStep, tail: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Writes the tokens' keys and values, and attends to them and all before.
+
+        Args:
+            hidden: [sequences, hidden].
+            tail: newest tokens whose attention is wanted.
+
+        Returns:
+            The last layer's output, and the attention to the newest ``tail`` tokens, averaged over heads,
+            fp32 [layers, sequences, tail], the newest last; 0 where a cache is shorter.
+        """
+        ...
+
+
+class Backend(Operations, Attention, Scratch, Protocol):
+    """All that a shard computes with; ``stopwatch`` says where its time goes."""
+
+    stopwatch: Stopwatch
+
+    def fuse(self, layers: Sequence[LayerWeights], model: ModelConfig) -> FusedDecode | None:
+        """A decode step in one call; None where it is not to be had."""
+        ...

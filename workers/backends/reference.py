@@ -1,0 +1,138 @@
+"""The kernels in plain torch: the reference of all others, and what runs where there are none."""
+
+from collections.abc import Sequence
+
+import torch
+from torch.nn import functional
+
+from workers.backends.attention import SCORE_ROWS, prefill_attention, window_scores
+from workers.backends.interface import FusedDecode
+from workers.backends.stopwatch import Stopwatch
+from workers.kv.pool import PagedBatch
+from workers.model.config import ModelConfig
+from workers.model.operations import LayerWeights
+from workers.model.rope import Rotation
+
+# KV gathered at once in a decode step, unless one sequence alone has more.
+GATHER_BYTES = 32 << 20
+# Of the vocabulary, in a product that is widened to fp32.
+WIDENED_COLUMNS = 1024
+
+
+class ReferenceBackend:
+    """See ``Backend``. On any device, in any type."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        """``dtype`` is of weights, KV and activations."""
+        self.activations = dtype
+        self.stopwatch = Stopwatch()
+
+    def linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        with self.stopwatch.on("gemm"):
+            return functional.linear(x, weight, bias)
+
+    def logits(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        with self.stopwatch.on("gemm"):
+            if x.dtype == torch.float32:
+                return functional.linear(x, weight)
+            if x.device.type != "cpu":
+                return torch.mm(x, weight.T, out_dtype=torch.float32)
+            # A processor's product has the type of its factors: they are widened, some columns at a time.
+            logits, wide = x.new_empty(len(x), len(weight), dtype=torch.float32), x.float()
+            for start in range(0, len(weight), WIDENED_COLUMNS):
+                columns = slice(start, start + WIDENED_COLUMNS)
+                torch.mm(wide, weight[columns].float().T, out=logits[:, columns])
+            return logits
+
+    def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
+        with self.stopwatch.on("elementwise"):
+            return functional.rms_norm(x, weight.shape, weight, epsilon)
+
+    def silu_product(self, gate_up: torch.Tensor) -> torch.Tensor:
+        with self.stopwatch.on("elementwise"):
+            gate, up = gate_up.chunk(2, dim=-1)
+            return functional.silu(gate, inplace=True) * up
+
+    def rotate(
+        self, projected: torch.Tensor, rotation: Rotation, heads: int, kv_heads: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        with self.stopwatch.on("elementwise"):
+            rows, _, head_size = projected.shape
+            cos, sin = (part.to(projected.dtype)[:, None] for part in rotation)
+            first, second = projected[:, : heads + kv_heads].chunk(2, dim=-1)
+            rotated = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+            query, key = torch.split(rotated, [heads, kv_heads], dim=1)
+            kv = torch.cat((key, projected[:, heads + kv_heads :]), dim=1)
+            return query.contiguous(), kv.view(rows, 2, kv_heads, head_size)
+
+    def prefill_attention(
+        self, query: torch.Tensor, kv: torch.Tensor, weights: torch.Tensor, context: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        with self.stopwatch.on("attention"):
+            kv = kv.to(query.dtype)
+            attended = prefill_attention(query, kv[:, 0], kv[:, 1])
+            newest = query[len(query) - len(weights) :]
+            return attended, window_scores(newest, kv[:, 0], weights, context)
+
+    def decode_attention(
+        self, query: torch.Tensor, batch: PagedBatch, tail: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        lengths = batch.lengths.tolist()
+        spilled = batch.spilled.lengths.tolist() if batch.spilled else [0] * len(lengths)
+        attended = query.new_empty(len(query), query[0].numel())
+        shares = query.new_empty(len(query), tail, dtype=torch.float32)
+        row_bytes = batch.rows[0].nbytes
+        start = 0
+        while start < len(query):
+            end, longest, most = start + 1, lengths[start], spilled[start]
+            while end < len(query):
+                longer, more = max(longest, lengths[end]), max(most, spilled[end])
+                if (end + 1 - start) * (longer + more) * row_bytes > GATHER_BYTES:
+                    break
+                end, longest, most = end + 1, longer, more
+            with self.stopwatch.on("attention"):
+                kv, there = batch.gather_all(start, end, longest, most)
+                own_lengths = batch.lengths[start:end]
+                attended[start:end], shares[start:end] = _attend_gathered(
+                    query[start:end], kv, there, own_lengths, tail
+                )
+            start = end
+        return attended, shares
+
+    def fuse(self, layers: Sequence[LayerWeights], model: ModelConfig) -> FusedDecode | None:
+        return None
+
+    def linear_scratch_bytes(self, rows: int, columns: int, size: int) -> int:
+        return 0
+
+    def logits_scratch_bytes(self, rows: int, columns: int, size: int) -> int:
+        widens = self.activations != torch.float32
+        return (rows + min(columns, WIDENED_COLUMNS)) * size * 4 if widens else 0
+
+    def prefill_scratch_bytes(self, model: ModelConfig, rows: int, tokens: int, window: int) -> int:
+        # Logits, in their own type and in fp32, and what they become.
+        sizes = {self.activations.itemsize, 4}
+        return min(SCORE_ROWS, rows, window) * tokens * model.heads * (sum(sizes) + 4)
+
+    def decode_scratch_bytes(self, model: ModelConfig, sequences: int) -> int:
+        # What is gathered, and either its keys or its values once more in the order of the product.
+        longest = model.context * 2 * model.kv_heads * model.head_size * self.activations.itemsize
+        return max(GATHER_BYTES, longest) * 3 // 2
+
+
+def _attend_gathered(
+    query: torch.Tensor, kv: torch.Tensor, there: torch.Tensor, lengths: torch.Tensor, tail: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """``decode_attention`` over gathered caches [sequences, most, 2, KV heads, head size].
+
+    ``there``: which tokens there are, bool [sequences, most]; the first ``lengths`` are not spilled.
+    """
+    key, value = kv.to(query.dtype).unbind(2)
+    grouped = query.view(len(query), key.shape[2], -1, query.shape[-1])
+    logits = torch.matmul(grouped, key.permute(0, 2, 3, 1)).float() * query.shape[-1] ** -0.5
+    logits.masked_fill_(~there[:, None, None], float("-inf"))
+    probabilities = logits.softmax(dim=-1)
+    attended = torch.matmul(probabilities.to(value.dtype), value.transpose(1, 2))
+    columns = lengths[:, None] - tail + torch.arange(tail, device=kv.device)
+    shares = probabilities.mean(dim=(1, 2)).gather(1, columns.clamp(min=0))
+    return attended.flatten(1), shares.masked_fill_(columns < 0, 0)

@@ -1,0 +1,167 @@
+"""How many pages sequences hold: known in advance, as counts do not depend on content. Pure."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from workers.budget.pages import Tokens, pages_for
+from workers.budget.plan import KEYS_PER_ROW, KeepPlan
+
+Counts = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class ShardLayout:
+    """What decides how many pages a sequence takes on a shard with layers ``first`` to ``end``."""
+
+    first: int
+    end: int
+    page_bytes: int
+
+
+def index_rows(spilled: Tokens) -> Tokens:
+    """Rows of the pool for the index of so many keys of a layer; one row scales the others."""
+    return (spilled > 0) + -(-spilled // KEYS_PER_ROW)
+
+
+def score_width(plan: KeepPlan) -> int:
+    """Scores that each layer keeps for generated tokens not yet compressed."""
+    generation = plan.generation
+    if generation is None or not generation.scores:
+        return 0
+    return generation.window + generation.chunk
+
+
+def score_pages(plan: KeepPlan, layout: ShardLayout) -> int:
+    """Pages that hold a sequence's scores, fp32, on the shard."""
+    layers = layout.end - layout.first
+    return -(-score_width(plan) * layers * 4 // layout.page_bytes)
+
+
+class Footprints:
+    """What many plans come to in pages of consecutive shards: a row for each plan.
+
+    Every count of pages is made here; what there is for one plan is a table of one row.
+    """
+
+    def __init__(self, shards: Sequence[ShardLayout], rows: int) -> None:
+        """For at most so many plans at once."""
+        self._shards = tuple(shards)
+        self._layers = slice(shards[0].first, shards[-1].end)
+        self._firsts = [shard.first - shards[0].first for shard in shards]
+        layers = shards[-1].end - shards[0].first
+        # Tokens kept of the prompt and dropped of each chunk, by layer.
+        self._kept = np.zeros((rows, layers), dtype=np.int64)
+        self._dropped = np.zeros((rows, layers), dtype=np.int64)
+        self._window = np.zeros(rows, dtype=np.int64)
+        self._chunk = np.ones(rows, dtype=np.int64)
+        self._drafts = np.zeros(rows, dtype=np.int64)
+        self._lag = np.zeros(rows, dtype=np.int64)
+        self._prompt = np.zeros(rows, dtype=np.int64)
+        self._indexes = np.zeros(rows, dtype=bool)
+        self._scores = np.zeros((rows, len(shards)), dtype=np.int64)
+
+    def set(self, row: int, plan: KeepPlan) -> None:
+        """Puts ``plan`` into a row."""
+        generation = plan.generation
+        self._kept[row] = plan.kept[self._layers]
+        self._dropped[row] = (
+            0 if generation is None else generation.chunk - np.array(generation.keeps[self._layers])
+        )
+        self._window[row] = 0 if generation is None else generation.window
+        self._chunk[row] = 1 if generation is None else generation.chunk
+        self._drafts[row], self._lag[row] = plan.drafts, plan.lag
+        self._prompt[row], self._indexes[row] = plan.prompt_tokens, plan.indexes
+        self._scores[row] = [score_pages(plan, shard) for shard in self._shards]
+
+    def pages(self, rows: Sequence[int], generated: Counts, coming: Counts | int = 0) -> Counts:
+        """The most pages behind a step, ``generated`` of whose tokens are verified: [rows, shards].
+
+        With ``coming`` tokens more that are not compressed yet. A shard learns with the next step what has
+        been verified, and compresses only then; an index may have been filled by that already.
+        """
+        tokens = self._tokens(rows, generated, self._lag[rows]) + (self._drafts[rows] + coming)[:, None]
+        each = pages_for(tokens) + self._index_pages(rows, generated)
+        held: Counts = self._by_shard(each) + self._scores[rows]
+        return held
+
+    def pages_to_go_on(self, row: int, generated: int, heir: int) -> Counts:
+        """The most pages while ``heir`` takes over, layer by layer, what ``row`` left: [1, shards]."""
+        now, nothing = np.array([generated]), np.array([0])
+        tokens = [
+            self._tokens([each], fed, self._lag[[each]]) + self._drafts[each]
+            for each, fed in ((row, now), (heir, nothing))
+        ]
+        index = [self._index_pages([each], fed) for each, fed in ((row, now), (heir, nothing))]
+        each = np.maximum(*map(pages_for, tokens)) + np.maximum(*index)
+        held: Counts = self._by_shard(each) + np.maximum(self._scores[row], self._scores[heir])
+        return held
+
+    def spilled_pages(self, row: int, generated: int) -> Counts:
+        """Pages of all that is not on the device: [shards]."""
+        pages: Counts = self._by_shard(pages_for(self._spilled([row], np.array([generated]))))[0]
+        return pages
+
+    def _tokens(self, rows: Sequence[int], generated: Counts, late: Counts | int) -> Counts:
+        """On the device, by layer, where compression is ``late`` by so many tokens: [rows, layers]."""
+        chunks = np.maximum(generated - late - self._window[rows], 0) // self._chunk[rows]
+        tokens: Counts = self._kept[rows] + generated[:, None] - chunks[:, None] * self._dropped[rows]
+        return tokens
+
+    def _spilled(self, rows: Sequence[int], generated: Counts) -> Counts:
+        """Not on the device, by layer, once all is compressed that can be: [rows, layers]."""
+        return (self._prompt[rows] + generated)[:, None] - self._tokens(rows, generated, 0)
+
+    def _index_pages(self, rows: Sequence[int], generated: Counts) -> Counts:
+        """Of the keys of what is spilled, by layer: [rows, layers]."""
+        pages: Counts = self._indexes[rows][:, None] * pages_for(index_rows(self._spilled(rows, generated)))
+        return pages
+
+    def _by_shard(self, each: Counts) -> Counts:
+        pages: Counts = np.add.reduceat(each, self._firsts, axis=1)
+        return pages
+
+
+def pages_held(plan: KeepPlan, layout: ShardLayout, generated: int) -> int:
+    """Pages that a sequence holds on the shard with ``generated`` tokens fed."""
+    return int(_alone(plan, (layout,)).pages([0], np.array([generated]))[0, 0])
+
+
+def host_pages(plan: KeepPlan, layout: ShardLayout, max_tokens: int) -> int:
+    """Pages of host memory that must be there for what a sequence spills until it has ``max_tokens``."""
+    return int(_alone(plan, (layout,)).spilled_pages(0, max_tokens - 1)[0]) if plan.spills_all else 0
+
+
+def peak_pages(plan: KeepPlan, layout: ShardLayout, max_tokens: int) -> int:
+    """The most pages that a sequence holds on the shard until it has ``max_tokens`` output tokens."""
+    return lifetime_pages(plan, (layout,), (max_tokens,))[1][0]
+
+
+def lifetime_pages(
+    plan: KeepPlan, shards: tuple[ShardLayout, ...], max_tokens: Sequence[int]
+) -> tuple[tuple[int, ...], ...]:
+    """Pages of each shard behind a sequence's prefill, and the most until it has so many output tokens.
+
+    The last output token is never fed back, so it takes no room. Layers are compressed together, so
+    the peak lies at the end or just before the last chunk is compressed.
+    """
+    moments, coming, ends = [0], [0], []
+    for fed in (count - 1 for count in max_tokens):
+        first, generation = len(moments), plan.generation
+        moments.append(fed)
+        coming.append(0)
+        if generation is not None and (chunks := generation.chunks(fed - plan.lag)):
+            moments.append(generation.window + chunks * generation.chunk - 1 + plan.lag)
+            coming.append(1)
+        ends.append(slice(first, len(moments)))
+    rows = [0] * len(moments)
+    pages = _alone(plan, shards).pages(rows, np.array(moments), np.array(coming))
+    return tuple(tuple(pages[own].max(axis=0).tolist()) for own in (slice(0, 1), *ends))
+
+
+def _alone(plan: KeepPlan, shards: tuple[ShardLayout, ...]) -> Footprints:
+    footprints = Footprints(shards, 1)
+    footprints.set(0, plan)
+    return footprints

@@ -1,0 +1,64 @@
+"""Which floating point type and which kernels a shard uses."""
+
+import logging
+
+import torch
+
+from pyramidserve.errors import ConfigurationError
+from workers.backends import BACKENDS
+from workers.backends.cpu.build import KernelBuildError, load_library
+from workers.backends.cpu.native import NATIVE_DTYPES, CpuBackend
+from workers.backends.interface import Backend
+from workers.backends.reference import ReferenceBackend
+from workers.device import multiplies_bf16
+
+logger = logging.getLogger(__name__)
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The type that ``name``, one of DTYPES, stands for on ``device``.
+
+    "auto" is bfloat16 where that is fast: where the hardware multiplies it, or where the native kernels,
+    which store bfloat16 and compute in float32, can be had. Else it is float32, on a GPU float16.
+    """
+    if name != "auto":
+        dtype: torch.dtype = getattr(torch, name)
+        return dtype
+    if multiplies_bf16(device):
+        return torch.bfloat16
+    if device.type == "cuda":
+        return torch.float16
+    try:
+        load_library()
+    except KernelBuildError:
+        return torch.float32
+    return torch.bfloat16
+
+
+def choose_backend(backend: str, device: torch.device, dtype: torch.dtype) -> Backend:
+    """The kernels of ``backend`` for tensors of ``dtype`` on ``device``; the log says which.
+
+    "reference" is plain torch; "cpu" the compiled ones; "auto" the fastest that there are. Raises
+    ConfigurationError for another name, and where "cpu" cannot be had.
+    """
+    if backend not in BACKENDS:
+        raise ConfigurationError(f"backend is {backend!r}; it must be one of {', '.join(BACKENDS)}")
+    refusal = ""
+    if backend != "reference":
+        if device.type != "cpu" or dtype not in NATIVE_DTYPES:
+            refusal = f"compiled kernels are for float32 and bfloat16 on cpu, not {dtype} on {device.type}"
+        else:
+            try:
+                native = CpuBackend(load_library(), dtype)
+            except KernelBuildError as error:
+                refusal = str(error)
+            else:
+                logger.info("kernels_chosen backend=cpu dtype=%s activations=%s", dtype, native.activations)
+                return native
+    if backend == "cpu":
+        raise ConfigurationError(f"backend is 'cpu', but {refusal}; give 'auto' or 'reference'")
+    slower = logging.WARNING if refusal and device.type == "cpu" else logging.INFO
+    logger.log(
+        slower, "kernels_chosen backend=reference device=%s dtype=%s reason=%r", device, dtype, refusal
+    )
+    return ReferenceBackend(dtype)

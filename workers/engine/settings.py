@@ -1,0 +1,33 @@
+"""What the shards of an engine have and may do, from configuration to stage. Pure."""
+
+from dataclasses import dataclass, fields
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineSettings:
+    """Settings of each shard.
+
+    Attributes:
+        dtype: "float32", "bfloat16" or "float16"; "auto" takes bfloat16 where that is fast.
+        device: "cpu", "cuda", or another as torch names it.
+        backend: kernels: "cpu" are compiled ones, "reference" plain torch, "auto" the fastest there are.
+        kv_bytes: device memory for KV.
+        host_bytes: host memory for spilled KV.
+        max_sequences: sequences at once, at most.
+        max_sessions: sessions at once whose KV waits for their next turn, at most.
+        max_prefill_tokens: rows of a prefill micro-batch, unless one prompt alone is longer.
+    """
+
+    dtype: str = "auto"
+    device: str = "cpu"
+    backend: str = "auto"
+    kv_bytes: int = 256 << 20
+    host_bytes: int = 256 << 20
+    max_sequences: int = 64
+    max_sessions: int = 64
+    max_prefill_tokens: int = 2048
+
+
+def settings_of(config: EngineSettings) -> EngineSettings:
+    """The settings alone of a configuration that has more."""
+    return EngineSettings(**{each.name: getattr(config, each.name) for each in fields(EngineSettings)})

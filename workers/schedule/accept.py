@@ -1,0 +1,63 @@
+"""What the ids that a step has drawn mean to its sequences. Pure."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+
+from pyramidserve.types import Tokens
+from workers.schedule.sequence import RunningSequence
+from workers.schedule.step import Step, StepKind
+
+
+def accept(
+    step: Step,
+    drawn: Sequence[int],
+    sequences: Mapping[int, RunningSequence],
+    eos_ids: Sequence[int],
+    now: float,
+) -> list[tuple[int, Tokens]]:
+    """Takes in what a prefill, a decode or a verification has drawn.
+
+    A verification draws an id behind each that it fed, of which those hold that follow right drafts; what
+    is drawn behind unverified output becomes a draft; else it is output. Known outputs that were fed
+    along come before it.
+
+    Args:
+        drawn: one id of each sequence, or in a verification one of each row.
+        sequences: all that the step is about; they are changed.
+
+    Returns:
+        Of each sequence that has some, its new output, without what was known before.
+    """
+    counts = step.rows if step.kind is StepKind.VERIFY else (1,) * len(step.sequences)
+    ids, outputs = iter(drawn), []
+    for row, (key, count) in enumerate(zip(step.sequences, counts, strict=True)):
+        sequence, own = sequences[key], list(itertools.islice(ids, count))
+        if sequence.cancelled:
+            continue
+        if step.kind is StepKind.VERIFY:
+            own = sequence.verify(own)
+        elif step.kind is StepKind.DECODE and sequence.drafting is not None:
+            sequence.drafts += own
+            continue
+        elif step.kind is StepKind.DECODE:
+            own = [*sequence.known_ahead(step.rows[row] - 1), *own]
+        if new := _output(sequence, own, eos_ids, now):
+            outputs.append((key, new))
+    return outputs
+
+
+def _output(
+    sequence: RunningSequence, ids: Sequence[int], eos_ids: Sequence[int], now: float
+) -> Tokens | None:
+    """Takes in the next outputs of a sequence; returns those that were not known, if any."""
+    new: list[int] = []
+    text = ""
+    for token in ids:
+        known = sequence.reached < len(sequence.known_ids)
+        added = sequence.accept(token, now, eos_ids)
+        if not known:
+            new.append(token)
+            text += added
+        if sequence.ended:
+            break
+    return Tokens(len(sequence.output_ids) - len(new), tuple(new), text) if new else None

@@ -1,0 +1,89 @@
+"""Sessions between two turns: whose KV waits on the shards for the next. Pure."""
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from pyramidserve.types import Compression
+from workers.schedule.sequence import SequenceRequest
+
+
+@dataclass
+class ParkedSession:
+    """What the last turn of a session left.
+
+    Attributes:
+        key: the turn's sequence, which names the KV on the shards.
+        ids: the tokens whose KV it is; the first ``prompt_tokens`` were the turn's prompt.
+        generated: how many of them were generated in it.
+        whole: nothing of it has been dropped from the host.
+        since: when the turn ended, in seconds.
+        on_host: it is suspended, so that it takes no pages of the device.
+    """
+
+    key: int
+    session_id: str
+    ids: tuple[int, ...]
+    prompt_tokens: int
+    compression: Compression
+    whole: bool
+    since: float
+    on_host: bool = False
+
+    @property
+    def generated(self) -> int:
+        return len(self.ids) - self.prompt_tokens
+
+    def reusable(self, request: SequenceRequest) -> int:
+        """How many of the prompt's first tokens need not be computed for ``request``.
+
+        All that it has in common with ``ids`` but the prompt's last token, whose output is wanted. What
+        ``prune`` has chosen holds for the prompt that it was chosen for, so that only what was generated
+        can be taken back; other policies need all KV for that, on the device or the host.
+        """
+        if request.compression != self.compression:
+            return 0
+        prompt = request.prompt_ids[:-1]
+        pairs = enumerate(zip(self.ids, prompt, strict=False))
+        common = next((i for i, (own, new) in pairs if own != new), min(len(self.ids), len(prompt)))
+        if common >= self.prompt_tokens:
+            return common
+        prunes = self.compression.policy == "pyramid" and self.compression.prefill == "prune"
+        return common if self.whole and not prunes else 0
+
+
+class ParkedSessions:
+    """Parked sessions by name, the least recently used first."""
+
+    def __init__(self, limit: int) -> None:
+        """For at most ``limit`` of them."""
+        self._limit = limit
+        self._sessions: OrderedDict[str, ParkedSession] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    def __iter__(self) -> Iterator[ParkedSession]:
+        return iter(list(self._sessions.values()))
+
+    def get(self, session_id: str) -> ParkedSession | None:
+        """The session, if it is parked."""
+        return self._sessions.get(session_id)
+
+    def add(self, session: ParkedSession) -> list[ParkedSession]:
+        """Parks a session; returns those that have to go for it: its last turn, or the oldest."""
+        replaced = self._sessions.pop(session.session_id, None)
+        gone = [] if replaced is None else [replaced]
+        self._sessions[session.session_id] = session
+        while len(self._sessions) > self._limit:
+            gone.append(self._sessions.popitem(last=False)[1])
+        return gone
+
+    def remove(self, session_id: str) -> ParkedSession:
+        """Takes a session out."""
+        return self._sessions.pop(session_id)
+
+    def oldest(self, on_host: bool, but: ParkedSession | None = None) -> ParkedSession | None:
+        """The least recently used one that is, or is not, on the host, and is not ``but``."""
+        sessions = self._sessions.values()
+        return next((each for each in sessions if each.on_host == on_host and each is not but), None)

@@ -1,0 +1,205 @@
+"""One sequence as the head of a pipeline sees it: from its request to its receipt."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+from pyramidserve.types import (
+    Compression,
+    DeviceBytes,
+    FinishReason,
+    Receipt,
+    Sampling,
+    Stopping,
+)
+from workers.budget.plan import KeepPlan
+from workers.budget.released import ReleasedSequence
+from workers.percentile import percentile
+from workers.policies.registry import policy_name, recall
+from workers.schedule.detokenizer import Detokenizer
+from workers.schedule.drafts import Drafting
+
+
+@dataclass(frozen=True)
+class SequenceRequest:
+    """A validated request; ``sampling.seed`` and ``stopping.max_tokens`` are set.
+
+    ``forced_output_ids`` are taken as output before sampling begins, without being reported again.
+    ``expected_tokens``: how long its output will probably be; 0: as long as it may be.
+    ``session_id``: whose turn it is; empty: nobody's.
+    """
+
+    sequence: int
+    request_id: str
+    prompt_ids: tuple[int, ...]
+    sampling: Sampling
+    stopping: Stopping
+    compression: Compression
+    forced_output_ids: tuple[int, ...] = ()
+    trace: bool = False
+    expected_tokens: int = 0
+    session_id: str = ""
+
+    @property
+    def max_tokens(self) -> int:
+        assert self.stopping.max_tokens is not None
+        return self.stopping.max_tokens
+
+
+@dataclass
+class RunningSequence:
+    """An admitted sequence.
+
+    Attributes:
+        reached: outputs that its KV is of or that are next to be fed; fewer than ``output_ids`` while it is
+            replayed after it has lost its KV.
+        preemptions: how often it had to make room for others.
+        reused: prompt tokens whose KV an earlier turn of the session left.
+        whole: nothing of that had been dropped from the host.
+        drafts: outputs that are to be verified next.
+        drafting: how many there are to be; None where outputs are not drafted.
+    """
+
+    request: SequenceRequest
+    plan: KeepPlan
+    detokenizer: Detokenizer
+    started: float
+    output_ids: list[int] = field(default_factory=list)
+    token_times: list[float] = field(default_factory=list)
+    reached: int = 0
+    preemptions: int = 0
+    reused: int = 0
+    whole: bool = True
+    drafts: list[int] = field(default_factory=list)
+    drafting: Drafting | None = None
+    finish_reason: FinishReason | None = None
+    cancelled: bool = False
+
+    @property
+    def ended(self) -> bool:
+        """Whether it gets no more output."""
+        return self.cancelled or self.finish_reason is not None
+
+    @property
+    def known_ids(self) -> Sequence[int]:
+        """Outputs that are known before they are reached, from index 0 on."""
+        return max(self.output_ids, self.request.forced_output_ids, key=len)
+
+    def forced(self, index: int) -> int:
+        """The id that output ``index`` is to be, or -1."""
+        return self.known_ids[index] if index < len(self.known_ids) else -1
+
+    @property
+    def verifies(self) -> bool:
+        """Whether its next step verifies; where outputs are known, drafts are not needed."""
+        if self.drafting is None:
+            return False
+        ahead = min(self.drafting.ahead, self._most_ahead)
+        return self.reached < len(self.known_ids) or len(self.drafts) >= ahead
+
+    @property
+    def ahead_ids(self) -> list[int]:
+        """The outputs that its next verification is about: those that are known, or drafts."""
+        if self.drafting is None or self.reached >= len(self.known_ids):
+            return self.drafts
+        most = min(self.drafting.most, self._most_ahead)
+        return list(self.known_ids[self.reached : self.reached + most])
+
+    def known_ahead(self, most: int) -> list[int]:
+        """Known outputs, at most so many, that a decode step can feed behind the newest one.
+
+        None behind a compression, and none where drafts are verified or attention chooses from the host.
+        """
+        if self.drafting is not None or self.plan.indexes:
+            return []
+        if self.plan.generation is not None:
+            most = min(most, self.plan.generation.until_chunk(self.fed) - 1)
+        return list(self.known_ids[self.reached : self.reached + most])
+
+    @property
+    def _most_ahead(self) -> int:
+        """The last output is nobody's draft."""
+        return self.request.max_tokens - self.reached - 1
+
+    @property
+    def fed(self) -> int:
+        """Output tokens that are in its KV, once it has been prefilled."""
+        return self.reached - 1
+
+    def verify(self, drawn: Sequence[int]) -> list[int]:
+        """Ends a verification, which has ``drawn`` an id behind each id fed; returns those that hold."""
+        assert self.drafting is not None
+        ahead = self.ahead_ids
+        right = next((i for i, (a, b) in enumerate(zip(ahead, drawn, strict=False)) if a != b), len(ahead))
+        if ahead is self.drafts:
+            self.drafting.verified(len(ahead), right)
+        self.drafts = []
+        return list(drawn[: right + 1])
+
+    def accept(self, token: int, now: float, eos_ids: Sequence[int]) -> str:
+        """Takes one output id; sets ``finish_reason`` if it is the last. Returns the new text."""
+        stopping = self.request.stopping
+        self.reached += 1
+        if self.reached <= len(self.output_ids):
+            return ""
+        self.output_ids.append(token)
+        self.token_times.append(now)
+        text = self.detokenizer.push(token)
+        if token in eos_ids and not stopping.ignore_eos:
+            self.finish_reason = FinishReason.EOS
+        elif len(self.output_ids) == self.request.max_tokens:
+            self.finish_reason = FinishReason.LENGTH
+        if self.finish_reason is not None:
+            text += self.detokenizer.flush()
+        # Behind the flush, which may bring a stop string to light.
+        if self.detokenizer.stop_string:
+            self.finish_reason = FinishReason.STOP
+        return text
+
+    def receipt(self, shards: Sequence[ReleasedSequence]) -> Receipt:
+        """What the sequence took, from what every shard reports."""
+        assert self.finish_reason is not None
+        request = self.request
+        kept = sum(layer.prompt_kept for shard in shards for layer in shard.layers)
+        all_layers = len(request.prompt_ids) * len(self.plan.kept)
+        own_times = self.token_times[len(request.forced_output_ids) :]
+        gaps = [b - a for a, b in pairwise(own_times)]
+        return Receipt(
+            request_id=request.request_id,
+            finish_reason=self.finish_reason,
+            stop_string=self.detokenizer.stop_string,
+            prompt_tokens=len(request.prompt_ids),
+            output_tokens=len(self.output_ids),
+            seed=request.sampling.seed or 0,
+            policy=policy_name(request.compression),
+            kv_keep_target=request.compression.kv_keep,
+            # What a turn finds of those before it is known only to the shards.
+            kv_keep_reached=kept / all_layers if self.reused else self.plan.fraction,
+            kv_keep_bound_by=self.plan.bound_by,
+            peak_device_bytes=DeviceBytes(
+                kv=sum((s.peak_pages - s.score_pages) * s.page_bytes for s in shards),
+                scores=sum(s.score_pages * s.page_bytes for s in shards),
+                tables=sum(s.table_bytes for s in shards),
+                prefill_workspace=sum(s.workspace_bytes for s in shards),
+            ),
+            spilled_bytes=sum(s.spilled_bytes for s in shards),
+            recalled_bytes=sum(s.recalled_bytes for s in shards),
+            dropped_bytes=sum(s.dropped_bytes for s in shards),
+            queue_time=0.0,
+            time_to_first_token=own_times[0] - self.started if own_times else 0.0,
+            inter_token_p50=percentile(gaps, 50),
+            inter_token_p99=percentile(gaps, 99),
+            layers=tuple(layer for shard in shards for layer in shard.layers),
+            pipeline_id="",
+            preemptions=self.preemptions,
+            replays=0,
+            recall=recall(request.compression),
+            host_attended_bytes=sum(s.attended_bytes for s in shards),
+            reused_tokens=self.reused,
+            drafted_tokens=self.drafting.drafted if self.drafting else 0,
+            accepted_tokens=self.drafting.accepted if self.drafting else 0,
+            device_peak_bytes=sum(s.device_peak_bytes for s in shards),
+        )
+
+
+Decode = Callable[[Sequence[int]], str]
