@@ -10,6 +10,7 @@ from bench.gpu.context import Context
 from pyramidserve.types import Compression
 from workers.budget.footprint import ShardLayout
 from workers.device import synchronize, to_device
+from workers.execute.generation import cache_needs
 from workers.kv.cache import ShardCache
 from workers.kv.host import HostStore
 from workers.kv.link import link_for
@@ -55,7 +56,7 @@ def moves(context: Context, results: dict[str, Any]) -> None:
         rates[what].append(size / (time.perf_counter() - began) / 1e9)
 
     for number in range(REPETITIONS):
-        cache.open(number, keep_plan)
+        cache.open(number, cache_needs(keep_plan))
         synchronize(context.device)
         began = time.perf_counter()
         for layer in range(layers):

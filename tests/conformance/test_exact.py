@@ -89,20 +89,16 @@ def test_wrong_drafts_never_reach_what_is_compressed(
         done = run(stage, step, inputs)
         cache = stage.cache
         for key in step.sequences if step.kind is not StepKind.RELEASE else ():
-            entry = cache._sequences[key]
-            verified = entry.plan.prompt_tokens + entry.generated
-            generation = entry.plan.generation
+            growing = stage._generation._sequences[key]
+            plan, generated, unverified = growing.plan, growing.generated, growing.unverified
+            verified, generation = plan.prompt_tokens + generated, plan.generation
             assert generation is not None
-            ahead = generation.chunks(entry.generated + entry.unverified)
-            across += ahead > generation.chunks(entry.generated)
+            across += generation.chunks(generated + unverified) > generation.chunks(generated)
             for layer in range(cache.layers):
                 held = [*cache.positions(key, layer), *cache.host.positions(key, layer)]
-                assert sorted(held) == list(range(verified + entry.unverified))
-                assert len(cache.host.positions(key, layer)) == (
-                    entry.plan.prompt_tokens
-                    + entry.generated
-                    - entry.plan.tokens(cache._layout.first + layer, entry.generated)
-                )
+                assert sorted(held) == list(range(verified + unverified))
+                on_device = plan.tokens(stage.layout.first + layer, generated)
+                assert cache.host.count(key, layer) == verified - on_device
         return done
 
     monkeypatch.setattr(Stage, "run", watched)

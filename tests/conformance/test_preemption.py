@@ -102,7 +102,7 @@ def test_in_bfloat16_what_comes_back_is_bit_for_bit_what_went(
 
     def held(sequence: int) -> list[torch.Tensor]:
         layers = [cache.read(sequence, layer) for layer in range(engine.model.layers)]
-        return [*layers, cache._scores.read(sequence)]
+        return [*layers, cache.scores.read(sequence)]
 
     def watched_suspend(sequence: int) -> None:
         went[sequence] = held(sequence)

@@ -46,6 +46,19 @@ class Attention(Protocol):
         """
         ...
 
+    def indexed_shares(self, query: torch.Tensor, index: PagedBatch, counts: torch.Tensor) -> torch.Tensor:
+        """Attention that tokens would get of whose keys there is an index alone; see ``SpilledKeys``.
+
+        Args:
+            query: [sequences, heads, head size].
+            index: where its rows lie.
+            counts: tokens that are indexed of each sequence, int32 [sequences]; one has some.
+
+        Returns:
+            Summed over heads, fp32 [sequences, most tokens]; -1 for those that there are not.
+        """
+        ...
+
 
 class Scratch(Protocol):
     """What operations allocate beside their results, at most, in bytes."""

@@ -8,7 +8,9 @@ from torch.nn import functional
 from workers.backends.attention import SCORE_ROWS, prefill_attention, window_scores
 from workers.backends.interface import FusedDecode
 from workers.backends.stopwatch import Stopwatch
+from workers.budget.plan import KEYS_PER_ROW
 from workers.kv.pool import PagedBatch
+from workers.kv.spilled_keys import unpack
 from workers.model.config import ModelConfig
 from workers.model.operations import LayerWeights
 from workers.model.rope import Rotation
@@ -98,6 +100,20 @@ class ReferenceBackend:
                 )
             start = end
         return attended, shares
+
+    def indexed_shares(self, query: torch.Tensor, index: PagedBatch, counts: torch.Tensor) -> torch.Tensor:
+        most = int(counts.max())
+        rows = index.gather(0, len(query), 1 + -(-most // KEYS_PER_ROW))
+        kv_heads, head_size = rows.shape[-2:]
+        with self.stopwatch.on("attention"):
+            codes = unpack(rows[:, 1:])[:, :most].float().view(len(rows), most, kv_heads, head_size)
+            grouped = query.float().view(len(query), kv_heads, -1, head_size) * head_size**-0.5
+            # What the least key adds is the same for all tokens of a head.
+            steps = rows[:, 0, 1].float()[:, :, None]
+            logits = torch.einsum("sngd,stnd->sngt", grouped * steps, codes)
+            beyond = torch.arange(most, device=query.device) >= counts[:, None]
+            logits.masked_fill_(beyond[:, None, None], float("-inf"))
+            return logits.softmax(dim=-1).sum(dim=(1, 2)).masked_fill_(beyond, -1)
 
     def fuse(self, layers: Sequence[LayerWeights], model: ModelConfig) -> FusedDecode | None:
         return None

@@ -36,8 +36,12 @@ def score_width(plan: KeepPlan) -> int:
 
 def score_pages(plan: KeepPlan, layout: ShardLayout) -> int:
     """Pages that hold a sequence's scores, fp32, on the shard."""
-    layers = layout.end - layout.first
-    return -(-score_width(plan) * layers * 4 // layout.page_bytes)
+    return floats_pages(score_width(plan) * (layout.end - layout.first), layout.page_bytes)
+
+
+def floats_pages(floats: int, page_bytes: int) -> int:
+    """Pages that hold so many fp32."""
+    return -(-floats * 4 // page_bytes)
 
 
 class Footprints:

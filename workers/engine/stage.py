@@ -16,7 +16,9 @@ from workers.device import device_memory, free_bytes, open_device, to_device
 from workers.engine.choose import choose_backend, choose_dtype
 from workers.engine.settings import EngineSettings
 from workers.execute.decode import Decoder
+from workers.execute.generation import Generation
 from workers.execute.prefill import Prefill
+from workers.execute.prompt import FreshPrompt, Prompt
 from workers.execute.sampling import sample
 from workers.execute.workspace import prefill_workspace_bytes, step_workspace_bytes
 from workers.kv.cache import ShardCache
@@ -29,11 +31,14 @@ from workers.model.config import read_config
 from workers.model.rope import Rope, Rotation
 from workers.model.weights import load_stage
 from workers.policies.registry import plan
-from workers.recall.step import RecallAttend
-from workers.recall.turn import Continuation
+from workers.recall.exact import verify
+from workers.recall.lifted import LiftedRows
+from workers.recall.step import BestOfHost
+from workers.recall.turn import ContinuedPrompt
 from workers.schedule.step import (
     VERIFIED_ROWS,
     PrefillTrace,
+    SequenceSpec,
     ShardMemory,
     Step,
     StepKind,
@@ -41,6 +46,8 @@ from workers.schedule.step import (
 )
 
 TRACED_LOGITS = 8
+
+Work = tuple[Step, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -100,7 +107,8 @@ class Stage:
         host_sizes = (3 * sizes[0], layers + 1, 2 * model.context)
         host = HostStore(settings.host_bytes, link or link_for(device), *host_sizes, like=pool.rows)
         self.cache = ShardCache(pool, PageTables(pool.allocator, *sizes), host, self.layout)
-        self._sequences: dict[int, tuple[Sampling, int]] = {}
+        self._generation = Generation(self.cache, self.layout)
+        self._sequences: dict[int, _Sequence] = {}
         self._process = psutil.Process()
 
     def _check_room(self, kv_bytes: int) -> None:
@@ -140,7 +148,7 @@ class Stage:
         """Where the time has gone; see ``Stopwatch``."""
         return self._backend.stopwatch.seconds
 
-    def run(self, step: Step, inputs: torch.Tensor) -> tuple[Step, torch.Tensor]:
+    def run(self, step: Step, inputs: torch.Tensor) -> Work:
         """Runs any step but a prefill.
 
         Args:
@@ -150,9 +158,9 @@ class Stage:
         Returns:
             The header and tensor for the next shard; from the last, token ids int64 [sequences].
         """
+        drafts = step.kind in (StepKind.DECODE, StepKind.VERIFY)
         for sequence, generated in zip(step.sequences, step.generated, strict=True):
-            drafts = step.kind in (StepKind.DECODE, StepKind.VERIFY)
-            self.cache.settle(sequence, generated, drafts)
+            self._generation.settle(sequence, generated, drafts)
         match step.kind:
             case StepKind.RELEASE:
                 released = tuple(map(self._release, step.sequences))
@@ -166,69 +174,67 @@ class Stage:
                     move(sequence)
                 return self._report(step), inputs
             case StepKind.VERIFY:
-                return self._pass_on(step, self._verify(step, inputs))
-        return self._pass_on(step, self._decode(step, inputs))
+                rows = to_device(inputs, self.device)
+                return self._pass_on(step, verify(step, rows, self._decoder, self.cache, self._generation))
+        return self._pass_on(step, self._decode(step, to_device(inputs, self.device)))
 
     def begin(self, step: Step, inputs: torch.Tensor) -> Prefill:
         """Begins a prefill; ``inputs`` as for ``run``, and given away."""
-        for spec, rows in zip(step.new, step.rows, strict=True):
-            keep = plan(spec.compression, spec.prompt_tokens, self._model_config.layers)
-            if spec.continues:
-                self.cache.reopen(spec.continues, spec.sequence, keep, spec.reused)
-                del self._sequences[spec.continues]
-            else:
-                self.cache.open(spec.sequence, keep)
-            # Lifted rows and the past may be as many as the whole prompt.
-            most = spec.prompt_tokens if spec.continues else rows
-            self._sequences[spec.sequence] = (spec.sampling, self._workspace(keep, most))
         lengths = [(rows, spec.prompt_tokens) for rows, spec in zip(step.rows, step.new, strict=True)]
-        rotation = self._rotation(step, lengths)
+        positions, rows = step.positions, step.rows
+        rotation = self._rope.rotation(to_device(positions.astype(np.int64), self.device), lengths)
         hidden = self.model.embed(to_device(inputs, self.device))
-        parts = (step, hidden, rotation, self.model, self._backend, self.cache, self.layout)
-        if step.new[0].continues:
-            (spec,) = step.new
+        prompts: list[Prompt] = []
+        for spec, count in zip(step.new, step.rows, strict=True):
+            keep = plan(spec.compression, spec.prompt_tokens, self._model_config.layers)
+            # Lifted rows and the past may be as many as the whole prompt.
+            most = spec.prompt_tokens if spec.continues else count
+            self._sequences[spec.sequence] = _Sequence(spec.sampling, self._workspace(keep, most))
+            if spec.continues:  # alone in its step
+                del self._sequences[spec.continues]
+                self._generation.reopen(spec.continues, spec.sequence, keep, spec.reused)
+                past = int((positions < spec.reused).sum())
+                lifted = LiftedRows(positions[:past], hidden[:past].clone())
+                prompts.append(self._continued(spec, lifted))
+                positions, hidden, rows = positions[past:], hidden[past:], (count - past,)
+                rotation = (rotation[0][past:], rotation[1][past:])
+            else:
+                self._generation.open(spec.sequence, keep)
+                prompts.append(
+                    FreshPrompt(spec.sequence, keep, self.cache, self.layout.first, self._backend.stopwatch)
+                )
+        return Prefill(step, prompts, rows, positions, hidden, rotation, self.model, self._backend)
 
-            def rotate(positions: Positions) -> Rotation:
-                own = to_device(positions.astype(np.int64), self.device)
-                return self._rope.rotation(own, [(len(positions), spec.prompt_tokens)])
+    def _continued(self, spec: SequenceSpec, lifted: LiftedRows) -> ContinuedPrompt:
+        def rotate(positions: Positions) -> Rotation:
+            rows = to_device(positions.astype(np.int64), self.device)
+            return self._rope.rotation(rows, [(len(positions), spec.prompt_tokens)])
 
-            return Continuation(*parts, recall=spec.recall, reused=spec.reused, rotate=rotate)
-        return Prefill(*parts)
+        parts = (spec.sequence, self._generation, self.cache, self.model, self.layout.first)
+        return ContinuedPrompt(*parts, lifted, spec.recall, rotate)
 
-    def finish(self, prefill: Prefill) -> tuple[Step, torch.Tensor]:
+    def finish(self, prefill: Prefill) -> Work:
         """Ends a prefill all of whose blocks are done; returns as ``run``."""
         step = replace(prefill.step, rows=prefill.rows, positions=prefill.positions)
         step = replace(step, traces=(*step.traces, *self._traces(step)))
         return self._pass_on(step, prefill.hidden)
 
-    def _pass_on(self, step: Step, hidden: torch.Tensor) -> tuple[Step, torch.Tensor]:
+    def _pass_on(self, step: Step, hidden: torch.Tensor) -> Work:
         if self.model.head is not None:
             step, hidden = self._sample(step, hidden)
         return self._report(step), hidden
 
-    def _rotation(self, step: Step, lengths: list[tuple[int, int]]) -> Rotation:
-        """``lengths``: of each sequence, its rows and its length so far."""
-        positions = to_device(step.positions.astype(np.int64), self.device)
-        return self._rope.rotation(positions, lengths)
-
     def _decode(self, step: Step, inputs: torch.Tensor) -> torch.Tensor:
-        fed = [key for key, count in zip(step.sequences, step.rows, strict=True) for _ in range(count)]
-        targets = self.cache.score_targets(fed)
+        fed = step.fed
+        targets = self._generation.targets(fed)
         tail = targets.tail if targets else 0
         paged = self.cache.extend(fed)
-        attend = None
-        if self.cache.recalls(fed):
-            attend = RecallAttend(self.cache, fed, paged, tail, self._backend)
-        hidden, shares = self._decoder.run(step, to_device(inputs, self.device), paged, tail, attend)
+        recalls = any(sequence in self.cache.keys for sequence in fed)
+        reach = BestOfHost(self.cache, fed, self._backend) if recalls else None
+        hidden, shares = self._decoder.run(step, inputs, paged, tail, reach)
         if targets:
-            self.cache.add_scores(fed, targets, shares)
-        self.cache.end_step(fed)
-        return hidden
-
-    def _verify(self, step: Step, inputs: torch.Tensor) -> torch.Tensor:
-        paged, copy = self.cache.verify(step.sequences, step.rows)
-        hidden, _ = self._decoder.run(step, to_device(inputs, self.device), paged, 0, None)
-        copy.wait_on_device()
+            self._generation.add_scores(fed, targets, shares)
+        self._generation.fed(fed)
         return hidden
 
     def _workspace(self, keep: KeepPlan, rows: int) -> int:
@@ -242,24 +248,23 @@ class Stage:
         )
 
     def _park(self, sequence: int) -> ReleasedSequence:
-        return self._complete(self.cache.report(sequence), self._sequences[sequence][1])
+        return self._complete(self.cache.report(sequence), self._sequences[sequence])
 
     def _release(self, sequence: int) -> ReleasedSequence:
-        _, workspace = self._sequences.pop(sequence)
-        return self._complete(self.cache.release(sequence), workspace)
+        self._generation.close(sequence)
+        return self._complete(self.cache.release(sequence), self._sequences.pop(sequence))
 
-    def _complete(self, report: ReleasedSequence, workspace: int) -> ReleasedSequence:
+    def _complete(self, report: ReleasedSequence, sequence: "_Sequence") -> ReleasedSequence:
         peak = device_memory(self.device).peak
-        return replace(report, workspace_bytes=workspace, device_peak_bytes=peak)
+        return replace(report, workspace_bytes=sequence.workspace_bytes, device_peak_bytes=peak)
 
-    def _sample(self, step: Step, hidden: torch.Tensor) -> tuple[Step, torch.Tensor]:
-        """Turns each sequence's last row into its next token."""
-        samplings = [self._sequences[sequence][0] for sequence in step.sequences]
-        if step.kind is StepKind.VERIFY:
-            samplings = [each for each, rows in zip(samplings, step.rows, strict=True) for _ in range(rows)]
-        else:
+    def _sample(self, step: Step, hidden: torch.Tensor) -> Work:
+        """Turns each sequence's last row into its next token, or in a verification every row."""
+        drawing = step.fed if step.kind is StepKind.VERIFY else step.sequences
+        if step.kind is not StepKind.VERIFY:
             hidden = hidden[to_device(np.cumsum(step.rows) - 1, self.device)]
         logits = self.model.logits(hidden)
+        samplings = [self._sequences[sequence].sampling for sequence in drawing]
         drawn = sample(logits, samplings, step.output_indices)
         tokens = [token if forced < 0 else forced for token, forced in zip(drawn, step.forced, strict=True)]
         top = []
@@ -291,3 +296,11 @@ class Stage:
             device_peak_bytes=device.peak,
         )
         return replace(step, memory=(*step.memory, memory))
+
+
+@dataclass(frozen=True)
+class _Sequence:
+    """How a sequence is sampled, and what its prefill took."""
+
+    sampling: Sampling
+    workspace_bytes: int

@@ -1,15 +1,26 @@
 """New tokens on their way through a shard's layers: a decode step, or a verification."""
 
+from dataclasses import replace
+from typing import Protocol
+
 import numpy as np
 import torch
 
 from workers.backends.interface import Attention, Backend
 from workers.device import to_device
-from workers.kv.pool import PagedStep
+from workers.kv.pool import PagedBatch, PagedStep
 from workers.model.config import ModelConfig
 from workers.model.llama import LlamaStage
 from workers.model.rope import Rope
 from workers.schedule.step import Step
+
+
+class Reach(Protocol):
+    """What a step attends to beside what is on the device, once its queries are known."""
+
+    def __call__(self, layer: int, query: torch.Tensor) -> PagedBatch:
+        """What each row of ``query`` [rows, heads, head size] attends to too, in host memory."""
+        ...
 
 
 class DecodeAttend:
@@ -18,13 +29,18 @@ class DecodeAttend:
     Each layer's are fp32 [rows, tail], see ``Attention.decode_attention``.
     """
 
-    def __init__(self, step: PagedStep, tail: int, attention: Attention) -> None:
-        self._step, self._tail, self._attention = step, tail, attention
+    def __init__(
+        self, step: PagedStep, tail: int, attention: Attention, reach: Reach | None = None
+    ) -> None:
+        self._step, self._tail, self._attention, self._reach = step, tail, attention, reach
         self.shares: list[torch.Tensor] = []
 
     def __call__(self, layer: int, query: torch.Tensor, kv: torch.Tensor) -> torch.Tensor:
         self._step.write(layer, kv)
-        attended, shares = self._attention.decode_attention(query, self._step.batch(layer), self._tail)
+        batch = self._step.batch(layer)
+        if self._reach is not None:
+            batch = replace(batch, spilled=self._reach(layer, query))
+        attended, shares = self._attention.decode_attention(query, batch, self._tail)
         self.shares.append(shares)
         return attended
 
@@ -37,24 +53,28 @@ class Decoder:
         self._fused = backend.fuse(model.weights(), config)
 
     def run(
-        self, step: Step, inputs: torch.Tensor, paged: PagedStep, tail: int, attend: DecodeAttend | None
+        self,
+        step: Step,
+        inputs: torch.Tensor,
+        paged: PagedStep,
+        tail: int = 0,
+        reach: Reach | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Runs a step with a row for each new token.
 
         Args:
             inputs: as the shard takes them, on its device.
             tail: newest tokens whose attention is wanted.
-            attend: in place of the usual attention, layer by layer.
+            reach: what is attended to too; it takes the layers one by one.
 
         Returns:
             Hidden states [rows, hidden], and the attention to those tokens, fp32 [layers, rows, tail].
         """
-        rotation = self._rope.rotation(
-            to_device(step.positions.astype(np.int64), inputs.device), _lengths(step)
-        )
-        if self._fused and len(inputs) <= self._fused.max_rows and attend is None:
+        positions = to_device(step.positions.astype(np.int64), inputs.device)
+        rotation = self._rope.rotation(positions, _lengths(step))
+        if self._fused and len(inputs) <= self._fused.max_rows and reach is None:
             return self._fused(self._model.embed(inputs), rotation, paged, tail)
-        attend = attend or DecodeAttend(paged, tail, self._backend)
+        attend = DecodeAttend(paged, tail, self._backend, reach)
         hidden = self._model(inputs, rotation, attend)
         return hidden, torch.stack(attend.shares)
 

@@ -1,29 +1,28 @@
 """A prefill on its way through a shard's layers, a block of rows at a time."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import accumulate, pairwise
 from typing import cast
 
+import numpy as np
 import torch
 
 from workers.backends.attention import window_weights
-from workers.backends.interface import Backend
-from workers.budget.footprint import ShardLayout
-from workers.budget.plan import KeepPlan
-from workers.execute.workspace import BLOCK_ROWS
-from workers.kv.cache import ShardCache
+from workers.backends.interface import Attention
+from workers.execute.blocks import blocks, finish
+from workers.execute.prompt import Prompt
+from workers.kv.entry import Positions
 from workers.model.llama import LlamaLayer, LlamaStage
 from workers.model.rope import Rotation
-from workers.policies.select import keep_of_prompt
 from workers.schedule.step import Step
 
 
 class Prefill:
-    """The prefill of one micro-batch; chooses what each layer keeps.
+    """The prefill of one micro-batch.
 
     In each layer all rows attend, in order, so that those of the recent window, which score, come last.
-    Then it is known which rows go on, and these pass through the rest of the layer. Both happen in blocks
-    of BLOCK_ROWS. Other work may run between two blocks; results do not depend on when it does.
+    Then it is known which rows go on, and these pass through the rest of the layer. Both happen in blocks.
+    Other work may run between two blocks; results do not depend on when it does.
 
     Attributes:
         hidden: [rows, hidden].
@@ -35,18 +34,18 @@ class Prefill:
     def __init__(
         self,
         step: Step,
+        prompts: Sequence[Prompt],
+        rows: tuple[int, ...],
+        positions: Positions,
         hidden: torch.Tensor,
         rotation: Rotation,
         model: LlamaStage,
-        kernels: Backend,
-        cache: ShardCache,
-        layout: ShardLayout,
+        attention: Attention,
     ) -> None:
-        """``hidden`` is given away."""
-        self.step, self.hidden, self.rows, self.positions = step, hidden, step.rows, step.positions
-        self._rotation, self._model, self._kernels = rotation, model, kernels
-        self._cache, self._layout = cache, layout
-        self._plans = [cache.plan(sequence) for sequence in step.sequences]
+        """``rows`` of each of ``prompts``; ``hidden`` is given away."""
+        self.step, self.hidden, self.rows, self.positions = step, hidden, rows, positions
+        self._prompts, self._rotation = prompts, rotation
+        self._model, self._attention = model, attention
         self._blocks = self._run()
 
     def advance(self) -> bool:
@@ -56,161 +55,147 @@ class Prefill:
     def _run(self) -> Iterator[bool]:
         for index, module in enumerate(self._model.layers):
             layer = cast(LlamaLayer, module)
-            windows = [
-                self._window(plan, index, rows) for plan, rows in zip(self._plans, self.rows, strict=True)
-            ]
             is_last = index == len(self._model.layers) - 1 and self._model.head is not None
-            attention = LayerAttention(
-                self._kernels, self._plans, self.rows, windows, is_last, self._before(index)
-            )
+            for prompt in self._prompts:
+                yield from (True for _ in prompt.begin(index))
+            attention = LayerAttention(self._attention, self._prompts, index, self.rows, is_last)
             for block in blocks(len(self.hidden)):
-                attention.attend(block, *layer.project(self.hidden[block], self._rotation_of(block)))
+                rotation = self._rotation_of(block)
+                attention.attend(block, *layer.project(self.hidden[block], rotation))
                 yield True
-            attended = self._keep(index, attention, is_last)
-            for block in blocks(len(self.hidden)):
-                layer.finish(self.hidden[block], attended[block])
+            survivors = self._keep(index, attention, is_last)
+            attended = attention.out
+            if tuple(map(len, survivors)) != self.rows:
+                if not is_last:
+                    yield from self._leave(index, layer, attention, survivors)
+                alive = torch.cat(survivors)
+                self.rows = tuple(map(len, survivors))
+                self.positions = self.positions[alive.cpu().numpy()]
+                self.hidden, self._rotation = self.hidden[alive], self._rotation_of(alive)
+                attended = attended[alive]
+            for _ in finish(layer, self.hidden, attended):
                 yield True
-
-    def _before(self, index: int) -> torch.Tensor | None:
-        """KV that the only sequence has before its rows; None: they are its first."""
-        return None
+            if not is_last:
+                for prompt in self._prompts:
+                    yield from (True for _ in prompt.end(index))
+        self._hand_on()
 
     def _rotation_of(self, rows: slice | torch.Tensor) -> Rotation:
         return self._rotation[0][rows], self._rotation[1][rows]
 
-    def _kept(self, plan: KeepPlan, index: int, rows: int) -> int:
-        """How many of ``rows`` rows stay: ``prune`` chooses for the next layer, others for this."""
-        layer = self._layout.first + index + plan.drops_hidden_states
-        return rows if layer == len(plan.kept) else plan.kept[layer]
-
-    def _window(self, plan: KeepPlan, index: int, rows: int) -> int:
-        """How many of the newest rows must score the others."""
-        by_scores = plan.recent + plan.sinks < self._kept(plan, index, rows) < rows
-        return plan.recent if by_scores else 0
-
-    def _keep(self, index: int, attention: "LayerAttention", is_last: bool) -> torch.Tensor:
-        """Stores what the layer keeps, and drops rows that go no further; returns the others' output."""
-        survivors, device = [], attention.kv.device
-        for number, (plan, (first, end)) in enumerate(zip(self._plans, attention.spans, strict=True)):
-            kept = self._kept(plan, index, end - first)
-            keep = None
-            if kept < end - first:
-                with self._kernels.stopwatch.on("selection"):
-                    keep = keep_of_prompt(
-                        attention.scores[number], end - first, kept, plan.recent, plan.sinks, device
-                    )
-            prunes = plan.drops_hidden_states
-            own = slice(first, end)
-            self._cache.store_prompt(
-                self.step.sequences[number],
-                index,
-                self.positions[own],
-                attention.kv[own],
-                None if prunes else keep,
+    def _keep(self, index: int, attention: "LayerAttention", is_last: bool) -> list[torch.Tensor]:
+        """Stores what the layer keeps; returns each sequence's rows that go on, among all."""
+        survivors = []
+        for number, (prompt, (first, end)) in enumerate(zip(self._prompts, attention.spans, strict=True)):
+            keep = prompt.keep(
+                index, self.positions[first:end], attention.kv_of(number), attention.scores[number]
             )
             if is_last:  # the next token comes from the last row alone
-                keep = torch.arange(end - first - 1, end - first, device=device)
-            elif keep is None or not prunes:
-                keep = torch.arange(end - first, device=device)
+                keep = torch.arange(end - first - 1, end - first, device=keep.device)
             survivors.append(keep + first)
-        return self._drop(index, attention.out, survivors, is_last)
+        return survivors
 
-    def _drop(
-        self, index: int, out: torch.Tensor, survivors: list[torch.Tensor], is_last: bool
-    ) -> torch.Tensor:
-        """Lets only ``survivors``, of each sequence, go on; returns their ``out``."""
-        rows = tuple(map(len, survivors))
-        if rows == self.rows:
-            return out
-        alive = torch.cat(survivors)
-        if not is_last:
-            self._spill_hidden(index, out, alive)
-        self.rows, self.positions = rows, self.positions[alive.cpu().numpy()]
-        self.hidden, self._rotation = self.hidden[alive], self._rotation_of(alive)
-        return out[alive]
-
-    def _spill_hidden(self, index: int, out: torch.Tensor, alive: torch.Tensor) -> None:
-        """Lets dropped rows pass through the layer, and keeps on the host what the next would have got."""
-        ends = list(accumulate(self.rows, initial=0))
-        for number, (sequence, plan) in enumerate(zip(self.step.sequences, self._plans, strict=True)):
-            if not plan.spills_hidden:
+    def _leave(
+        self, index: int, layer: LlamaLayer, attention: "LayerAttention", survivors: list[torch.Tensor]
+    ) -> Iterator[bool]:
+        """Lets rows that go no deeper pass through the layer, where that is wanted."""
+        for prompt, span, alive in zip(self._prompts, attention.spans, survivors, strict=True):
+            if not prompt.waits:
                 continue
-            own = torch.arange(ends[number], ends[number + 1], device=alive.device)
-            lost = own[~torch.isin(own, alive)]
-            hidden = self._finished(index, self.hidden[lost], out[lost])
-            self._cache.hidden.spill(sequence, index + 1, self.positions[lost.cpu().numpy()], hidden)
+            rows = torch.arange(*span, device=alive.device)
+            lost = rows[~torch.isin(rows, alive)]
+            hidden = self.hidden[lost]
+            for _ in finish(layer, hidden, attention.out[lost]):
+                yield True
+            prompt.leave(index, self.positions[lost.cpu().numpy()], hidden)
 
-    def _finished(self, index: int, hidden: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-        """A few rows as they leave a layer, given its attention's output; ``hidden`` is given away."""
-        layer = cast(LlamaLayer, self._model.layers[index])
-        for block in blocks(len(hidden)):
-            layer.finish(hidden[block], out[block])
-        return hidden
+    def _hand_on(self) -> None:
+        """Puts what goes to the next shard too before the rows of each sequence."""
+        if self._model.head is not None:
+            return
+        parts, ends = [prompt.hand_on() for prompt in self._prompts], list(accumulate(self.rows, initial=0))
+        if not any(parts):
+            return
+        positions, hidden = [], []
+        for part, (first, end) in zip(parts, pairwise(ends), strict=True):
+            before = [] if part is None else [part]
+            both = [*before, (self.positions[first:end], self.hidden[first:end])]
+            positions += [each for each, _ in both]
+            hidden += [each for _, each in both]
+        ahead = [0 if part is None else len(part[0]) for part in parts]
+        self.rows = tuple(rows + more for rows, more in zip(self.rows, ahead, strict=True))
+        self.positions, self.hidden = np.concatenate(positions), torch.cat(hidden)
 
 
 class LayerAttention:
-    """One layer's attention of whole prompts, fed with their rows in order.
+    """One layer's attention of prompts, fed with their rows in order.
 
     Attributes:
         spans: first and last row, excluded, of each sequence.
-        kv: of what is before the rows, and of these, [tokens, 2, KV heads, head size].
         out: [rows, heads * head size].
         scores: per sequence, as ``window_scores``; None where nothing scores.
     """
 
-    kv: torch.Tensor
     out: torch.Tensor
 
     def __init__(
         self,
-        kernels: Backend,
-        plans: list[KeepPlan],
+        attention: Attention,
+        prompts: Sequence[Prompt],
+        layer: int,
         rows: tuple[int, ...],
-        windows: list[int],
         last_rows: bool,
-        before: torch.Tensor | None = None,
     ) -> None:
-        """``windows``: each sequence's rows that score. ``last_rows``: output of others is not needed.
-
-        ``before``: KV that the only sequence has before its rows.
-        """
-        self._kernels, self._plans, self._windows, self._last_rows = kernels, plans, windows, last_rows
+        """``last_rows``: output of others is not needed."""
+        self._attention, self._prompts, self._last_rows = attention, prompts, last_rows
+        self._windows = [prompt.window(layer, count) for prompt, count in zip(prompts, rows, strict=True)]
         self.spans = list(pairwise(accumulate(rows, initial=0)))
-        self.scores: list[torch.Tensor | None] = [None] * len(plans)
-        self._before, self._past = before, 0 if before is None else len(before)
+        self.scores: list[torch.Tensor | None] = [None] * len(prompts)
+        pasts = [0 if prompt.past is None else len(prompt.past) for prompt in prompts]
+        # Of each sequence, where its past begins among all tokens, where its rows do, and where these end.
+        begins = accumulate((past + count for past, count in zip(pasts, rows, strict=True)), initial=0)
+        self._tokens = [
+            (begin, begin + past, begin + past + count)
+            for begin, past, count in zip(begins, pasts, rows, strict=False)
+        ]
+
+    def kv_of(self, number: int) -> torch.Tensor:
+        """Keys and values of a sequence's past and rows, [tokens, 2, KV heads, head size]."""
+        begin, _, end = self._tokens[number]
+        return self._kv[begin:end]
 
     def attend(self, block: slice, query: torch.Tensor, kv: torch.Tensor) -> None:
         """Takes in the ``query`` and ``kv`` of the next rows."""
         if block.start == 0:
-            total = self.spans[-1][1]
-            self.kv = kv.new_empty(self._past + total, *kv.shape[1:])
-            if self._before is not None:
-                self.kv[: self._past] = self._before
-            self.out = query.new_empty(total, query[0].numel())
-        self.kv[self._past + block.start : self._past + block.stop] = kv
+            self._kv = kv.new_empty(self._tokens[-1][2], *kv.shape[1:])
+            for (begin, start, _), prompt in zip(self._tokens, self._prompts, strict=True):
+                if prompt.past is not None:
+                    self._kv[begin:start] = prompt.past
+            self.out = query.new_empty(self.spans[-1][1], query[0].numel())
         for number, (first, end) in enumerate(self.spans):
             window = self._windows[number]
-            begin, stop = max(first, block.start), min(end, block.stop)
+            start, stop = max(first, block.start), min(end, block.stop)
+            if start >= stop:
+                continue
+            begin, rows_begin, _ = self._tokens[number]
+            past = rows_begin - begin
+            self._kv[rows_begin + start - first : rows_begin + stop - first] = kv[
+                start - block.start : stop - block.start
+            ]
             if self._last_rows:
-                begin = max(begin, end - max(1, window))
-            if begin >= stop:
+                start = max(start, end - max(1, window))
+            if start >= stop:
                 continue
             # Of the window's rows, those in this block.
-            scoring = max(0, stop - max(begin, end - window))
+            scoring = max(0, stop - max(start, end - window))
             newest = window - (end - stop)
-            weights = window_weights(window, self._plans[number].distance_weight, kv.device)
-            self.out[begin:stop], scores = self._kernels.prefill_attention(
-                query[begin - block.start : stop - block.start],
-                self.kv[first : self._past + stop],
+            weights = window_weights(window, self._prompts[number].plan.distance_weight, kv.device)
+            self.out[start:stop], scores = self._attention.prefill_attention(
+                query[start - block.start : stop - block.start],
+                self._kv[begin : begin + past + stop - first],
                 weights[max(0, newest - scoring) : max(0, newest)],
-                self._past + end - window - first if scoring else 0,
+                past + end - window - first if scoring else 0,
             )
             if scoring:
                 so_far = self.scores[number]
                 self.scores[number] = scores if so_far is None else so_far + scores
-
-
-def blocks(rows: int) -> Iterator[slice]:
-    """Cuts ``rows`` rows into blocks."""
-    for start in range(0, rows, BLOCK_ROWS):
-        yield slice(start, min(start + BLOCK_ROWS, rows))

@@ -1,14 +1,31 @@
 """What a shard's cache knows of one sequence while it is there."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from workers.budget.plan import KeepPlan
-
 Positions = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class CacheNeeds:
+    """What a sequence needs of the cache.
+
+    Attributes:
+        prompt_tokens: tokens of its prompt.
+        score_width: scores, fp32, that are kept for it in every layer.
+        whole: what is not on the device must be on the host.
+        indexed: the keys on the host have an index on the device.
+        hidden: hidden states may go to the host too.
+    """
+
+    prompt_tokens: int
+    score_width: int = 0
+    whole: bool = False
+    indexed: bool = False
+    hidden: bool = False
 
 
 @dataclass
@@ -16,27 +33,20 @@ class CachedSequence:
     """One sequence's books.
 
     ``positions`` are the input positions of each layer's slots as of the last change of order; slots
-    behind them hold the newest tokens in order. The newest ``unverified`` are drafts or, when
-    ``verifying``, have been fed to be verified; ``attention`` is what the drafts pay to scored tokens:
-    places and values. ``recalled`` counts the tokens of each layer that came back from the host.
+    behind them hold the newest tokens in order. ``fed`` counts the tokens behind the prompt; ``recalled``
+    those of each layer that came back from the host.
     """
 
-    plan: KeepPlan
+    needs: CacheNeeds
     positions: list[Positions]
-    generated: int = 0
+    recalled: list[int]
+    fed: int = 0
     peak_pages: int = 0
-    unverified: int = 0
-    verifying: bool = False
-    attention: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
-    recalled: list[int] = field(default_factory=list)
 
     @property
-    def uncompressed(self) -> int:
-        """Generated tokens that compression has not passed over."""
-        generation = self.plan.generation
-        if generation is None:
-            return self.generated
-        return self.generated - generation.chunks(self.generated) * generation.chunk
+    def tokens(self) -> int:
+        """Tokens of the prompt and behind it, wherever they are."""
+        return self.needs.prompt_tokens + self.fed
 
 
 @dataclass(frozen=True)

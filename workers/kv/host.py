@@ -9,7 +9,6 @@ import numpy as np
 import torch
 
 from workers.budget.pages import PAGE_TOKENS, IntegrityError, PageAllocator, pages_for
-from workers.device import select_rows
 from workers.kv.entry import Positions
 from workers.kv.link import Copy, HostLink
 from workers.kv.page_table import PageTables, Rows
@@ -215,34 +214,35 @@ class HostStore:
         self._reads += copies
         return copies
 
-    def attend(self, sequences: Sequence[Hashable], layers: int) -> tuple[PagedLayers, Copy]:
-        """Where the KV of the first layers of sequences lies, to be read there; a copy that paces that.
+    def view(self, sequences: Sequence[Hashable], layers: int) -> PagedLayers:
+        """Where the KV of the first layers of sequences lies, to be read there.
 
-        A sequence that comes more than once is read once. Nothing must be spilled or dropped of any before
-        that is done.
+        Nothing must be spilled or dropped of any before that is done.
+        """
+        for sequence in dict.fromkeys(sequences):
+            self._sequences.move_to_end(sequence)
+            self._await_writes(self._sequences[sequence])
+        pages, lengths = self._tables.batch(sequences)
+        tables = (torch.from_numpy(each[:layers]) for each in (pages, lengths))
+        return PagedLayers(self._rows, *tables)
+
+    def attend(self, sequences: Sequence[Hashable], layers: int) -> tuple[PagedLayers, Copy]:
+        """As ``view``, of all that is there, and a copy that paces that.
+
+        A sequence that comes more than once is read once.
         """
         size = 0
         for sequence in dict.fromkeys(sequences):
-            entry = self._sequences[sequence]
-            self._sequences.move_to_end(sequence)
-            self._await_writes(entry)
-            own = int(self._tables.lengths(sequence)[:layers].sum()) * self._row_bytes
-            entry.attended_bytes += own
-            size += own
-        pages, lengths = self._tables.batch(sequences)
-        tables = (torch.from_numpy(each[:layers]) for each in (pages, lengths))
-        return PagedLayers(self._rows, *tables), self._link.read(size)
+            attended = int(self._tables.lengths(sequence)[:layers].sum()) * self._row_bytes
+            self._sequences[sequence].attended_bytes += attended
+            size += attended
+        return self.view(sequences, layers), self._link.read(size)
 
-    def start_read_of(self, sequence: Hashable, layer: int, places: torch.Tensor, kv: torch.Tensor) -> Copy:
-        """Starts to bring those at ``places``, int64, back into ``kv``; else as ``start_read``.
-
-        They are gathered on the host, so that one copy brings them all.
-        """
-        entry = self._sequences[sequence]
-        self._await_writes(entry)
-        rows = self._tables.rows(sequence, layer, 0, self.count(sequence, layer))
-        entry.recalled_bytes += len(places) * self._row_bytes
-        return self._link.start(kv, select_rows(self._rows, torch.from_numpy(rows)[places.cpu()]))
+    def count_recalled(self, sequences: Sequence[Hashable], tokens: Sequence[int]) -> Copy:
+        """Notes that so many tokens of each sequence are read where they lie; a copy that paces that."""
+        for sequence, count in zip(sequences, tokens, strict=True):
+            self._sequences[sequence].recalled_bytes += count * self._row_bytes
+        return self._link.read(sum(tokens) * self._row_bytes)
 
     def read(self, sequence: Hashable, layer: int) -> torch.Tensor | None:
         """Brings the KV of ``layer`` back, as ``start_read`` does; None if it was dropped."""

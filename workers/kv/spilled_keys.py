@@ -1,12 +1,14 @@
 """Keys of tokens on the host, on the device at an eighth of their size: to find those that matter."""
 
+from collections.abc import Sequence
+
 import torch
 
 from workers.budget.footprint import index_rows
 from workers.budget.plan import KEYS_PER_ROW
 from workers.device import to_device
 from workers.kv.page_table import PageTables
-from workers.kv.pool import KVPool
+from workers.kv.pool import KVPool, PagedLayers
 
 
 class SpilledKeys:
@@ -76,52 +78,43 @@ class SpilledKeys:
         begun = before % KEYS_PER_ROW
         row = 1 + before // KEYS_PER_ROW
         if begun:
-            codes = torch.cat((self._codes(rows[row : row + 1])[:begun], codes))
+            codes = torch.cat((unpack(self._pool.read(rows[row : row + 1]))[:begun], codes))
         padding = -len(codes) % KEYS_PER_ROW
         codes = torch.nn.functional.pad(codes, (0, 0, 0, padding))
         packed = codes.view(-1, self._per_byte, codes.shape[1]) << self._shifts[:, None]
         packed = packed.sum(dim=1, dtype=torch.uint8).view(-1).view(self._pool.rows.dtype)
         self._pool.write(rows[row:], packed.view(-1, *self._pool.rows.shape[1:]))
 
-    def best(
-        self, sequence: int, layer: int, query: torch.Tensor, spilled: int, count: int
-    ) -> torch.Tensor:
-        """The tokens on the host that a query attends to most, by their indexed keys.
-
-        Args:
-            query: [heads, head size].
-            spilled: tokens that are indexed.
-            count: how many are wanted.
-
-        Returns:
-            Their places on the host, ascending, int64 [count].
-        """
-        rows = self._rows(sequence, layer)
-        step = self._scales(rows)[1]
-        codes = self._codes(rows[1:])[:spilled].float()
-        kv_heads, head_size = self._pool.rows.shape[2:]
-        grouped = query.float().view(kv_heads, -1, head_size) * head_size**-0.5
-        scaled = grouped * step.view(kv_heads, 1, head_size)
-        # What ``least`` adds is the same for all tokens of a head.
-        logits = torch.einsum("ngd,tnd->ngt", scaled, codes.view(len(codes), kv_heads, head_size))
-        shares = logits.flatten(0, 1).softmax(dim=-1).sum(dim=0)
-        return shares.topk(count).indices.sort().values
+    def batch(self, sequences: Sequence[int]) -> PagedLayers:
+        """Where the indexes of sequences lie, in rows: the scales of one first, then its keys."""
+        pages, lengths = self.tables.batch([_name(sequence) for sequence in sequences])
+        device = self._pool.rows.device
+        return PagedLayers(self._pool.rows, to_device(pages, device), to_device(lengths, device))
 
     def _scales(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         least, step = self._pool.read(rows[:1]).float().view(2, -1)
         return least, step
 
-    def _codes(self, rows: torch.Tensor) -> torch.Tensor:
-        """Quantised keys in ``rows``, uint8 [tokens, channels]."""
-        read = self._pool.read(rows)
-        channels = read[0].numel() // 2
-        packed = read.view(len(rows), -1).view(torch.uint8).view(-1, 1, channels)
-        return (packed >> self._shifts[:, None]).bitwise_and_(2**self._bits - 1).view(-1, channels)
-
     def _rows(self, sequence: int, layer: int) -> torch.Tensor:
         name = _name(sequence)
         rows = self.tables.rows(name, layer, 0, self.tables.length(name, layer))
         return to_device(rows, self._pool.rows.device)
+
+
+def unpack(rows: torch.Tensor) -> torch.Tensor:
+    """The quantised keys in rows of an index, as numbers.
+
+    Args:
+        rows: [..., rows, 2, KV heads, head size].
+
+    Returns:
+        uint8 [..., rows * KEYS_PER_ROW, KV heads * head size].
+    """
+    bits = rows.dtype.itemsize
+    shifts = torch.arange(0, 8, bits, dtype=torch.uint8, device=rows.device)
+    channels = rows.shape[-2] * rows.shape[-1]
+    packed = rows.flatten(-4).view(torch.uint8).view(*rows.shape[:-4], -1, 1, channels)
+    return (packed >> shifts[:, None]).bitwise_and_(2**bits - 1).flatten(-3, -2)
 
 
 def _name(sequence: int) -> tuple[int, str]:

@@ -3,32 +3,54 @@
 from collections.abc import Sequence
 
 import torch
+from torch.nn import functional
 
 from workers.backends.interface import Attention
-from workers.execute.decode import DecodeAttend
+from workers.budget.pages import PAGE_TOKENS
+from workers.device import select_rows, to_device
 from workers.kv.cache import ShardCache
-from workers.kv.pool import PagedStep
+from workers.kv.pool import PagedBatch
+
+# A new token attends to one of so many tokens on the host.
+RECALLED_OF = 16
 
 
-class RecallAttend(DecodeAttend):
-    """As ``DecodeAttend``, but some sequences attend to the best of their tokens on the host too."""
+class BestOfHost:
+    """The tokens on the host that queries match best, by the index of their keys: a ``Reach``."""
 
-    def __init__(
-        self, cache: ShardCache, sequences: Sequence[int], step: PagedStep, tail: int, attention: Attention
-    ) -> None:
-        super().__init__(step, tail, attention)
-        self._cache, self._sequences = cache, sequences
+    def __init__(self, cache: ShardCache, sequences: Sequence[int], attention: Attention) -> None:
+        """``sequences``: one for each row of a step; some of them have an index."""
+        rows = [row for row, sequence in enumerate(sequences) if sequence in cache.keys]
+        self._sequences = [sequences[row] for row in rows]
+        self._rows, self._step_rows = torch.tensor(rows), len(sequences)
+        self._host, self._attention = cache.host, attention
+        self._index = cache.keys.batch(self._sequences)
+        self._spilled = self._host.view(self._sequences, cache.layers)
 
-    def __call__(self, layer: int, query: torch.Tensor, kv: torch.Tensor) -> torch.Tensor:
-        attended = super().__call__(layer, query, kv)
-        weight = torch.ones(1 if self._tail > 1 else 0, device=query.device)
-        for row in self._cache.recalls(self._sequences):
-            sequence, shares = self._sequences[row], self.shares[-1]
-            own = query[row : row + 1]
-            recalled = self._cache.recall(sequence, layer, query[row], max(0, self._tail - 1))
-            known = min(self._tail - 1, len(recalled) - 1) if self._tail > 1 else 0
-            attended[row], scores = self._attention.prefill_attention(own, recalled, weight, known)
-            shares[row] = 0
-            if known:
-                shares[row, -1 - known : -1] = scores
-        return attended
+    def __call__(self, layer: int, query: torch.Tensor) -> PagedBatch:
+        spilled = self._spilled.batch(layer)
+        wanted = -(-spilled.lengths // RECALLED_OF)
+        most = int(wanted.max())
+        if not most:
+            return self._for_all_rows(spilled)
+        counts = to_device(spilled.lengths, query.device)
+        asking = query[to_device(self._rows, query.device)]
+        shares = self._attention.indexed_shares(asking, self._index.batch(layer), counts)
+        best = shares.topk(most, dim=1).indices.cpu()
+        # Those of which fewer are wanted have anything behind them.
+        best.masked_fill_(torch.arange(most) >= wanted[:, None], 0)
+        best = functional.pad(best, (0, -most % PAGE_TOKENS))
+        pages = spilled.pages.gather(1, best // PAGE_TOKENS).to(torch.int64)
+        kv = select_rows(spilled.rows, (pages * PAGE_TOKENS + best % PAGE_TOKENS).view(-1))
+        self._host.count_recalled(self._sequences, wanted.tolist()).wait_on_device()
+        pages = torch.arange(len(kv) // PAGE_TOKENS, dtype=torch.int32).view(len(best), -1)
+        return self._for_all_rows(PagedBatch(kv, pages, wanted))
+
+    def _for_all_rows(self, batch: PagedBatch) -> PagedBatch:
+        """``batch``, with nothing for the rows that do not recall."""
+        if len(self._rows) == self._step_rows:
+            return batch
+        pages = batch.pages.new_zeros(self._step_rows, batch.pages.shape[1])
+        lengths = batch.lengths.new_zeros(self._step_rows)
+        pages[self._rows], lengths[self._rows] = batch.pages, batch.lengths
+        return PagedBatch(batch.rows, pages, lengths)

@@ -110,3 +110,8 @@ class Step:
     released: tuple[tuple[ReleasedSequence, ...], ...] = ()
     traces: tuple[PrefillTrace, ...] = ()
     top_logits: tuple[TopLogits, ...] = ()
+
+    @property
+    def fed(self) -> tuple[int, ...]:
+        """The sequence of every row."""
+        return tuple(key for key, rows in zip(self.sequences, self.rows, strict=True) for _ in range(rows))

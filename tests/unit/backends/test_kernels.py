@@ -15,7 +15,8 @@ from workers.backends.cpu.native import CpuBackend
 from workers.backends.interface import Backend
 from workers.backends.reference import ReferenceBackend
 from workers.budget.pages import PAGE_TOKENS, pages_for
-from workers.kv.pool import PagedBatch
+from workers.kv.pool import KVPool, PagedBatch
+from workers.kv.spilled_keys import SpilledKeys, unpack
 
 # (heads, KV heads): one key for each head, for groups of heads, for all of them.
 HEADS = [(4, 4), (6, 2), (9, 3), (4, 1), (1, 1)]
@@ -232,3 +233,43 @@ def test_a_step_attends_to_each_cache_up_to_its_length(
         newest = probabilities.mean(dim=0)[max(0, length - tail) : length]
         assert near(shares[row, tail - len(newest) :], newest, dtype)
         assert not shares[row, : tail - len(newest)].any()
+
+
+@given(
+    seeds,
+    st.lists(st.integers(0, 40) | st.integers(1, 700), min_size=1, max_size=4).filter(any),
+    heads,
+    head_sizes,
+    dtypes,
+)
+@settings(deadline=None, max_examples=60)
+def test_indexed_keys_get_the_shares_of_a_softmax_over_their_codes(
+    kernels_for: KernelsFor,
+    seed: int,
+    spilled: list[int],
+    heads: tuple[int, int],
+    head_size: int,
+    dtype: torch.dtype,
+) -> None:
+    (query_heads, kv_heads), sequences = heads, len(spilled)
+    pool = KVPool(400, kv_heads, head_size, dtype, torch.device("cpu"))
+    pool.rows.fill_(float("nan"))
+    keys = SpilledKeys(pool, sequences, 1, 1000)
+    for sequence, count in enumerate(spilled):
+        keys.open(sequence)
+        keys.append(sequence, 0, draw(seed + sequence, count, kv_heads, head_size).to(dtype), 0)
+    kernels = kernels_for(dtype)
+    query = draw(seed, sequences, query_heads, head_size).to(kernels.activations)
+    index, counts = keys.batch(range(sequences)).batch(0), torch.tensor(spilled, dtype=torch.int32)
+    shares = kernels.indexed_shares(query, index, counts)
+    assert shares.shape == (sequences, max(spilled))
+    for row, count in enumerate(spilled):
+        assert (shares[row, count:] == -1).all()
+        if not count:
+            continue
+        rows = keys.read(row, 0)
+        codes = unpack(rows[1:])[:count].float().view(count, kv_heads, head_size)
+        asked = query[row].float().view(kv_heads, -1, head_size) * rows[0, 1].float()[:, None]
+        logits = torch.einsum("ngd,tnd->ngt", asked, codes) * head_size**-0.5
+        expected = logits.softmax(dim=-1).sum(dim=(0, 1))
+        assert torch.allclose(shares[row, :count], expected, rtol=1e-3, atol=1e-5)

@@ -18,14 +18,18 @@ from hypothesis.stateful import (
 from kv_doubles import DeferredLink, PoisoningAllocator, poison, same_bits
 
 from pyramidserve.types import Compression, PyramidParameters, StreamingParameters
+from workers.backends.reference import ReferenceBackend
 from workers.budget.footprint import ShardLayout
 from workers.budget.pages import IntegrityError
-from workers.kv.cache import RECALLED_OF, ShardCache
+from workers.execute.generation import Generation
+from workers.kv.cache import ShardCache
 from workers.kv.entry import GatheredLayer
 from workers.kv.host import HostStore
 from workers.kv.page_table import PageTables
 from workers.kv.pool import KVPool
 from workers.policies.registry import plan
+from workers.recall.exact import feed
+from workers.recall.step import RECALLED_OF, BestOfHost
 
 FIRST, END, MODEL_LAYERS, CONTEXT = 1, 3, 4, 400
 LAYERS = range(END - FIRST)
@@ -71,6 +75,7 @@ class Recalling(RuleBasedStateMachine):
         host = poison(HostStore(host_pages * pool.page_bytes, self.link, *sizes, like=pool.rows))
         tables = PageTables(pool.allocator, SESSIONS, len(LAYERS), CONTEXT)
         self.cache = ShardCache(pool, tables, host, layout)
+        self.generation = Generation(self.cache, layout)
         self.random = torch.Generator().manual_seed(3)
         self.sessions: list[Session] = []
         self.names = 0
@@ -99,7 +104,7 @@ class Recalling(RuleBasedStateMachine):
             for each in self.sessions
             if not each.suspended
             and len(each.kv[0]) < CONTEXT - 40
-            and (drafts is None or (self.cache.plan(each.name).drafts > 0) == drafts)
+            and (drafts is None or (self.generation.plan(each.name).drafts > 0) == drafts)
         ]
 
     @precondition(lambda self: len(self.sessions) < SESSIONS)
@@ -109,7 +114,7 @@ class Recalling(RuleBasedStateMachine):
             return  # admission sees to it that the host has room for these
         session = Session(kind, self._name())
         keep = plan(KINDS[kind], tokens, MODEL_LAYERS)
-        self.cache.open(session.name, keep)
+        self.generation.open(session.name, keep)
         new = self._new(session, tokens)
         alive = torch.arange(tokens)
         for layer in LAYERS:
@@ -140,23 +145,23 @@ class Recalling(RuleBasedStateMachine):
     def decode(self, data: st.DataObject, steps: int) -> None:
         """New tokens, one at a time; drafts where the session drafts."""
         session = self._pick(data)
-        drafts = self.cache.plan(session.name).drafts
+        drafts = self.generation.plan(session.name).drafts
         for _ in range(min(steps, drafts - session.drafts) if drafts else steps):
             if drafts:
-                self.cache.settle(session.name, self._generated(session), drafts=True)
-            targets = self.cache.score_targets([session.name])
+                self.generation.settle(session.name, self._generated(session), drafts=True)
+            targets = self.generation.targets([session.name])
             step = self.cache.extend([session.name])
             for layer, new in zip(LAYERS, self._new(session, 1), strict=True):
                 step.write(layer, new)
             if targets:
                 shares = torch.rand(len(LAYERS), 1, targets.tail, generator=self.random)
-                self.cache.add_scores([session.name], targets, shares)
-            self.cache.end_step([session.name])
+                self.generation.add_scores([session.name], targets, shares)
+            self.generation.fed([session.name])
             session.drafts += drafts > 0
 
     def _generated(self, session: Session) -> int:
         """Verified tokens behind the prompt."""
-        return len(session.kv[0]) - session.drafts - self.cache.plan(session.name).prompt_tokens
+        return len(session.kv[0]) - session.drafts - self.generation.plan(session.name).prompt_tokens
 
     @precondition(lambda self: self._active(drafts=True))
     @rule(data=st.data())
@@ -164,11 +169,11 @@ class Recalling(RuleBasedStateMachine):
         """All drafts and one more token are fed anew; some of them stay."""
         session = self._pick(data, drafts=True)
         rows = session.drafts + 1
-        self.cache.settle(session.name, self._generated(session), drafts=True)
+        self.generation.settle(session.name, self._generated(session), drafts=True)
         for layer in LAYERS:
             del session.kv[layer][len(session.kv[layer]) - session.drafts :]
         before = len(session.kv[0])
-        paged, copy = self.cache.verify([session.name], [rows])
+        paged, copy = feed([session.name], [rows], self.cache, self.generation)
         new = self._new(session, rows)
         for layer in LAYERS:
             paged.write(layer, new[layer])
@@ -188,15 +193,15 @@ class Recalling(RuleBasedStateMachine):
         for layer in LAYERS:
             del session.kv[layer][before + right :]
         session.drafts = 0
-        self.cache.settle(session.name, self._generated(session), drafts=True)
+        self.generation.settle(session.name, self._generated(session), drafts=True)
 
     @precondition(lambda self: self._active())
     @rule(data=st.data(), new=st.integers(1, 30), kept=st.sampled_from([1.0, 1.0, 0.9, 0.3]))
     def next_turn(self, data: st.DataObject, new: int, kept: float) -> None:
         """A turn goes on with all, or the first, of what there is."""
         session = self._pick(data)
-        name, old = self._name(), self.cache.plan(session.name)
-        self.cache.settle(session.name, self._generated(session), drafts=False)
+        name, old = self._name(), self.generation.plan(session.name)
+        self.generation.settle(session.name, self._generated(session), drafts=False)
         whole = len(session.kv[0]) - session.drafts
         reused = max(1, int(kept * whole))
         if old.drops_hidden_states:
@@ -205,9 +210,10 @@ class Recalling(RuleBasedStateMachine):
             del session.kv[layer][reused:]
         session.drafts = 0
         recall = session.kind != "off" or reused < old.prompt_tokens
-        self.cache.reopen(session.name, name, plan(KINDS[session.kind], reused + new, MODEL_LAYERS), reused)
+        keep = plan(KINDS[session.kind], reused + new, MODEL_LAYERS)
+        self.generation.reopen(session.name, name, keep, reused)
         session.name = name
-        keep, fresh = self.cache.plan(name), self._new(session, new)
+        fresh = self._new(session, new)
         for layer in LAYERS:
             past = self.cache.gather(name, layer, recall)
             assert same_bits(past.kv, self._truth(session, layer, past.positions))
@@ -218,6 +224,7 @@ class Recalling(RuleBasedStateMachine):
             count = min(keep.kept[FIRST + layer], len(positions))
             chosen = torch.randperm(len(positions), generator=self.random)[:count].sort().values
             self.cache.replace(name, layer, tokens, chosen)
+            self.generation.keep(name, layer, len(chosen))
             assert self.cache.positions(name, layer).tolist() == positions[chosen.numpy()].tolist()
 
     def _take_hidden(self, session: Session, layer: int) -> None:
@@ -234,28 +241,26 @@ class Recalling(RuleBasedStateMachine):
     @precondition(lambda self: self._active())
     @rule(data=st.data())
     def recall_some(self, data: st.DataObject) -> None:
-        """What a step attends to is all on the device and some that are on the host, each once."""
+        """What a step attends to beyond the device are some that are on the host, each once."""
         session = self._pick(data)
-        if not self.cache.recalls([session.name]):
+        if session.name not in self.cache.keys:
             return
+        reach = BestOfHost(self.cache, [0, session.name], ReferenceBackend(self.dtype))
         for layer in LAYERS:
-            device = self.cache.positions(session.name, layer)
             host = self.cache.host.positions(session.name, layer)
-            query = torch.randn(2, TOKEN[2], generator=self.random).to(self.dtype)
-            kv = self.cache.recall(session.name, layer, query, 3)
-            assert len(kv) == len(device) + -(-len(host) // RECALLED_OF)
-            assert same_bits(kv[-1], session.kv[layer][device[-1]])
+            query = torch.randn(2, 2, TOKEN[2], generator=self.random).to(self.dtype)
+            picked = reach(layer, query)
+            assert picked.lengths.tolist() == [0, -(-len(host) // RECALLED_OF)]
+            kv = picked.gather(1, 2, int(picked.lengths[1]))[0]
             found = {tuple(row.view(-1).tolist()) for row in kv}
             assert len(found) == len(kv)
-            every = {tuple(row.view(-1).tolist()) for row in self._truth(session, layer, host)}
-            every |= {tuple(row.view(-1).tolist()) for row in self._truth(session, layer, device)}
-            assert found <= every
+            assert found <= {tuple(row.view(-1).tolist()) for row in self._truth(session, layer, host)}
 
     @precondition(lambda self: self._active() and not self.scarce)
     @rule(data=st.data())
     def suspend(self, data: st.DataObject) -> None:
         session = self._pick(data)
-        self.cache.settle(session.name, self._generated(session), drafts=False)
+        self.generation.settle(session.name, self._generated(session), drafts=False)
         for layer in LAYERS:
             del session.kv[layer][len(session.kv[layer]) - session.drafts :]
         session.drafts = 0
@@ -278,6 +283,7 @@ class Recalling(RuleBasedStateMachine):
     def end(self, data: st.DataObject) -> None:
         session = data.draw(st.sampled_from(self.sessions))
         self.sessions.remove(session)
+        self.generation.close(session.name)
         self.cache.release(session.name)
 
     @invariant()

@@ -24,6 +24,7 @@ from workers.budget.footprint import ShardLayout, pages_held, peak_pages, score_
 from workers.budget.pages import IntegrityError, OutOfPagesError, pages_for
 from workers.budget.plan import KeepPlan
 from workers.budget.released import ReleasedSequence
+from workers.execute.generation import Generation
 from workers.kv.cache import ShardCache
 from workers.kv.host import HostStore
 from workers.kv.page_table import PageTables
@@ -113,12 +114,13 @@ class Shard:
         sizes = (2 * SEQUENCES, len(LAYERS), MAX_TOKENS)
         host = poison(HostStore(host_pages * pool.page_bytes, self.link, *sizes, like=pool.rows))
         self.cache = ShardCache(pool, self.tables, host, self.layout)
+        self.generation = Generation(self.cache, self.layout)
         self.allocator, self.dtype = pool.allocator, dtype
         self.books: dict[int, Books] = {}
         self.random = torch.Generator().manual_seed(7)
 
     def open(self, sequence: int, plan: KeepPlan) -> Books:
-        self.cache.open(sequence, plan)
+        self.generation.open(sequence, plan)
         self.books[sequence] = Books(plan, self.random, self.dtype)
         self.books[sequence].note_peak(self.layout)
         return self.books[sequence]
@@ -146,7 +148,7 @@ class Shard:
     def decode(self, sequences: Sequence[int]) -> None:
         """Generates a token of each sequence, with random attention and NaN where there is none."""
         cache, all_books = self.cache, [self.books[sequence] for sequence in sequences]
-        targets = cache.score_targets(sequences)
+        targets = self.generation.targets(sequences)
         step = cache.extend(sequences)
         tail = targets.tail if targets else 0
         shares = torch.rand(len(LAYERS), len(sequences), tail, generator=self.random)
@@ -164,10 +166,10 @@ class Shard:
                 books.attention[layer, books.generated, newest] = attention[row, tail - len(newest) :]
             assert not gathered.isnan().any()
         if targets is not None:
-            cache.add_scores(sequences, targets, shares)
+            self.generation.add_scores(sequences, targets, shares)
         for books in all_books:
             books.note_peak(self.layout)
-        cache.end_step(sequences)
+        self.generation.fed(sequences)
         for sequence, books in zip(sequences, all_books, strict=True):
             books.generated += 1
             generation = books.plan.generation
@@ -232,6 +234,7 @@ class Shard:
         books, host = self.books.pop(sequence), self.cache.host
         positions = [host.positions(sequence, layer).tolist() for layer in LAYERS]
         before = self.allocator.pages_in_use
+        self.generation.close(sequence)
         receipt = self.cache.release(sequence)
         for layer, tokens in enumerate(receipt.layers):
             prompt = sum(position < books.plan.prompt_tokens for position in books.device[layer])
@@ -329,10 +332,10 @@ def test_a_step_without_a_complete_chunk_behind_it_needs_no_scores() -> None:
         shard.store(sequence)
     wanted = []
     for _ in range(7):
-        wanted.append(shard.cache.score_targets([0, 1, 2]) is not None)
+        wanted.append(shard.generation.targets([0, 1, 2]) is not None)
         shard.decode([0, 1, 2])
     assert wanted == [False] * 6 + [True]
-    assert shard.cache.score_targets([1, 2]) is None
+    assert shard.generation.targets([1, 2]) is None
 
 
 @pytest.mark.parametrize("name", PLANS)
@@ -426,7 +429,7 @@ def test_a_sequence_whose_scores_find_no_page_changes_nothing() -> None:
         lambda shard: shard.tables.resize(1, 0, 1),
         lambda shard: shard.cache._sequences[1].positions[0].__setitem__(3, 0),
         lambda shard: shard.cache.host._sequences[1].positions.reverse(),
-        lambda shard: shard.cache._scores._pages.__setitem__(1, np.zeros(0, dtype=np.int32)),
+        lambda shard: shard.cache.scores._pages.__setitem__(1, np.zeros(0, dtype=np.int32)),
     ],
     ids=["a page of nobody", "lost tokens", "positions", "host", "scores"],
 )

@@ -11,6 +11,7 @@ from workers.backends.cpu.shared import CHUNK, COLUMNS, LANES, PARTIAL
 from workers.backends.interface import FusedDecode
 from workers.backends.reference import ReferenceBackend
 from workers.backends.stopwatch import Stopwatch
+from workers.budget.plan import KEYS_PER_ROW
 from workers.device import multiplies_bf16
 from workers.kv.pool import PagedBatch
 from workers.model.config import ModelConfig
@@ -29,6 +30,7 @@ _ARGUMENTS = {
     "silu_product": (_POINTER, _POINTER, _SIZE, _SIZE, _INT, _INT),
     "rotate": (*(_POINTER,) * 5, _SIZE, *(_INT,) * 6),
     "prefill_attention": (*(_POINTER,) * 6, *(_SIZE,) * 4, *(_INT,) * 6),
+    "indexed_shares": (*(_POINTER,) * 5, *(_SIZE,) * 2, *(_INT,) * 6),
     "decode_attention": (*(_POINTER,) * 7, *(_SIZE,) * 2, *(_INT,) * 6),
 }
 
@@ -149,6 +151,22 @@ class CpuBackend:
                 *(heads, batch.rows.shape[2], head_size, *self._mode()),
             )
         return out, shares
+
+    def indexed_shares(self, query: torch.Tensor, index: PagedBatch, counts: torch.Tensor) -> torch.Tensor:
+        if query.shape[-1] % LANES:
+            return self._reference.indexed_shares(query, index, counts)
+        query = query.contiguous()
+        sequences, heads, head_size = query.shape
+        most = int(counts.max())
+        width = -(-most // KEYS_PER_ROW) * KEYS_PER_ROW
+        logits, shares = torch.empty(sequences * heads * width), torch.empty(sequences, width)
+        with self.stopwatch.on("attention"):
+            self._library.indexed_shares(
+                *(query.data_ptr(), byref(paged_cache(index)), counts.data_ptr()),
+                *(logits.data_ptr(), shares.data_ptr(), sequences, width),
+                *(heads, index.rows.shape[2], head_size, *self._mode()),
+            )
+        return shares[:, :most]
 
     def fuse(self, layers: Sequence[LayerWeights], model: ModelConfig) -> FusedDecode | None:
         if model.head_size % LANES or model.hidden % COLUMNS or model.intermediate % COLUMNS:

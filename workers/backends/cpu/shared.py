@@ -1,6 +1,7 @@
 """Numbers that Python and the kernels in C have in common: C is compiled with them as macros. Pure."""
 
 from workers.budget.pages import PAGE_TOKENS
+from workers.budget.plan import KEYS_PER_ROW
 
 # Tokens that one thread attends to at a time; a long sequence is shared among threads.
 CHUNK = 256
@@ -12,6 +13,7 @@ PARTIAL = 2
 COLUMNS = 4
 MACROS = {
     "PAGE_TOKENS": PAGE_TOKENS,
+    "KEYS_PER_ROW": KEYS_PER_ROW,
     "CHUNK": CHUNK,
     "LANES": LANES,
     "PARTIAL": PARTIAL,

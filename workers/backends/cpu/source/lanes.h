@@ -1,4 +1,4 @@
-// The engine's own CPU kernels; each has a twin in torch_kernels.py, which is its reference.
+// The engine's own CPU kernels; each has a twin in reference.py, which is its reference.
 //
 // Values are float or bfloat16 in memory: `bf16` says which it is of activations, `stored` of weights and KV.
 // Sums are taken in float. A function named `..._rows` shares its work out among the threads of the parallel
@@ -14,7 +14,7 @@
 #include <stdint.h>
 #include <string.h>
 
-// PAGE_TOKENS, CHUNK, LANES, PARTIAL and COLUMNS are those of shared.py.
+// PAGE_TOKENS, KEYS_PER_ROW, CHUNK, LANES, PARTIAL and COLUMNS are those of shared.py.
 
 // Sixteen values side by side; the compiler splits it where registers are smaller.
 typedef float lanes __attribute__((vector_size(64)));
