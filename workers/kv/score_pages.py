@@ -57,8 +57,9 @@ class ScorePages:
 
     def take(self, sequence: int, count: int) -> torch.Tensor:
         """Removes and returns the first ``count`` scores of every layer, fp32 [layers, count]."""
-        scores = self.read(sequence)
-        self.write(sequence, torch.nn.functional.pad(scores[:, count:], (0, count)))
+        places = self._on_device(sequence)
+        scores = self._pool.floats[places]
+        self._pool.floats[places] = torch.nn.functional.pad(scores[:, count:], (0, count))
         return scores[:, :count]
 
     def _on_device(self, sequence: int) -> torch.Tensor:
