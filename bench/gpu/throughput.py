@@ -153,7 +153,7 @@ class Bench:
             for prompt, output in load.ends
         )
         sequences = self.engine.loop.scheduler.layout.max_sequences
-        return min(sequences, stage.cache.pool.allocator.pages // peak)
+        return min(sequences, stage.cache.device.pool.allocator.pages // peak)
 
     def run(self, load: Load, batch: int, name: str) -> dict[str, Any]:
         """One run: at both ends of the output, and what follows for the whole of it."""

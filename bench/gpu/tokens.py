@@ -133,7 +133,7 @@ def _room(engine: Engine, prompts: list[list[int]], output: int) -> dict[str, An
             engine.submit(request)
         while not engine.idle:
             engine.step()
-            pages = max(pages, stage.cache.pool.allocator.pages_in_use)
+            pages = max(pages, stage.cache.device.pool.allocator.pages_in_use)
         tight = _engine(stage.device, pages * 2 // 3 * stage.layout.page_bytes)
         numbers = [tight.submit(request)[0] for request in requests]
         for waiting in list(tight._waiting):  # whatever the forecast says

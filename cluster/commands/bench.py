@@ -84,7 +84,7 @@ def run_engine(arguments: argparse.Namespace) -> dict[str, Any]:
         work = requests(workload, engine.tokenizer, compression)
         say("warming up")
         for stage in engine.stages:  # as on a server that has run for a while
-            stage.cache.pool.rows.zero_()
+            stage.cache.device.pool.rows.zero_()
         measure(engine, log, work[: max(1, len(work) // 8)])
         runs = []
         for number in range(arguments.repetitions):
@@ -92,7 +92,7 @@ def run_engine(arguments: argparse.Namespace) -> dict[str, Any]:
             say(f"run {number + 1}: {runs[-1].output_tokens_per_second:.1f} output tokens/s")
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         engine.check_integrity()
-    dtype = engine.stages[0].cache.pool.rows.dtype
+    dtype = engine.stages[0].cache.device.pool.rows.dtype
     device = engine.stages[0].device
     limits = machine_limits(engine.model, dtype, device)
     keep = plan(compression, workload.prompt, engine.model.layers)

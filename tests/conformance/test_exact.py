@@ -73,7 +73,7 @@ def test_greedy_and_sampled_replies_are_the_full_caches(
         assert receipt.recall == "exact"
         assert receipt.host_attended_bytes > receipt.spilled_bytes > receipt.dropped_bytes == 0
     for stage in engine.stages:
-        assert stage.cache.pool.allocator.pages_in_use == stage.cache.host.bytes_in_use == 0
+        assert stage.cache.device.pool.allocator.pages_in_use == stage.cache.host.bytes_in_use == 0
 
 
 def test_wrong_drafts_never_reach_what_is_compressed(
@@ -143,7 +143,7 @@ def test_what_made_room_goes_on_as_the_full_cache_would(
     assert [tuple(told[number]) for number in sorted(told)] == ids(expected)
     assert sum(receipt.preemptions for receipt in receipts) > 0
     for stage in engine.stages:
-        assert stage.cache.pool.allocator.pages_in_use == stage.cache.host.bytes_in_use == 0
+        assert stage.cache.device.pool.allocator.pages_in_use == stage.cache.host.bytes_in_use == 0
 
 
 def test_output_that_a_client_has_is_verified_many_at_a_time(toy_engine: Callable[..., Engine]) -> None:

@@ -54,7 +54,7 @@ def test_a_pool_for_n_full_sequences_holds_more_compressed_ones_to_the_end(
         finished += sum(type(event).__name__ == "SequenceFinished" for event in engine.step())
         running = engine.loop.scheduler.sequences.values()
         most_decoding = max(most_decoding, sum(bool(s.output_ids) for s in running))
-        in_use = engine.stages[0].cache.pool.allocator
+        in_use = engine.stages[0].cache.device.pool.allocator
         assert in_use.pages_in_use <= in_use.pages
     assert most_decoding == finished == wanted >= times * full
     engine.check_integrity()
@@ -88,7 +88,7 @@ def test_generated_tokens_are_kept_by_the_closed_formula_at_every_step(deep: Pat
         for layer in range(LAYERS):
             kept = sequence.plan.kept[layer] + fed - chunks * (chunk - generation.keeps[layer])
             assert len(stage.cache.positions(number, layer)) == kept
-        pages.append(stage.cache.pool.allocator.pages_in_use)
+        pages.append(stage.cache.device.pool.allocator.pages_in_use)
     assert steps >= output - 1
     # Behind the window, every 16 tokens add the kept ones of each layer.
     assert generation is not None
@@ -116,7 +116,7 @@ def test_device_and_host_together_hold_the_full_cache_bit_for_bit(
                     host = stage.cache.host.read(number, layer)
                     assert host is not None
                     positions.append(torch.from_numpy(stage.cache.host.positions(number, layer)))
-                    rows = torch.cat((stage.cache.read(number, layer), host))
+                    rows = torch.cat((stage.cache.device.read(number, layer), host))
                     caches[-1].append(rows[torch.cat(positions).argsort()])
             while not engine.idle:
                 engine.step()
@@ -145,7 +145,7 @@ for _ in range(sequences):
 while len([s for s in engine.loop.scheduler.sequences.values() if s.output_ids]) < sequences:
     assert not engine.idle
     engine.step()
-pool = engine.stages[0].cache.pool
+pool = engine.stages[0].cache.device.pool
 held = pool.allocator.pages_in_use * pool.page_bytes
 print(held, process.memory_info().rss - before + warm)
 """

@@ -43,7 +43,7 @@ def engine(
     yield built
     for stage in built.stages:
         stage.cache.check_integrity()
-        assert stage.cache.pool.allocator.pages_in_use == 0
+        assert stage.cache.device.pool.allocator.pages_in_use == 0
         assert stage.cache.host.bytes_in_use == 0
         assert len(stage.cache) == 0
     assert len(built.loop.scheduler.memory) == 0
@@ -76,7 +76,7 @@ def test_pages_in_use_are_the_sum_that_the_policy_says(name: str, engine: Engine
                 # A release, too, has passed the first shard before it is told of.
                 least += min(held) if fed >= 0 and (present or not sequence.ended) else 0
                 most += max(held) if present else 0
-            assert least <= stage.cache.pool.allocator.pages_in_use <= most
+            assert least <= stage.cache.device.pool.allocator.pages_in_use <= most
             exact += least == most
         assert (engine.loop.scheduler.memory.ledger.free >= 0).all()
         steps += 1
@@ -86,7 +86,7 @@ def test_pages_in_use_are_the_sum_that_the_policy_says(name: str, engine: Engine
 
 @pytest.mark.parametrize("name", POLICIES)
 def test_a_mixed_batch_answers_as_each_alone(name: str, engine: Engine) -> None:
-    if engine.stages[0].cache.pool.rows.element_size() == 2:
+    if engine.stages[0].cache.device.pool.rows.element_size() == 2:
         pytest.skip("equality across batch shapes is a claim for fp32 alone")
     requests = _requests(POLICIES[name])
     together = [reply.token_ids for reply in engine.generate(requests)]
@@ -142,7 +142,7 @@ def test_the_split_does_not_change_what_is_kept_or_said(
 
 
 def test_forced_output_continues_as_if_never_interrupted(engine: Engine) -> None:
-    if engine.stages[0].cache.pool.rows.element_size() == 2:
+    if engine.stages[0].cache.device.pool.rows.element_size() == 2:
         pytest.skip("equality across batch shapes is a claim for fp32 alone")
     for compression in POLICIES.values():
         for request in _requests(compression):

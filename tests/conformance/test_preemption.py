@@ -89,7 +89,7 @@ def test_what_made_room_goes_on_as_if_it_had_not(
     assert preempted[0] == 0
     assert sum(preempted) > 0
     for stage in engine.stages:
-        assert stage.cache.pool.allocator.pages_in_use == stage.cache.host.bytes_in_use == 0
+        assert stage.cache.device.pool.allocator.pages_in_use == stage.cache.host.bytes_in_use == 0
 
 
 def test_in_bfloat16_what_comes_back_is_bit_for_bit_what_went(
@@ -101,8 +101,8 @@ def test_in_bfloat16_what_comes_back_is_bit_for_bit_what_went(
     suspend, resume = cache.suspend, cache.resume
 
     def held(sequence: int) -> list[torch.Tensor]:
-        layers = [cache.read(sequence, layer) for layer in range(engine.model.layers)]
-        return [*layers, cache.scores.read(sequence)]
+        layers = [cache.device.read(sequence, layer) for layer in range(engine.model.layers)]
+        return [*layers, cache.device.scores.read(sequence)]
 
     def watched_suspend(sequence: int) -> None:
         went[sequence] = held(sequence)

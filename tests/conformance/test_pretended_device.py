@@ -76,7 +76,7 @@ def generate(engine: Engine, requests: list[EngineRequest]) -> list[tuple[int, .
 def check_empty(engine: Engine) -> None:
     assert engine.idle
     for stage in engine.stages:
-        assert stage.cache.pool.allocator.pages_in_use == stage.cache.host.bytes_in_use == 0
+        assert stage.cache.device.pool.allocator.pages_in_use == stage.cache.host.bytes_in_use == 0
 
 
 def prompt(draw: random.Random, length: int) -> list[int]:

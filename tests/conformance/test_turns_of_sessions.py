@@ -45,7 +45,7 @@ def some(draw: random.Random, count: int) -> list[int]:
 def end(engine: Engine) -> None:
     engine.end_session("s")
     for stage in engine.stages:
-        assert stage.cache.pool.allocator.pages_in_use == stage.cache.host.bytes_in_use == 0
+        assert stage.cache.device.pool.allocator.pages_in_use == stage.cache.host.bytes_in_use == 0
 
 
 @pytest.mark.parametrize("shards", [1, 2, 3])

@@ -125,7 +125,7 @@ class Stage:
         """What the rest of the cluster must know."""
         return StageFacts(
             layout=self.layout,
-            pages=self.cache.pool.allocator.pages,
+            pages=self.cache.device.pool.allocator.pages,
             host_bytes_limit=self.cache.host.limit_bytes,
             workspace_bytes=self.workspace_bytes(),
             tensor_names=self.tensor_names,
@@ -229,7 +229,7 @@ class Stage:
         targets = self._generation.targets(fed)
         tail = targets.tail if targets else 0
         paged = self.cache.extend(fed)
-        recalls = any(sequence in self.cache.keys for sequence in fed)
+        recalls = any(sequence in self.cache.device.keys for sequence in fed)
         reach = BestOfHost(self.cache, fed, self._backend) if recalls else None
         hidden, shares = self._decoder.run(step, inputs, paged, tail, reach)
         if targets:
@@ -289,7 +289,7 @@ class Stage:
     def _report(self, step: Step) -> Step:
         device = device_memory(self.device)
         memory = ShardMemory(
-            pages_in_use=self.cache.pool.allocator.pages_in_use,
+            pages_in_use=self.cache.device.pool.allocator.pages_in_use,
             host_bytes=self.cache.host.bytes_in_use,
             resident_bytes=self._process.memory_info().rss,
             device_bytes=device.allocated,

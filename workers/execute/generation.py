@@ -118,7 +118,7 @@ class Generation:
                 rows.append(np.full(behind, row))
                 back.append(tokens - np.arange(behind))
                 weights.append(_weights(plan, generation, tokens, complete)[:behind])
-                places.append(self._cache.scores.places(sequence)[:, :behind])
+                places.append(self._cache.device.scores.places(sequence)[:, :behind])
         if not rows:
             return None
         tail = max(int(slots[0]) for slots in back)
@@ -143,9 +143,9 @@ class Generation:
             self._sequences[sequences[row]].attention.append(paid)
         if drafting:
             others = ~torch.isin(targets.rows, self._on_device(np.array(drafting)))
-            self._cache.scores.add(targets.scores[:, others], attention[:, others])
+            self._cache.device.scores.add(targets.scores[:, others], attention[:, others])
         else:
-            self._cache.scores.add(targets.scores, attention)
+            self._cache.device.scores.add(targets.scores, attention)
 
     def fed(self, sequences: Sequence[int]) -> None:
         """Counts the token that was appended to every layer, and compresses chunks that are due."""
@@ -172,7 +172,7 @@ class Generation:
         self._cache.take_back(sequence, growing.unverified - verified)
         growing.unverified, growing.verifying = verified, False
         for places, attention in growing.attention[:verified]:
-            self._cache.scores.add(places, attention)
+            self._cache.device.scores.add(places, attention)
         growing.attention.clear()
         self._count(sequence, verified)
 
@@ -197,12 +197,12 @@ class Generation:
         done = generation.chunks(self._sequences[sequence].generated) - 1
         stays = np.zeros((len(keeps), generation.chunk), dtype=bool)
         if generation.scores:
-            scores = self._cache.scores.take(sequence, generation.chunk)
+            scores = self._cache.device.scores.take(sequence, generation.chunk)
             stays = best_of_chunk(scores, self._on_device(keeps)).cpu().numpy()
         self._cache.cut(sequence, np.array(generation.start[layers]) + done * keeps, stays)
 
     def _on_device(self, array: npt.NDArray[np.generic]) -> torch.Tensor:
-        return to_device(array, self._cache.pool.rows.device)
+        return to_device(array, self._cache.device.pool.rows.device)
 
 
 def cache_needs(plan: KeepPlan) -> CacheNeeds:

@@ -6,7 +6,8 @@ import numpy as np
 import torch
 
 from workers.kv.entry import Positions
-from workers.kv.host import HostStore, SpillCounts
+from workers.kv.host import HostStore
+from workers.kv.spill_counts import SpillCounts
 
 
 @dataclass

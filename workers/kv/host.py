@@ -13,6 +13,7 @@ from workers.kv.entry import Positions
 from workers.kv.link import Copy, HostLink
 from workers.kv.page_table import PageTables, Rows
 from workers.kv.pool import PagedLayers, page_bytes
+from workers.kv.spill_counts import SpillCounts
 
 
 @dataclass
@@ -23,32 +24,10 @@ class _Sequence:
     """
 
     positions: list[Positions]
-    spilled_bytes: int = 0
-    recalled_bytes: int = 0
-    dropped_bytes: int = 0
-    attended_bytes: int = 0
+    fixed: bool
     complete: bool = True
-    fixed: bool = False
+    counts: SpillCounts = field(default_factory=SpillCounts)
     writes: list[Copy] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class SpillCounts:
-    """Bytes of one sequence: spilled, read back, dropped for want of room, and attended to in place."""
-
-    spilled_bytes: int
-    recalled_bytes: int
-    dropped_bytes: int
-    attended_bytes: int
-
-    def plus(self, other: "SpillCounts") -> "SpillCounts":
-        """Both together."""
-        return SpillCounts(
-            self.spilled_bytes + other.spilled_bytes,
-            self.recalled_bytes + other.recalled_bytes,
-            self.dropped_bytes + other.dropped_bytes,
-            self.attended_bytes + other.attended_bytes,
-        )
 
 
 class HostStore:
@@ -99,7 +78,7 @@ class HostStore:
     def open(self, sequence: Hashable, fixed: bool = False) -> None:
         """Begins to keep books for ``sequence``, which is not dropped for others if it is ``fixed``."""
         empty = [np.zeros(0, dtype=np.int32) for _ in range(self._layers)]
-        self._sequences[sequence] = _Sequence(empty, fixed=fixed)
+        self._sequences[sequence] = _Sequence(empty, fixed)
         self._tables.open(sequence)
 
     def close(self, sequence: Hashable) -> SpillCounts:
@@ -118,10 +97,7 @@ class HostStore:
     def take_counts(self, sequence: Hashable) -> SpillCounts:
         """What became of ``sequence`` since this was asked last."""
         entry = self._sequences[sequence]
-        counts = SpillCounts(
-            entry.spilled_bytes, entry.recalled_bytes, entry.dropped_bytes, entry.attended_bytes
-        )
-        entry.spilled_bytes = entry.recalled_bytes = entry.dropped_bytes = entry.attended_bytes = 0
+        counts, entry.counts = entry.counts, SpillCounts()
         return counts
 
     def positions(self, sequence: Hashable, layer: int) -> Positions:
@@ -141,12 +117,12 @@ class HostStore:
         entry = self._sequences[sequence]
         self._sequences.move_to_end(sequence)
         size = len(kv) * self._row_bytes
-        entry.spilled_bytes += size
+        entry.counts.spilled_bytes += size
         held = self._tables.lengths(sequence)[first : first + len(positions)]
         more = held + np.array([len(each) for each in positions], dtype=np.int64)
         needed = int((pages_for(more) - pages_for(held)).sum())
         if not entry.complete or not self._make_room(needed, sequence):
-            entry.dropped_bytes += size
+            entry.counts.dropped_bytes += size
             self._drop(sequence)
             return
         self._tables.resize_layers(sequence, first, more)
@@ -168,12 +144,12 @@ class HostStore:
         """
         entry = self._sequences[sequence]
         self._sequences.move_to_end(sequence)
-        entry.spilled_bytes += len(kv) * self._row_bytes
+        entry.counts.spilled_bytes += len(kv) * self._row_bytes
         held = self.count(sequence, layer)
         after = held - len(freed) + len(positions)
         needed = pages_for(after) - pages_for(held)
         if not entry.complete or not self._make_room(needed, sequence):
-            entry.dropped_bytes += len(kv) * self._row_bytes
+            entry.counts.dropped_bytes += len(kv) * self._row_bytes
             self._drop(sequence)
             return
         self._tables.resize(sequence, layer, max(held, after))
@@ -205,7 +181,7 @@ class HostStore:
         self._sequences.move_to_end(sequence)
         self._await_writes(entry)
         rows = self._tables.rows(sequence, layer, 0, len(kv))
-        entry.recalled_bytes += len(kv) * self._row_bytes
+        entry.counts.recalled_bytes += len(kv) * self._row_bytes
         self._reads = [copy for copy in self._reads if not copy.done()]
         copies = tuple(
             self._link.start(kv[first:last], self._rows[row : row + last - first])
@@ -234,14 +210,14 @@ class HostStore:
         size = 0
         for sequence in dict.fromkeys(sequences):
             attended = int(self._tables.lengths(sequence)[:layers].sum()) * self._row_bytes
-            self._sequences[sequence].attended_bytes += attended
+            self._sequences[sequence].counts.attended_bytes += attended
             size += attended
         return self.view(sequences, layers), self._link.read(size)
 
     def count_recalled(self, sequences: Sequence[Hashable], tokens: Sequence[int]) -> Copy:
         """Notes that so many tokens of each sequence are read where they lie; a copy that paces that."""
         for sequence, count in zip(sequences, tokens, strict=True):
-            self._sequences[sequence].recalled_bytes += count * self._row_bytes
+            self._sequences[sequence].counts.recalled_bytes += count * self._row_bytes
         return self._link.read(sum(tokens) * self._row_bytes)
 
     def read(self, sequence: Hashable, layer: int) -> torch.Tensor | None:
@@ -291,7 +267,7 @@ class HostStore:
         self._await_writes(entry)
         entry.complete = False
         for layer, positions in enumerate(entry.positions):
-            entry.dropped_bytes += len(positions) * self._row_bytes
+            entry.counts.dropped_bytes += len(positions) * self._row_bytes
             entry.positions[layer] = positions[:0]
             self._tables.resize(sequence, layer, 0)
 

@@ -19,11 +19,6 @@ class SuspendedSequences:
     def __contains__(self, sequence: int) -> bool:
         return sequence in self._scores
 
-    @property
-    def sequences(self) -> set[int]:
-        """Those that are suspended."""
-        return set(self._scores)
-
     def put(self, sequence: int, layers: Iterable[torch.Tensor], scores: torch.Tensor) -> None:
         """Copies rows [n, 2, KV heads, head size] of each layer, which are given away, and scores.
 
@@ -42,8 +37,8 @@ class SuspendedSequences:
         """Its scores, in host memory."""
         return self._scores[sequence]
 
-    def rows(self, sequence: int, layer: int) -> torch.Tensor:
-        """The rows of a layer, on the device."""
+    def image(self, sequence: int, layer: int) -> torch.Tensor:
+        """The rows of a layer, brought to the device."""
         rows = self._host.read(_name(sequence), layer)
         assert rows is not None  # it is fixed
         return rows

@@ -20,11 +20,11 @@ class BestOfHost:
 
     def __init__(self, cache: ShardCache, sequences: Sequence[int], attention: Attention) -> None:
         """``sequences``: one for each row of a step; some of them have an index."""
-        rows = [row for row, sequence in enumerate(sequences) if sequence in cache.keys]
+        rows = [row for row, sequence in enumerate(sequences) if sequence in cache.device.keys]
         self._sequences = [sequences[row] for row in rows]
         self._rows, self._step_rows = torch.tensor(rows), len(sequences)
         self._host, self._attention = cache.host, attention
-        self._index = cache.keys.batch(self._sequences)
+        self._index = cache.device.keys.batch(self._sequences)
         self._spilled = self._host.view(self._sequences, cache.layers)
 
     def __call__(self, layer: int, query: torch.Tensor) -> PagedBatch:

@@ -21,8 +21,9 @@ from hypothesis.stateful import (
 from kv_doubles import DeferredLink, poison, same_bits
 
 from workers.budget.pages import IntegrityError, pages_for
-from workers.kv.host import HostStore, SpillCounts
+from workers.kv.host import HostStore
 from workers.kv.link import MemoryLink
+from workers.kv.spill_counts import SpillCounts
 
 LAYERS, SEQUENCES, MAX_TOKENS = 2, 4, 512
 LAYER = st.integers(0, LAYERS - 1)

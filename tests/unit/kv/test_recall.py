@@ -243,7 +243,7 @@ class Recalling(RuleBasedStateMachine):
     def recall_some(self, data: st.DataObject) -> None:
         """What a step attends to beyond the device are some that are on the host, each once."""
         session = self._pick(data)
-        if session.name not in self.cache.keys:
+        if session.name not in self.cache.device.keys:
             return
         reach = BestOfHost(self.cache, [0, session.name], ReferenceBackend(self.dtype))
         for layer in LAYERS:
@@ -298,7 +298,7 @@ class Recalling(RuleBasedStateMachine):
                 if not self.scarce and session.kind != "prune":
                     assert held == list(range(len(session.kv[layer])))
                 if not session.suspended:
-                    own = self.cache.read(session.name, layer)
+                    own = self.cache.device.read(session.name, layer)
                     assert same_bits(own, self._truth(session, layer, device))
                 back = self.cache.host.read(session.name, layer)
                 if back is not None:
@@ -309,7 +309,7 @@ class Recalling(RuleBasedStateMachine):
             self.cache.release(session.name)
         self.link.complete(self.link.pending)
         self.cache.check_integrity()
-        assert self.cache.pool.allocator.pages_in_use == self.cache.host.bytes_in_use == 0
+        assert self.cache.device.pool.allocator.pages_in_use == self.cache.host.bytes_in_use == 0
 
 
 def test_whatever_happens_to_sessions_their_tokens_are_theirs() -> None:

@@ -194,7 +194,7 @@ class Shard:
                 assert len(held) == books.plan.tokens(FIRST + layer, books.generated)
                 assert self.cache.positions(sequence, layer).tolist() == held
                 if not books.suspended:
-                    assert same_bits(self.cache.read(sequence, layer), books.kv[layer, held])
+                    assert same_bits(self.cache.device.read(sequence, layer), books.kv[layer, held])
         assert self.allocator.pages_in_use == expected
 
     def suspend(self, sequence: int) -> bool:
@@ -429,7 +429,7 @@ def test_a_sequence_whose_scores_find_no_page_changes_nothing() -> None:
         lambda shard: shard.tables.resize(1, 0, 1),
         lambda shard: shard.cache._sequences[1].positions[0].__setitem__(3, 0),
         lambda shard: shard.cache.host._sequences[1].positions.reverse(),
-        lambda shard: shard.cache.scores._pages.__setitem__(1, np.zeros(0, dtype=np.int32)),
+        lambda shard: shard.cache.device.scores._pages.__setitem__(1, np.zeros(0, dtype=np.int32)),
     ],
     ids=["a page of nobody", "lost tokens", "positions", "host", "scores"],
 )

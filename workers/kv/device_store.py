@@ -1,0 +1,158 @@
+"""What sequences hold on the device: the KV of their slots, their scores, and the index of spilled keys."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from workers.budget.pages import IntegrityError
+from workers.device import to_device
+from workers.kv.entry import CacheNeeds
+from workers.kv.page_table import Lengths, PageTables, Rows
+from workers.kv.pool import KVPool, PagedLayers, PagedStep
+from workers.kv.score_pages import ScorePages
+from workers.kv.spilled_keys import SpilledKeys
+
+
+class DeviceStore:
+    """The pages of a pool that sequences own.
+
+    Attributes:
+        scores: of sequences; all have some, of a width that may be 0.
+        keys: the index of keys on the host, of those that want one.
+    """
+
+    def __init__(self, pool: KVPool, tables: PageTables, layers: int) -> None:
+        self.pool, self.layers = pool, layers
+        self._tables = tables
+        self.scores = ScorePages(pool, layers)
+        self.keys = SpilledKeys(pool, tables.sequences, layers, tables.max_tokens)
+
+    @property
+    def table_bytes(self) -> int:
+        """Bytes of one sequence's table."""
+        return self._tables.bytes_per_sequence
+
+    def open(self, sequence: int, needs: CacheNeeds) -> None:
+        """Begins a sequence. Raises OutOfPagesError, changing nothing, when scores find no room."""
+        self.scores.open(sequence, needs.score_width)
+        self._tables.open(sequence)
+        if needs.indexed:
+            self.keys.open(sequence)
+
+    def close(self, sequence: int) -> None:
+        """Gives all pages of ``sequence`` back."""
+        self.scores.close(sequence)
+        self._tables.close(sequence)
+        if sequence in self.keys:
+            self.keys.close(sequence)
+
+    def reopen(self, old: int, sequence: int, needs: CacheNeeds, lengths: Lengths) -> None:
+        """Goes on with the first ``lengths`` slots of ``old``, and its index, as ``sequence``.
+
+        Raises OutOfPagesError, having freed scores alone, when scores find no room.
+        """
+        self.scores.close(old)
+        self.scores.open(sequence, needs.score_width)
+        self._tables.rename(old, sequence)
+        self._tables.resize_layers(sequence, 0, lengths)
+        if old in self.keys:
+            self.keys.rename(old, sequence)
+
+    def pages(self, sequence: int) -> int:
+        """Pages that ``sequence`` owns."""
+        return self._tables.pages_of(sequence) + self.scores.pages(sequence) + self.keys.pages(sequence)
+
+    def length(self, sequence: int, layer: int) -> int:
+        """Tokens in ``layer`` of ``sequence``."""
+        return self._tables.length(sequence, layer)
+
+    def read(self, sequence: int, layer: int, start: int = 0) -> torch.Tensor:
+        """A copy of the KV of ``layer`` from slot ``start`` on: [tokens, 2, KV heads, head size]."""
+        return self.pool.read(self._slots(sequence, layer, start))
+
+    def write(self, sequence: int, layer: int, kv: torch.Tensor) -> None:
+        """Makes ``kv`` [tokens, 2, KV heads, head size] all that ``layer`` has."""
+        self._tables.resize(sequence, layer, len(kv))
+        self.pool.write(self._slots(sequence, layer), kv)
+
+    def extend(self, sequences: Sequence[int], beyond: PagedLayers | None = None) -> PagedStep:
+        """Makes room for a new token of each of ``sequences`` in every layer; says where all KV lies.
+
+        One may be there several times in a row, with as many tokens. ``beyond`` is what they attend to
+        beside what is on the device.
+        """
+        counts = Counter(sequences)
+        if len(counts) == len(sequences):
+            slots = self._tables.extend(sequences)
+        else:
+            slots = np.concatenate([self._grow(*grown) for grown in counts.items()], axis=1)
+        pages, lengths = self._tables.batch(sequences)
+        # A token does not attend to those behind it.
+        lengths -= np.concatenate([np.arange(count)[::-1] for count in counts.values()]).astype(np.int32)
+        return PagedStep(
+            self.pool.rows,
+            self._on_device(slots),
+            self._on_device(pages),
+            self._on_device(lengths),
+            beyond,
+        )
+
+    def shrink(self, sequence: int, tokens: int) -> None:
+        """Frees the last ``tokens`` slots of every layer."""
+        self._tables.resize_layers(sequence, 0, self._tables.lengths(sequence) - tokens)
+
+    def cut(self, sequence: int, starts: Lengths, stays: npt.NDArray[np.bool_]) -> torch.Tensor:
+        """Cuts slots out of every layer: of those from its ``starts`` on, all that do not stay.
+
+        Those that stay move up.
+
+        Args:
+            starts: int64 [layers].
+            stays: of all slots from there on, which are as many in each layer, bool [layers, slots].
+
+        Returns:
+            What was cut, layer by layer, [tokens, 2, KV heads, head size].
+        """
+        ends = self._tables.lengths(sequence)
+        slots: Rows = self._tables.rows_of_layers(sequence, 0, starts, ends).reshape(stays.shape)
+        tokens, lengths = self.pool.read(self._on_device(slots)), stays.sum(axis=1)
+        places = slots[np.arange(stays.shape[1]) < lengths[:, None]]
+        self.pool.write(self._on_device(places), tokens[self._on_device(stays)])
+        self._tables.resize_layers(sequence, 0, starts + lengths)
+        return tokens[self._on_device(~stays)]
+
+    def image(self, sequence: int, layer: int) -> torch.Tensor:
+        """A copy of all rows of the pool that ``layer`` has: its KV, and the index behind."""
+        kv = self.read(sequence, layer)
+        return torch.cat((kv, self.keys.read(sequence, layer))) if sequence in self.keys else kv
+
+    def restore(self, sequence: int, layer: int, image: torch.Tensor, tokens: int) -> None:
+        """Makes ``image``, of so many ``tokens``, all that ``layer`` has, bit for bit."""
+        self.write(sequence, layer, image[:tokens])
+        if sequence in self.keys:
+            self.keys.write(sequence, layer, image[tokens:])
+
+    def check_integrity(self, sequences: Sequence[int]) -> None:
+        """Raises IntegrityError unless tables agree, and all pages in use are those of ``sequences``."""
+        self._tables.check_integrity()
+        self.keys.tables.check_integrity()
+        owned, in_use = sum(map(self.pages, sequences)), self.pool.allocator.pages_in_use
+        if owned != in_use:
+            raise IntegrityError(f"{in_use} pages are in use, sequences own {owned}")
+
+    def _grow(self, sequence: int, count: int) -> Rows:
+        """Makes every layer hold ``count`` tokens more: their rows, [layers, count]."""
+        before = self._tables.lengths(sequence)
+        self._tables.resize_layers(sequence, 0, before + count)
+        rows: Rows = self._tables.rows_of_layers(sequence, 0, before, before + count)
+        return rows.reshape(self.layers, count)
+
+    def _slots(self, sequence: int, layer: int, start: int = 0) -> torch.Tensor:
+        end = self._tables.length(sequence, layer)
+        return self._on_device(self._tables.rows(sequence, layer, start, end))
+
+    def _on_device(self, array: npt.NDArray[np.generic]) -> torch.Tensor:
+        return to_device(array, self.pool.rows.device)
