@@ -116,9 +116,10 @@ class Case:
             plain = _batch(paged, more, CPU, torch.float32)
             got = self.own.decode_attention(query.to(self.device), there, tail)
             expected = REFERENCE.decode_attention(query.float(), plain, tail)
-            pairs.append(("decode_attention, spilled" if more else "decode_attention", got[0], expected[0]))
+            name = "decode_attention, spilled" if more else "decode_attention"
+            pairs += [(name, got.out, expected.out), ("lse", got.lse, expected.lse)]
             if tail:
-                pairs.append(("shares", got[1], expected[1]))
+                pairs.append(("shares", got.shares, expected.shares))
         return pairs
 
 

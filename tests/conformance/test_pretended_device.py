@@ -193,9 +193,9 @@ class Budget:
 
 # As it is: to be lowered, never raised.
 BUDGETS = {
-    "full": Budget(207, 4, 207, 4),
-    "prune-keep": Budget(214, 4, 256, 10),
-    "evict-keep": Budget(214, 4, 260, 10),
+    "full": Budget(186, 4, 186, 4),
+    "prune-keep": Budget(211, 4, 253, 10),
+    "evict-keep": Budget(211, 4, 257, 10),
 }
 
 

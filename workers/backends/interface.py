@@ -1,6 +1,7 @@
 """What a backend offers: dense operations to the model, attention to steps, scratch sizes to the memory."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -10,6 +11,23 @@ from workers.kv.pool import PagedBatch, PagedStep
 from workers.model.config import ModelConfig
 from workers.model.operations import LayerWeights, Operations
 from workers.model.rope import Rotation
+
+
+@dataclass(frozen=True)
+class Attended:
+    """What attention of one row a sequence comes to.
+
+    Attributes:
+        out: [sequences, heads * head size].
+        lse: the logarithm of the sum of the exponentiated logits, fp32 [sequences, heads].
+        shares: a by-product, the attention to the newest tokens, averaged over heads, fp32 [sequences,
+            tail], the newest last; 0 where a cache is shorter. With ``lse`` they follow from those tokens'
+            keys alone, so that attention which knows of no shares will do.
+    """
+
+    out: torch.Tensor
+    lse: torch.Tensor
+    shares: torch.Tensor
 
 
 class Attention(Protocol):
@@ -31,18 +49,12 @@ class Attention(Protocol):
         """
         ...
 
-    def decode_attention(
-        self, query: torch.Tensor, batch: PagedBatch, tail: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def decode_attention(self, query: torch.Tensor, batch: PagedBatch, tail: int) -> Attended:
         """One query row a sequence, over that sequence's cache.
 
         Args:
             query: [sequences, heads, head size].
             tail: newest tokens whose attention is wanted.
-
-        Returns:
-            The output [sequences, heads * head size], and the attention to the newest ``tail`` tokens,
-            averaged over heads, fp32 [sequences, tail], the newest last; 0 where a cache is shorter.
         """
         ...
 

@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional
 
 from workers.backends.attention import SCORE_ROWS, prefill_attention, window_scores
-from workers.backends.interface import FusedDecode
+from workers.backends.interface import Attended, FusedDecode
 from workers.backends.stopwatch import Stopwatch
 from workers.budget.plan import KEYS_PER_ROW
 from workers.kv.pool import PagedBatch
@@ -76,12 +76,11 @@ class ReferenceBackend:
             newest = query[len(query) - len(weights) :]
             return attended, window_scores(newest, kv[:, 0], weights, context)
 
-    def decode_attention(
-        self, query: torch.Tensor, batch: PagedBatch, tail: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def decode_attention(self, query: torch.Tensor, batch: PagedBatch, tail: int) -> Attended:
         lengths = batch.lengths.tolist()
         spilled = batch.spilled.lengths.tolist() if batch.spilled else [0] * len(lengths)
-        attended = query.new_empty(len(query), query[0].numel())
+        out = query.new_empty(len(query), query[0].numel())
+        lse = query.new_empty(query.shape[:2], dtype=torch.float32)
         shares = query.new_empty(len(query), tail, dtype=torch.float32)
         row_bytes = batch.rows[0].nbytes
         start = 0
@@ -94,12 +93,13 @@ class ReferenceBackend:
                 end, longest, most = end + 1, longer, more
             with self.stopwatch.on("attention"):
                 kv, there = batch.gather_all(start, end, longest, most)
-                own_lengths = batch.lengths[start:end]
-                attended[start:end], shares[start:end] = _attend_gathered(
-                    query[start:end], kv, there, own_lengths, tail
+                out[start:end], lse[start:end], probabilities = _attend_gathered(
+                    query[start:end], kv, there
                 )
+                if tail:
+                    shares[start:end] = _newest(probabilities, batch.lengths[start:end], tail)
             start = end
-        return attended, shares
+        return Attended(out, lse, shares)
 
     def indexed_shares(self, query: torch.Tensor, index: PagedBatch, counts: torch.Tensor) -> torch.Tensor:
         most = int(counts.max())
@@ -137,11 +137,12 @@ class ReferenceBackend:
 
 
 def _attend_gathered(
-    query: torch.Tensor, kv: torch.Tensor, there: torch.Tensor, lengths: torch.Tensor, tail: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """``decode_attention`` over gathered caches [sequences, most, 2, KV heads, head size].
+    query: torch.Tensor, kv: torch.Tensor, there: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Attention over gathered caches [sequences, most, 2, KV heads, head size].
 
-    ``there``: which tokens there are, bool [sequences, most]; the first ``lengths`` are not spilled.
+    ``there``: which tokens there are, bool [sequences, most]. Returns output, ``lse`` and probabilities,
+    [sequences, KV heads, queries of each, most].
     """
     key, value = kv.to(query.dtype).unbind(2)
     grouped = query.view(len(query), key.shape[2], -1, query.shape[-1])
@@ -149,6 +150,11 @@ def _attend_gathered(
     logits.masked_fill_(~there[:, None, None], float("-inf"))
     probabilities = logits.softmax(dim=-1)
     attended = torch.matmul(probabilities.to(value.dtype), value.transpose(1, 2))
-    columns = lengths[:, None] - tail + torch.arange(tail, device=kv.device)
-    shares = probabilities.mean(dim=(1, 2)).gather(1, columns.clamp(min=0))
-    return attended.flatten(1), shares.masked_fill_(columns < 0, 0)
+    return attended.flatten(1), logits.logsumexp(dim=-1).flatten(1), probabilities
+
+
+def _newest(probabilities: torch.Tensor, lengths: torch.Tensor, tail: int) -> torch.Tensor:
+    """Those of the newest ``tail`` of the first ``lengths`` tokens, as ``Attended.shares``."""
+    # Zeros before the first token, where the tail is longer.
+    shares = functional.pad(probabilities.mean(dim=(1, 2)), (tail, 0))
+    return shares.gather(1, torch.arange(tail, device=lengths.device) + lengths[:, None])

@@ -26,7 +26,7 @@ class Reach(Protocol):
 class DecodeAttend:
     """Attention of one new token a row; ``shares`` collects that to the newest ``tail`` tokens.
 
-    Each layer's are fp32 [rows, tail], see ``Attention.decode_attention``.
+    Each layer's are fp32 [rows, tail], see ``Attended``.
     """
 
     def __init__(
@@ -40,9 +40,9 @@ class DecodeAttend:
         batch = self._step.batch(layer)
         if self._reach is not None:
             batch = replace(batch, spilled=self._reach(layer, query))
-        attended, shares = self._attention.decode_attention(query, batch, self._tail)
-        self.shares.append(shares)
-        return attended
+        attended = self._attention.decode_attention(query, batch, self._tail)
+        self.shares.append(attended.shares)
+        return attended.out
 
 
 class Decoder:

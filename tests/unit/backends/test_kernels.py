@@ -222,14 +222,16 @@ def test_a_step_attends_to_each_cache_up_to_its_length(
         batch = dataclasses.replace(batch, spilled=there)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reference, "GATHER_BYTES", gathered_bytes)
-        attended, shares = kernels.decode_attention(query, batch, tail)
+        attended = kernels.decode_attention(query, batch, tail)
+    shares = attended.shares
     assert shares.shape == (len(lengths), tail)
     for row, (length, cache) in enumerate(zip(lengths, caches, strict=True)):
         whole = torch.cat((cache, behind[row]))
         key, value = whole.float().repeat_interleave(heads[0] // heads[1], dim=2).unbind(1)
         logits = torch.einsum("hd,nhd->hn", query[row].float(), key) / head_size**0.5
         probabilities = logits.softmax(dim=-1)
-        assert near(attended[row], torch.einsum("hn,nhd->hd", probabilities, value).flatten(), dtype)
+        assert near(attended.out[row], torch.einsum("hn,nhd->hd", probabilities, value).flatten(), dtype)
+        assert near(attended.lse[row], logits.logsumexp(dim=-1), dtype)
         newest = probabilities.mean(dim=0)[max(0, length - tail) : length]
         assert near(shares[row, tail - len(newest) :], newest, dtype)
         assert not shares[row, : tail - len(newest)].any()

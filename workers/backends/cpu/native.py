@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from workers.backends.cpu.fused import NativeDecode, paged_cache
 from workers.backends.cpu.shared import CHUNK, COLUMNS, LANES, PARTIAL
-from workers.backends.interface import FusedDecode
+from workers.backends.interface import Attended, FusedDecode
 from workers.backends.reference import ReferenceBackend
 from workers.backends.stopwatch import Stopwatch
 from workers.budget.plan import KEYS_PER_ROW
@@ -31,7 +31,7 @@ _ARGUMENTS = {
     "rotate": (*(_POINTER,) * 5, _SIZE, *(_INT,) * 6),
     "prefill_attention": (*(_POINTER,) * 6, *(_SIZE,) * 4, *(_INT,) * 6),
     "indexed_shares": (*(_POINTER,) * 5, *(_SIZE,) * 2, *(_INT,) * 6),
-    "decode_attention": (*(_POINTER,) * 7, *(_SIZE,) * 2, *(_INT,) * 6),
+    "decode_attention": (*(_POINTER,) * 8, *(_SIZE,) * 2, *(_INT,) * 6),
 }
 
 
@@ -130,9 +130,7 @@ class CpuBackend:
             )
         return out, scores
 
-    def decode_attention(
-        self, query: torch.Tensor, batch: PagedBatch, tail: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def decode_attention(self, query: torch.Tensor, batch: PagedBatch, tail: int) -> Attended:
         if query.shape[-1] % LANES:
             return self._reference.decode_attention(query, batch, tail)
         query = query.contiguous()
@@ -142,15 +140,15 @@ class CpuBackend:
         parts = sequences * (cache.chunks + spilled.chunks) * heads
         partials = torch.empty(parts * (head_size + PARTIAL))
         logits = torch.empty(sequences * heads * tail)
-        shares = torch.empty(sequences, tail)
+        shares, lse = torch.empty(sequences, tail), torch.empty(sequences, heads)
         with self.stopwatch.on("attention"):
             self._library.decode_attention(
                 *(query.data_ptr(), byref(cache), byref(spilled)),
-                *(each.data_ptr() for each in (out, partials, logits, shares)),
+                *(each.data_ptr() for each in (out, partials, logits, shares, lse)),
                 *(sequences, tail),
                 *(heads, batch.rows.shape[2], head_size, *self._mode()),
             )
-        return out, shares
+        return Attended(out, lse, shares)
 
     def indexed_shares(self, query: torch.Tensor, index: PagedBatch, counts: torch.Tensor) -> torch.Tensor:
         if query.shape[-1] % LANES:

@@ -134,10 +134,11 @@ static inline __attribute__((always_inline)) void mix_heads(const int heads, con
 // pages [sequences, width], `chunks` of the longest, none where nothing is spilled; partials: scratch, float
 // [sequences, chunks of both, heads, head_size + 2]; logits: scratch, float [sequences, heads, tail]; shares:
 // float [sequences, tail], the attention to the newest `tail` tokens that are not spilled, averaged over heads, 0
-// where there are fewer.
+// where there are fewer; lse: float [sequences, heads], the logarithm of the sum of exponentiated logits, where it is
+// wanted.
 void decode_attention_rows(const void *query, const paged_cache *own_cache, const paged_cache *spilled, void *out,
-                           float *partials, float *logits, float *shares, int64_t sequences, int64_t tail,
-                           int heads, int kv_heads, int head_size, int bf16, int stored) {
+                           float *partials, float *logits, float *shares, float *lse, int64_t sequences,
+                           int64_t tail, int heads, int kv_heads, int head_size, int bf16, int stored) {
     const int64_t chunks = own_cache->chunks + spilled->chunks;
     const int group = heads / kv_heads, itemsize = stored ? 2 : 4;
     const float scale = LOG2_E / sqrtf(head_size);
@@ -211,6 +212,7 @@ void decode_attention_rows(const void *query, const paged_cache *own_cache, cons
                 for (int i = 0; i < head_size; i++) mixed[i] += weight * part[i];
             }
             for (int i = 0; i < head_size; i++) mixed[i] /= sum;
+            if (lse) lse[sequence * heads + head] = (best + log2f(sum)) / LOG2_E;
             store(out, (sequence * heads + head) * head_size, head_size, bf16, mixed);
             const float *own = logits + (sequence * heads + head) * tail;
             int64_t column = tail > length ? tail - length : 0;
@@ -224,9 +226,9 @@ void decode_attention_rows(const void *query, const paged_cache *own_cache, cons
 }
 
 void decode_attention(const void *query, const paged_cache *cache, const paged_cache *spilled, void *out,
-                      float *partials, float *logits, float *shares, int64_t sequences, int64_t tail, int heads,
-                      int kv_heads, int head_size, int bf16, int stored, int threads) {
+                      float *partials, float *logits, float *shares, float *lse, int64_t sequences, int64_t tail,
+                      int heads, int kv_heads, int head_size, int bf16, int stored, int threads) {
 #pragma omp parallel num_threads(threads)
-    decode_attention_rows(query, cache, spilled, out, partials, logits, shares, sequences, tail, heads, kv_heads,
-                          head_size, bf16, stored);
+    decode_attention_rows(query, cache, spilled, out, partials, logits, shares, lse, sequences, tail, heads,
+                          kv_heads, head_size, bf16, stored);
 }

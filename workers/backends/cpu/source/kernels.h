@@ -19,5 +19,5 @@ void rotate_rows(const void *projected, const float *cos, const float *sin, void
                  const int64_t *slots, int64_t rows, int heads, int kv_heads, int head_size, int from_bf16,
                  int bf16, int stored);
 void decode_attention_rows(const void *query, const paged_cache *own_cache, const paged_cache *spilled, void *out,
-                           float *partials, float *logits, float *shares, int64_t sequences, int64_t tail,
-                           int heads, int kv_heads, int head_size, int bf16, int stored);
+                           float *partials, float *logits, float *shares, float *lse, int64_t sequences,
+                           int64_t tail, int heads, int kv_heads, int head_size, int bf16, int stored);

@@ -59,8 +59,8 @@ void decode_layers(const layer_weights *weights, const layer_shape *shape, float
                         stored);
             clock_to(&seconds[2], &began);
             const paged_cache here = layer_of(cache, layer, n), there = layer_of(spilled, layer, n);
-            decode_attention_rows(query, &here, &there, attended, partials, logits, shares + first * tail, n, tail,
-                                  heads, kv_heads, head_size, bf16, stored);
+            decode_attention_rows(query, &here, &there, attended, partials, logits, shares + first * tail, 0, n,
+                                  tail, heads, kv_heads, head_size, bf16, stored);
             clock_to(&seconds[1], &began);
             linear_rows(attended, w->output, w->output_bias, hidden, n, size, own, 1, bf16, stored);
             clock_to(&seconds[0], &began);
