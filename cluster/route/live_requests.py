@@ -5,10 +5,11 @@ import logging
 from collections.abc import Callable, Iterator
 
 from cluster.admit.admission import Admission
+from cluster.admit.request import ValidatedRequest
 from cluster.admit.sessions import Sessions
-from cluster.route.live import LiveRequest
-from cluster.route.pipelines import AttachedPipeline
-from pyramidserve.errors import EngineError, PyramidServeError, UnavailableError
+from cluster.route.attached_pipeline import AttachedPipeline
+from cluster.route.live import Follower, LiveRequest
+from pyramidserve.errors import EngineError, PyramidServeError, RequestConflictError, UnavailableError
 from pyramidserve.v1 import pipeline_pb2 as pb
 from pyramidserve.wire import receipt_from_message, tokens_from_message
 from workers.budget.pages import IntegrityError
@@ -50,6 +51,25 @@ class Registry:
         """Takes a request in that waits."""
         self._live[live.tenant, live.request.request_id] = live
         self.idle.clear()
+
+    def join(self, live: LiveRequest, request: ValidatedRequest) -> Follower:
+        """A stream of ``live`` for ``request``, which has its id.
+
+        Raises RequestConflictError if it asks for another reply.
+        """
+        decisions = self._admission.decisions
+        try:
+            if not request.same_reply(live.request):
+                raise RequestConflictError(
+                    f"request_id {request.request_id!r} is running with other content; "
+                    "send the same content to join it, or another request_id"
+                )
+            follower = live.follow(request.resume_output_ids)
+        except RequestConflictError as error:
+            decisions[error.reason] += 1
+            raise
+        decisions["joined"] += 1
+        return follower
 
     def append(self, pipeline: AttachedPipeline, new: pb.SequenceTokens) -> None:
         """Takes in new output of a sequence."""

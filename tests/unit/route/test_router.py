@@ -12,10 +12,11 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from cluster.admit import admission
 from cluster.admit.request import ValidatedRequest
+from cluster.route.attached_pipeline import AttachedPipeline
 from cluster.route.live import Follower
 from cluster.route.live_requests import REPLAYS
-from cluster.route.pipelines import AttachedPipeline
-from cluster.route.router import REFUSAL_PAUSE, Router
+from cluster.route.pipelines import REFUSAL_PAUSE
+from cluster.route.router import Router
 from pyramidserve.errors import (
     ConfigurationError,
     EngineError,
@@ -492,6 +493,14 @@ def test_an_idle_pipeline_leaves_at_once() -> None:
     pipeline = bench.router.attach(hello())
     bench.router.leave(pipeline)
     assert orders(pipeline) == ([], [], True)
+
+
+def test_a_pipeline_that_leaves_takes_nothing_from_the_one_in_its_place() -> None:
+    bench = Bench()
+    old, new = bench.router.attach(hello()), bench.router.attach(hello())
+    bench.router.leave(old)
+    bench.submit("a")
+    assert orders(new) == ([(1, "a")], [], False)
 
 
 def test_pipelines_that_leave_do_what_waits_when_all_is_shut_down() -> None:
