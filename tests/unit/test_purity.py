@@ -17,7 +17,7 @@ PURE = {
     "workers.kv": "page_table",
     "workers.model": "config shapes transcript work",
     "cluster": "autoscale config partition",
-    "cluster.admit": "admission ledger lengths placement queue request sessions",
+    "cluster.admit": "admission ledger lengths pace placement queue request sessions",
     "cluster.edge": "tenants",
     "cluster.route": "live pacer",
     "cluster.load": "trace",
