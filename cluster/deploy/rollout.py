@@ -9,16 +9,8 @@ from ray.serve.context import _get_global_client
 from ray.serve.schema import ServeApplicationSchema, ServeDeploySchema
 
 from cluster.config import ClusterConfig, parse_config
-from cluster.deploy.serving import (
-    NODES_SECONDS,
-    POLL_SECONDS,
-    Deployment,
-    Progress,
-    await_running,
-    check,
-    deploy,
-    join,
-)
+from cluster.deploy.deployment import Deployment, Progress, check_files
+from cluster.deploy.serving import NODES_SECONDS, POLL_SECONDS, await_running, deploy, join
 from pyramidserve.errors import ConfigurationError
 
 IMPORT_PATH = "cluster.app:build"
@@ -37,7 +29,7 @@ def roll_out(deployment: Deployment, address: str, progress: Progress) -> None:
     Raises ConfigurationError when nothing is served there, or at another port, or the new one does not
     come up.
     """
-    check(deployment.config, progress)
+    check_files(deployment.config, progress)
     join(address, progress)
     try:
         old = applications()
