@@ -9,12 +9,8 @@ from pathlib import Path
 
 import ray
 from ray import serve
-from ray._private.authentication.authentication_token_setup import (
-    maybe_enable_token_auth_if_token_available,
-)
 from ray.serve.config import ProxyLocation
-from ray.serve.context import _get_global_client
-from ray.serve.schema import ApplicationStatus, ServeDeploySchema
+from ray.serve.schema import ApplicationStatus
 
 from cluster.app import ROUTER_RESOURCE, demand
 from cluster.config import ClusterConfig
@@ -22,6 +18,7 @@ from cluster.deploy.deployment import Deployment, Progress, check_files, check_p
 from cluster.edge.tenants import first_token
 from pyramidserve import Client
 from pyramidserve.errors import ConfigurationError, UnavailableError, UnschedulableError
+from workers import ray_private
 
 OBJECT_STORE_BYTES = 100 << 20
 POLL_SECONDS = 0.1
@@ -56,8 +53,7 @@ def join(address: str, progress: Progress) -> None:
     """Connects this process to a Ray cluster. Raises ConfigurationError if there is none."""
     _quiet()
     progress(f"joining the Ray cluster at {address}")
-    # As Ray does by itself for "auto" alone.
-    maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+    ray_private.use_token()
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError) as error:
@@ -84,8 +80,7 @@ def _start(config: ClusterConfig, progress: Progress) -> None:
         include_dashboard=False,
         object_store_memory=OBJECT_STORE_BYTES,
         resources={ROUTER_RESOURCE: 1},
-        # Ray would have shards give way to whatever else runs.
-        _system_config={"worker_niceness": 0},
+        _system_config=ray_private.SYSTEM_CONFIG,
         log_to_driver=False,
         logging_level=logging.ERROR,
     )
@@ -101,7 +96,7 @@ def _deployed(deployment: Deployment, patience: float, progress: Progress) -> It
     config = deployment.config
     serve.start(proxy_location=ProxyLocation.Disabled)
     progress(f"deploying {config.pipelines} pipeline(s) of {config.shards} shard(s)")
-    deploy(deployment.schema)
+    ray_private.deploy(deployment.schema)
     try:
         await_running(deployment.name, patience)
         await_pipelines(config, patience)
@@ -110,13 +105,6 @@ def _deployed(deployment: Deployment, patience: float, progress: Progress) -> It
         progress("shutting down")
         # Lets the replicas go in order; the rest of Serve ends with the cluster.
         serve.delete(deployment.name)
-
-
-def deploy(schema: ServeDeploySchema) -> None:
-    """Does what the dashboard does with a config file: the public calls restart gangs on every change."""
-    client = _get_global_client()
-    assert client is not None
-    client.deploy_apps(schema)
 
 
 def check_resources(config: ClusterConfig) -> None:
