@@ -22,7 +22,7 @@ LOST_RETRY_DELAY = 1.0
 REPLAYS = 5
 
 
-class Registry:
+class LiveRequests:
     """Every request from its arrival to its end, and what pipelines bring of it.
 
     Attributes:

@@ -11,7 +11,7 @@ from cluster.admit.request import ValidatedRequest
 from cluster.admit.sessions import Sessions
 from cluster.route.attached_pipeline import AttachedPipeline
 from cluster.route.live import Follower, LiveRequest
-from cluster.route.live_requests import LOST_RETRY_DELAY, Registry
+from cluster.route.live_requests import LOST_RETRY_DELAY, LiveRequests
 from cluster.route.pacer import Pacer
 from cluster.route.pipelines import Pipelines
 from pyramidserve.errors import (
@@ -63,7 +63,7 @@ class Router:
         self._clock = clock
         self._admission: Admission[LiveRequest] = Admission(queue_limit, weights or {}, clock)
         self._sessions = Sessions(session_limit, session_max_age, clock)
-        self._live = Registry(self._admission, self._sessions, clock)
+        self._live = LiveRequests(self._admission, self._sessions, clock)
         self._pipelines = Pipelines(call_later, self._dispatch)
         self._pacer = Pacer(lambda: len(self._live) - len(self._admission), clock, call_later)
 
