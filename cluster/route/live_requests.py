@@ -109,21 +109,12 @@ class LiveRequests:
         live = self._release(pipeline, failed.sequence_id)
         if live is None or live.ended:
             return
-        match failed.cause:
-            case pb.SequenceFailed.CAUSE_NO_ROOM:
-                self._admission.decisions["no_room"] += 1
-                self._admission.requeue(live)
-                log.info("request_requeued request_id=%r", live.request.request_id)
-            case pb.SequenceFailed.CAUSE_CANCELLED:
-                self.replay(live, pipeline)
-            case _:
-                self.fail(
-                    live,
-                    EngineError(
-                        f"request {live.request.request_id!r} failed on pipeline "
-                        f"{pipeline.pipeline_id}: {failed.message}"
-                    ),
-                )
+        if failed.cause == failed.CAUSE_NO_ROOM:
+            self._admission.decisions["no_room"] += 1
+            self._admission.requeue(live)
+            log.info("request_requeued request_id=%r", live.request.request_id)
+        else:
+            self.replay(live, pipeline)
 
     def replay(self, live: LiveRequest, pipeline: AttachedPipeline) -> None:
         """Queues what a lost pipeline ran; it goes on behind the output that there is."""
