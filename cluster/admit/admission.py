@@ -14,13 +14,10 @@ from cluster.admit.placement import Kept, Look, Placement
 from cluster.admit.queue import Queue, Waiting
 from cluster.admit.request import ValidatedRequest
 from cluster.admit.sessions import Sessions
+from cluster.admit.tuning import AdmitTuning
 from cluster.autoscale import pipelines_filled
 from pyramidserve.errors import OverloadedError, RequestTimeoutError, RequestTooLargeError
 
-# One for which there is no room may be overtaken by smaller ones for so many seconds. After that, room is
-# kept for it on one pipeline, so that it waits for those that run there at most (as in EASY backfilling,
-# Lifka, "The ANL/IBM SP Scheduling System", 1995). So many are looked at behind the first.
-PATIENCE, LOOKAHEAD = 4.0, 16
 # How often the queue is gone through for those that will miss their deadline, in seconds.
 LATE_INTERVAL = 0.1
 
@@ -61,17 +58,23 @@ class Admission(Generic[Item]):
         decisions: how many decisions were made, by what was decided or the error's reason.
     """
 
-    def __init__(self, limit: int, weights: Mapping[str, float], clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        limit: int,
+        weights: Mapping[str, float],
+        clock: Callable[[], float],
+        tuning: AdmitTuning = AdmitTuning(),
+    ) -> None:
         """``weights``: of the tenants."""
         self.limit = limit
         self.decisions: Counter[str] = Counter()
-        self._clock = clock
+        self._clock, self._tuning = clock, tuning
         self._queue: Queue[Item] = Queue(weights)
         self._missed: dict[Item, _Miss] = {}
         self._kept: tuple[Item, Kept] | None = None
         self._late_looked = -math.inf
         self._sequence_ids = itertools.count(1)
-        self._lengths = OutputLengths()
+        self._lengths = OutputLengths(tuning.length_share)
         self._pace = Pace(clock)
 
     def __len__(self) -> int:
@@ -120,9 +123,9 @@ class Admission(Generic[Item]):
                 admitted.append(found)
                 continue
             misses += 1
-            if look.kept is None and self._clock() - self._missed[item].since > PATIENCE:
+            if look.kept is None and self._clock() - self._missed[item].since > self._tuning.patience:
                 look.kept = self._keep(item, placement)
-            if misses > LOOKAHEAD:
+            if misses > self._tuning.lookahead:
                 break
         for each in admitted:
             self._queue.serve(each.item)

@@ -5,6 +5,7 @@ import logging
 
 from cluster.admit.admission import Admitted
 from cluster.admit.ledger import PipelineLedger
+from cluster.admit.tuning import AdmitTuning
 from cluster.route.live import LiveRequest
 from pyramidserve.v1 import pipeline_pb2 as pb
 from pyramidserve.wire import (
@@ -28,11 +29,11 @@ class AttachedPipeline:
         refused: it had no room for what its ledger had room for; ``Pipelines`` sets it.
     """
 
-    def __init__(self, hello: pb.Hello) -> None:
+    def __init__(self, hello: pb.Hello, tuning: AdmitTuning) -> None:
         """Raises ConfigurationError if the stages make no sense."""
         stages = [stage_state_from_message(stage) for stage in hello.stages]
         self.pipeline_id, self.stages = hello.pipeline_id, len(stages)
-        self.ledger = PipelineLedger(hello.pipeline_id, stages, hello.max_sequences)
+        self.ledger = PipelineLedger(hello.pipeline_id, stages, hello.max_sequences, tuning)
         self.sequences: dict[int, LiveRequest] = {}
         self.orders: asyncio.Queue[pb.RouterOrder | None] = asyncio.Queue()
         self.leaving = self.refused = False

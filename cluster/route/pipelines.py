@@ -5,15 +5,15 @@ from collections.abc import Callable, Iterator
 
 from cluster.admit.ledger import PipelineLedger
 from cluster.admit.placement import Placement
+from cluster.admit.tuning import AdmitTuning
 from cluster.route.attached_pipeline import AttachedPipeline
 from cluster.route.live import LiveRequest
+from cluster.route.tuning import RouteTuning
+from pyramidserve.errors import ConfigurationError
 from pyramidserve.v1 import pipeline_pb2 as pb
 from workers.budget.pages import IntegrityError
 
 log = logging.getLogger(__name__)
-
-# Seconds until a pipeline is tried again that had no room although nothing of ours ran there.
-REFUSAL_PAUSE = 0.1
 
 
 class Pipelines:
@@ -29,17 +29,25 @@ class Pipelines:
 
     def __init__(
         self,
+        model: str,
+        admit: AdmitTuning,
+        route: RouteTuning,
         call_later: Callable[[float, Callable[[], None]], None],
         tried_again: Callable[[], None],
     ) -> None:
         """No pipelines.
 
         Args:
+            model: the checkpoint that all serve.
+            admit: of their books and of the placement.
+            route: says how long those that have refused pause.
             call_later: calls back after a delay in seconds.
             tried_again: called when the pause of one that refused is over.
         """
-        self.placement = Placement()
+        self.placement = Placement(admit)
         self.draining = False
+        self._model, self._admit = model, admit
+        self._refusal_pause = route.refusal_pause
         self._call_later, self._tried_again = call_later, tried_again
         self._attached: dict[str, AttachedPipeline] = {}
 
@@ -67,6 +75,18 @@ class Pipelines:
     def staying(self) -> list[PipelineLedger]:
         """The books of those that are not leaving."""
         return [pipeline.ledger for pipeline in self if not pipeline.leaving]
+
+    def introduced(self, hello: pb.Hello) -> AttachedPipeline:
+        """A pipeline that is still to be added.
+
+        Raises ConfigurationError if it serves another model, or its stages make no sense.
+        """
+        if hello.model != self._model:
+            raise ConfigurationError(
+                f"pipeline {hello.pipeline_id!r} serves {hello.model!r} and this router "
+                f"{self._model!r}; start it with the router's checkpoint"
+            )
+        return AttachedPipeline(hello, self._admit)
 
     def add(self, pipeline: AttachedPipeline) -> None:
         """Takes a pipeline in, of whose id there is none."""
@@ -106,7 +126,7 @@ class Pipelines:
         pipeline.refused = refused and not freed
         self._gained(pipeline)
         if pipeline.refused and not pipeline.sequences:
-            self._call_later(REFUSAL_PAUSE, lambda: self._try_again(pipeline))
+            self._call_later(self._refusal_pause, lambda: self._try_again(pipeline))
 
     def let_go(self, pipeline: AttachedPipeline, waiting: int) -> None:
         """Lets a pipeline go if it is leaving and has nothing to do.

@@ -9,13 +9,14 @@ from collections.abc import Callable, Mapping
 from cluster.admit.admission import Admission
 from cluster.admit.request import ValidatedRequest
 from cluster.admit.sessions import Sessions
+from cluster.admit.tuning import AdmitTuning
 from cluster.route.attached_pipeline import AttachedPipeline
 from cluster.route.live import Follower, LiveRequest
 from cluster.route.live_requests import LOST_RETRY_DELAY, LiveRequests
 from cluster.route.pacer import Pacer
 from cluster.route.pipelines import Pipelines
+from cluster.route.tuning import RouteTuning
 from pyramidserve.errors import (
-    ConfigurationError,
     RequestCancelledError,
     ServerLeftError,
     UnavailableError,
@@ -45,6 +46,8 @@ class Router:
         session_limit: int,
         session_max_age: float,
         weights: Mapping[str, float] | None = None,
+        admit: AdmitTuning = AdmitTuning(),
+        route: RouteTuning = RouteTuning(),
         clock: Callable[[], float] = time.monotonic,
         call_later: Callable[[float, Callable[[], None]], None] = _call_later,
     ) -> None:
@@ -56,16 +59,17 @@ class Router:
             session_limit: the most sessions that are remembered.
             session_max_age: seconds that a session is remembered after its last use.
             weights: shares of the tenants; one that is not there has 1.
+            admit, route: of admission, and of the router itself.
             clock: monotonic seconds.
             call_later: calls back after a delay in seconds.
         """
         self.model = model
         self._clock = clock
-        self._admission: Admission[LiveRequest] = Admission(queue_limit, weights or {}, clock)
+        self._admission: Admission[LiveRequest] = Admission(queue_limit, weights or {}, clock, admit)
         self._sessions = Sessions(session_limit, session_max_age, clock)
         self._live = LiveRequests(self._admission, self._sessions, clock)
-        self._pipelines = Pipelines(call_later, self._dispatch)
-        self._pacer = Pacer(lambda: len(self._live) - len(self._admission), clock, call_later)
+        self._pipelines = Pipelines(model, admit, route, call_later, self._dispatch)
+        self._pacer = Pacer(lambda: len(self._live) - len(self._admission), clock, call_later, route)
 
     @property
     def serving(self) -> bool:
@@ -123,12 +127,7 @@ class Router:
             ServerLeftError: the router is draining.
         """
         self._refuse_when_draining()
-        if hello.model != self.model:
-            raise ConfigurationError(
-                f"pipeline {hello.pipeline_id!r} serves {hello.model!r} and this router "
-                f"{self.model!r}; start it with the router's checkpoint"
-            )
-        pipeline = AttachedPipeline(hello)
+        pipeline = self._pipelines.introduced(hello)
         if predecessor := self._pipelines.get(hello.pipeline_id):
             self.detach(predecessor)
         self._pipelines.add(pipeline)

@@ -10,13 +10,13 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from cluster.admit import admission
 from cluster.admit.request import ValidatedRequest
+from cluster.admit.tuning import AdmitTuning
 from cluster.route.attached_pipeline import AttachedPipeline
 from cluster.route.live import Follower
 from cluster.route.live_requests import REPLAYS
-from cluster.route.pipelines import REFUSAL_PAUSE
 from cluster.route.router import Router
+from cluster.route.tuning import RouteTuning
 from pyramidserve.errors import (
     ConfigurationError,
     EngineError,
@@ -37,7 +37,12 @@ CANCELLED, UNKNOWN = pb.SequenceFailed.CAUSE_CANCELLED, pb.SequenceFailed.CAUSE_
 class Bench:
     """A router whose clock and timers a test moves."""
 
-    def __init__(self, queue_limit: int = 4) -> None:
+    def __init__(
+        self,
+        queue_limit: int = 4,
+        admit: AdmitTuning = AdmitTuning(),
+        route: RouteTuning = RouteTuning(),
+    ) -> None:
         self.now = 0.0
         self.timers: list[tuple[float, Callable[[], None]]] = []
         self.router = Router(
@@ -45,6 +50,8 @@ class Bench:
             queue_limit=queue_limit,
             session_limit=8,
             session_max_age=60,
+            admit=admit,
+            route=route,
             clock=lambda: self.now,
             call_later=lambda delay, callback: self.timers.append((delay, callback)),
         )
@@ -147,6 +154,15 @@ def test_orders_say_how_many_go_on_waiting() -> None:
     order = pipeline.orders.get_nowait()
     assert order is not None
     assert (len(order.start), order.queued) == (1, 2)
+
+
+@pytest.mark.parametrize(("admit", "running"), [(AdmitTuning(), 2), (AdmitTuning(lookahead=0), 1)])
+def test_requests_are_admitted_as_the_router_is_tuned(admit: AdmitTuning, running: int) -> None:
+    bench = Bench(admit=admit)
+    bench.router.attach(hello())
+    for name, pages in (("a", 5), ("b", 5), ("c", 1)):
+        bench.submit(name, pages)
+    assert bench.running() == running
 
 
 def test_requests_wait_for_a_pipeline() -> None:
@@ -270,7 +286,7 @@ def test_leaving_the_queue_lets_the_next_one_in() -> None:
     pipeline = bench.router.attach(hello())
     bench.submit("a", 4)
     first = bench.submit("b", 8)
-    bench.now = admission.PATIENCE + 1
+    bench.now = AdmitTuning().patience + 1
     bench.submit("c", 4)
     assert bench.queued() == 2
     first.close()
@@ -302,13 +318,14 @@ def test_what_is_refused_together_keeps_its_order() -> None:
     assert [request_id for _, request_id in orders(pipeline)[0]] == ["a", "b", "a", "b"]
 
 
-def test_an_empty_pipeline_that_has_no_room_is_tried_again_later() -> None:
-    bench = Bench()
+@pytest.mark.parametrize("pause", [RouteTuning().refusal_pause, 3.0])
+def test_an_empty_pipeline_that_has_no_room_is_tried_again_later(pause: float) -> None:
+    bench = Bench(route=RouteTuning(refusal_pause=pause))
     pipeline = bench.router.attach(hello())
     bench.submit("a")
     bench.report(pipeline, failed=[failed(1, NO_ROOM)])
     assert (bench.queued(), bench.running()) == (1, 0)
-    assert [delay for delay, _ in bench.timers] == [REFUSAL_PAUSE]
+    assert [delay for delay, _ in bench.timers] == [pause]
     bench.fire_timers()
     assert (bench.queued(), bench.running()) == (0, 1)
 
