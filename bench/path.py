@@ -19,7 +19,8 @@ import torch
 from bench.recall.turns import first_token
 from cluster.commands.serve import say
 from cluster.config import parse_config
-from cluster.deploy.serving import DEFAULT_DEPLOYMENT, Deployment, read_deployment, serving
+from cluster.deploy.deployment import DEFAULT_DEPLOYMENT, Deployment, read_deployment
+from cluster.deploy.serving import serving
 from pyramidserve import AsyncClient, Receipt, Tokens
 from pyramidserve.types import Compression
 from workers.bench.measure import TurnLog, measure

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from cluster.commands.serve import say
-from cluster.deploy.serving import Deployment, read_deployment, serving
+from cluster.deploy.deployment import Deployment, read_deployment
+from cluster.deploy.serving import serving
 from pyramidserve.cli import main as command
 
 CONFIG = Path(__file__).parent / "chat.yaml"

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from types import NoneType
 from typing import Any, get_args
 
+from cluster.admit.tuning import AdmitTuning
+from cluster.route.tuning import RouteTuning
 from pyramidserve.errors import ConfigurationError, InvalidRequestError
 from pyramidserve.types import Compression
 from workers.backends import BACKENDS
@@ -44,6 +46,7 @@ class ClusterConfig(EngineSettings):
         bind_seconds: how long the router waits for its port.
         drain_seconds: how long requests may go on when the cluster shuts down.
         compression: of requests that do not ask for any.
+        admit, route: what may suit another machine better, see ``AdmitTuning`` and ``RouteTuning``.
     """
 
     model: str = "smollm2-135m-instruct"
@@ -71,6 +74,8 @@ class ClusterConfig(EngineSettings):
     bind_seconds: float = 30.0
     drain_seconds: float = 5.0
     compression: Compression = field(default_factory=lambda: Compression("pyramid", "prune", kv_keep=0.45))
+    admit: AdmitTuning = field(default_factory=AdmitTuning)
+    route: RouteTuning = field(default_factory=RouteTuning)
 
     def __post_init__(self) -> None:
         """Raises ConfigurationError, naming the value and its range."""

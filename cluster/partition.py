@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from functools import cache
-from itertools import pairwise
 
 from pyramidserve.types import Compression
 from workers.model.config import ModelConfig
@@ -48,10 +47,3 @@ def boundaries(costs: Sequence[float], head_cost: float, shards: int) -> tuple[i
         return min(options)
 
     return best(0, shards)[1]
-
-
-def shard_costs(costs: Sequence[float], head_cost: float, cuts: Sequence[int]) -> list[float]:
-    """What each shard costs, as a share of the whole."""
-    shards = [sum(costs[a:b]) for a, b in pairwise((0, *cuts, len(costs)))]
-    shards[-1] += head_cost
-    return shards

@@ -75,10 +75,10 @@ def finished(
 
 
 def failed(
-    sequence_id: int, cause: pipeline_pb2.SequenceFailed.Cause.ValueType, message: str = ""
+    sequence_id: int, cause: pipeline_pb2.SequenceFailed.Cause.ValueType
 ) -> pipeline_pb2.SequenceFailed:
     """The end of a sequence for another reason."""
-    return pipeline_pb2.SequenceFailed(sequence_id=sequence_id, cause=cause, message=message)
+    return pipeline_pb2.SequenceFailed(sequence_id=sequence_id, cause=cause)
 
 
 def cancelled(sequence_id: int) -> pipeline_pb2.SequenceFailed:

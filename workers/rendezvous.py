@@ -6,8 +6,9 @@ from datetime import timedelta
 
 import ray
 from ray import serve
-from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _internal_kv_put
 from torch.distributed import Store, TCPStore  # type: ignore[attr-defined]
+
+from workers import ray_private
 
 POLL_SECONDS = 0.05
 
@@ -24,18 +25,13 @@ def router_key() -> str:
 
 def announce(key: str, value: dict[str, str | int]) -> None:
     """Lets others read ``value`` under ``key``."""
-    _internal_kv_put(f"pyramidserve/{key}".encode(), json.dumps(value).encode())
-
-
-def withdraw(key: str) -> None:
-    """Takes an announcement back."""
-    _internal_kv_del(f"pyramidserve/{key}".encode())
+    ray_private.put(f"pyramidserve/{key}", json.dumps(value).encode())
 
 
 async def look_up(key: str) -> dict[str, str | int]:
     """Waits until ``key`` is announced."""
     while True:
-        value = await asyncio.to_thread(_internal_kv_get, f"pyramidserve/{key}".encode())
+        value = await asyncio.to_thread(ray_private.get, f"pyramidserve/{key}")
         if value is not None:
             announced: dict[str, str | int] = json.loads(value)
             return announced

@@ -2,34 +2,28 @@
 
 import itertools
 import math
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from statistics import median
 from typing import Generic, Protocol, TypeVar
 
 from cluster.admit.ledger import PipelineLedger
 from cluster.admit.lengths import OutputLengths
+from cluster.admit.pace import Pace
 from cluster.admit.placement import Kept, Look, Placement
 from cluster.admit.queue import Queue, Waiting
 from cluster.admit.request import ValidatedRequest
 from cluster.admit.sessions import Sessions
+from cluster.admit.tuning import AdmitTuning
 from cluster.autoscale import pipelines_filled
 from pyramidserve.errors import OverloadedError, RequestTimeoutError, RequestTooLargeError
 
-COMPLETIONS = 64
-UNKNOWN_RETRY_DELAY = 1.0
-RETRY_DELAY_RANGE = (0.1, 30.0)
-# One for which there is no room may be overtaken by smaller ones for so many seconds. After that, room is
-# kept for it on one pipeline, so that it waits for those that run there at most (as in EASY backfilling,
-# Lifka, "The ANL/IBM SP Scheduling System", 1995). So many are looked at behind the first.
-PATIENCE, LOOKAHEAD = 4.0, 16
 # How often the queue is gone through for those that will miss their deadline, in seconds.
 LATE_INTERVAL = 0.1
 
 
 class Dated(Waiting, Protocol):
-    """What waits; ``deadline`` is in seconds on the same clock as ``arrived``, or infinite."""
+    """What waits, hashed by identity; ``deadline`` is in seconds as ``arrived``, or infinite."""
 
     @property
     def deadline(self) -> float: ...
@@ -64,19 +58,24 @@ class Admission(Generic[Item]):
         decisions: how many decisions were made, by what was decided or the error's reason.
     """
 
-    def __init__(self, limit: int, weights: Mapping[str, float], clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        limit: int,
+        weights: Mapping[str, float],
+        clock: Callable[[], float],
+        tuning: AdmitTuning = AdmitTuning(),
+    ) -> None:
         """``weights``: of the tenants."""
         self.limit = limit
         self.decisions: Counter[str] = Counter()
-        self._clock = clock
+        self._clock, self._tuning = clock, tuning
         self._queue: Queue[Item] = Queue(weights)
-        self._missed: dict[int, _Miss] = {}
+        self._missed: dict[Item, _Miss] = {}
         self._kept: tuple[Item, Kept] | None = None
         self._late_looked = -math.inf
         self._sequence_ids = itertools.count(1)
-        self._lengths = OutputLengths()
-        self._completions: deque[float] = deque(maxlen=COMPLETIONS)
-        self._paces: deque[float] = deque(maxlen=COMPLETIONS)
+        self._lengths = OutputLengths(tuning.length_share)
+        self._pace = Pace(clock)
 
     def __len__(self) -> int:
         return len(self._queue)
@@ -92,7 +91,7 @@ class Admission(Generic[Item]):
             OverloadedError: the queue is full.
             RequestTimeoutError: it could not end before its deadline.
         """
-        late = self._too_late(item, self._drain_seconds())
+        late = self._too_late(item, len(self._queue))
         error = too_large(item.request, ledgers) or late or self._full()
         if error:
             self.decisions[error.reason] += 1
@@ -124,9 +123,9 @@ class Admission(Generic[Item]):
                 admitted.append(found)
                 continue
             misses += 1
-            if look.kept is None and self._clock() - self._missed[id(item)].since > PATIENCE:
+            if look.kept is None and self._clock() - self._missed[item].since > self._tuning.patience:
                 look.kept = self._keep(item, placement)
-            if misses > LOOKAHEAD:
+            if misses > self._tuning.lookahead:
                 break
         for each in admitted:
             self._queue.serve(each.item)
@@ -144,14 +143,14 @@ class Admission(Generic[Item]):
         self, item: Item, placement: Placement, sessions: Sessions, look: Look
     ) -> Admitted[Item] | None:
         """Adds ``item`` to the ledger of a pipeline with room; None, which is noted, if there is none."""
-        request, missed = item.request, self._missed.get(id(item))
+        request, missed = item.request, self._missed.get(item)
         if missed and missed.gains == placement.gains:
             return None
         expected = self._lengths.expected(request)
         gains = missed.gains if missed else None
         ledger = placement.find(request, expected, gains, sessions.pipeline(request.session_id), look)
         if ledger is None:
-            self._missed[id(item)] = _Miss(missed.since if missed else self._clock(), placement.gains)
+            self._missed[item] = _Miss(missed.since if missed else self._clock(), placement.gains)
             return None
         self._forget_miss(item)
         sequence_id = next(self._sequence_ids)
@@ -169,10 +168,10 @@ class Admission(Generic[Item]):
 
     def _forget_miss(self, item: Item) -> None:
         """Notes that ``item`` waits no longer, and keeps no room any more."""
-        self._missed.pop(id(item), None)
+        self._missed.pop(item, None)
         if self._kept and self._kept[0] is item:
             self._kept = None
-            self._missed = {key: replace(missed, gains=None) for key, missed in self._missed.items()}
+            self._missed = {each: replace(missed, gains=None) for each, missed in self._missed.items()}
 
     def demand(self, ledgers: Sequence[PipelineLedger]) -> float:
         """How many pipelines those of ``ledgers`` and all that waits would fill; 0 without ledgers."""
@@ -192,7 +191,7 @@ class Admission(Generic[Item]):
         if now < self._late_looked + LATE_INTERVAL:
             return []
         self._late_looked = now
-        late = [(item, error) for item in self._queue if (error := self._too_late(item, 0.0))]
+        late = [(item, error) for item in self._queue if (error := self._too_late(item, 0))]
         for item, _ in late:
             self.remove(item)
         return late
@@ -210,16 +209,7 @@ class Admission(Generic[Item]):
         """Notes that ``request`` has finished, now, after ``token_seconds`` a token; 0 if there was one."""
         self.decisions["finished"] += 1
         self._lengths.count(request, output_tokens)
-        if token_seconds > 0:
-            self._paces.append(token_seconds)
-        self._completions.append(self._clock())
-
-    def retry_delay(self) -> float:
-        """Seconds in which the queue drains at the rate of the last completions."""
-        if len(self._completions) < 2:
-            return UNKNOWN_RETRY_DELAY
-        least, most = RETRY_DELAY_RANGE
-        return min(max(self._drain_seconds(), least), most)
+        self._pace.count(token_seconds)
 
     def _full(self) -> OverloadedError | None:
         if len(self._queue) < self.limit:
@@ -227,32 +217,14 @@ class Admission(Generic[Item]):
         return OverloadedError(
             f"{len(self._queue)} requests are waiting and {self.limit} may; "
             "try again after the retry delay",
-            retry_delay=self.retry_delay(),
+            retry_delay=self._pace.retry_delay(len(self._queue)),
         )
 
-    def _drain_seconds(self) -> float:
-        if len(self._completions) < 2:
-            return 0.0
-        seconds_each = (self._clock() - self._completions[0]) / (len(self._completions) - 1)
-        return len(self._queue) * seconds_each
-
-    def _too_late(self, item: Item, queue_seconds: float) -> RequestTimeoutError | None:
-        """Why an item that waits for so many more seconds would miss its deadline; None if not.
-
-        Prefill is taken to cost nothing, so that none is refused that might be in time.
-        """
+    def _too_late(self, item: Item, waiting: int) -> RequestTimeoutError | None:
+        """Why an item would miss its deadline even if only so many others come before it; None if not."""
         if math.isinf(item.deadline):
             return None
-        tokens = self._lengths.expected(item.request)
-        needed = queue_seconds + tokens * (median(self._paces) if self._paces else 0.0)
-        left = item.deadline - self._clock()
-        if needed <= left:
-            return None
-        return RequestTimeoutError(
-            f"the deadline is in {left:.1f} s, and {tokens} output tokens would take about {needed:.1f} s, "
-            f"of these {queue_seconds:.1f} s in the queue; allow more time or ask for fewer max_tokens",
-            reason="deadline_unreachable",
-        )
+        return self._pace.too_late(item.deadline, self._lengths.expected(item.request), waiting)
 
 
 def too_large(request: ValidatedRequest, ledgers: Iterable[PipelineLedger]) -> RequestTooLargeError | None:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from functools import lru_cache
 
 from cluster.admit.request import ValidatedRequest
+from cluster.admit.tuning import AdmitTuning
 from pyramidserve.errors import ConfigurationError, InvalidRequestError, RequestTooLargeError
 from pyramidserve.types import PipelineState, StageState
 from pyramidserve.v1 import pipeline_pb2 as pb
@@ -13,10 +14,6 @@ from workers.budget.footprint import ShardLayout, host_pages
 from workers.budget.forecast import Forecast, Growth, growth
 from workers.budget.plan import KeepPlan
 from workers.policies.registry import plan
-
-# Sequences are counted half the way to their ends: where that is too little, the youngest makes room for a
-# while, which costs less than memory that waits to be grown into.
-HORIZON = 0.5
 
 
 class PipelineLedger(Forecast):
@@ -30,7 +27,13 @@ class PipelineLedger(Forecast):
         memory: what the head last reported of each stage; empty until it does.
     """
 
-    def __init__(self, pipeline_id: str, stages: Sequence[StageState], max_sequences: int) -> None:
+    def __init__(
+        self,
+        pipeline_id: str,
+        stages: Sequence[StageState],
+        max_sequences: int,
+        tuning: AdmitTuning = AdmitTuning(),
+    ) -> None:
         """Opens empty books.
 
         Raises:
@@ -39,7 +42,7 @@ class PipelineLedger(Forecast):
         """
         on_host = [stage.host_bytes_limit // max(1, stage.page_bytes) for stage in stages]
         pages = [*(stage.pages_total for stage in stages), *on_host]
-        super().__init__(pages, max(max_sequences, 0), HORIZON)
+        super().__init__(pages, max(max_sequences, 0), tuning.horizon)
         self.pipeline_id, self.max_sequences = pipeline_id, max_sequences
         self.memory: Sequence[pb.StageMemory] = ()
         self._stages = tuple(stages)

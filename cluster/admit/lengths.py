@@ -8,14 +8,14 @@ from workers.budget.pages import PAGE_TOKENS, pages_for
 
 # So many replies are remembered; with fewer than LEAST nothing is concluded from them.
 REMEMBERED, LEAST = 256, 16
-# So many of them are no longer than expected; when others are, a pipeline makes room.
-SHARE = 0.75
 
 
 class OutputLengths:
     """Output tokens of the last replies that ended by themselves."""
 
-    def __init__(self) -> None:
+    def __init__(self, share: float) -> None:
+        """``share``: the part of them that are no longer than expected, as in AdmitTuning."""
+        self._share = share
         self._lengths: deque[int] = deque()
         self._ordered: list[int] = []
 
@@ -35,6 +35,6 @@ class OutputLengths:
         """
         if len(self._ordered) < LEAST or request.stopping.ignore_eos:
             return request.max_tokens
-        usual = PAGE_TOKENS * pages_for(self._ordered[round(SHARE * (len(self._ordered) - 1))])
+        usual = PAGE_TOKENS * pages_for(self._ordered[round(self._share * (len(self._ordered) - 1))])
         least = len(request.resume_output_ids) + 1
         return max(least, min(usual, request.max_tokens))

@@ -8,14 +8,8 @@ from itertools import chain
 
 from cluster.admit.ledger import PipelineLedger
 from cluster.admit.request import ValidatedRequest
+from cluster.admit.tuning import AdmitTuning
 from workers.budget.forecast import Growth
-
-# A request that comes is tried on so many pipelines, those with the most room; afterwards on each one where
-# something ends. With memory that far from full, or full everywhere, more would not find more.
-ROOMIEST = 4
-# What it is worth to go where one's session is, as a part of a pipeline's memory: more room elsewhere than
-# that draws a request away, as all that run at its home would decode more slowly.
-AFFINITY = 0.5
 
 
 @dataclass(frozen=True)
@@ -63,8 +57,9 @@ class Placement:
         gains: how often there came to be room where there might have been none.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, tuning: AdmitTuning = AdmitTuning()) -> None:
         self.gains = 0
+        self._tuning = tuning
         self._ledgers: dict[str, tuple[float, PipelineLedger]] = {}
         self._by_room: list[tuple[float, str]] = []
         # Pipelines and their last gain, the latest last.
@@ -117,7 +112,7 @@ class Placement:
 
         Args:
             since: the gains when it was looked for last: only those that have gained since are tried.
-            home: the pipeline that has the request's session, which is preferred within AFFINITY.
+            home: the pipeline that has the request's session, which is preferred within the affinity.
             look: this look at the queue.
         """
         first = self._home(home) if home else None
@@ -132,7 +127,7 @@ class Placement:
             if look.fits(ledger, more):
                 return ledger
             tries += 1
-            if since is None and tries == ROOMIEST:
+            if since is None and tries == self._tuning.roomiest:
                 break
         return None
 
@@ -140,7 +135,7 @@ class Placement:
         if pipeline_id not in self._ledgers:
             return None
         (most, _), (room, ledger) = self._by_room[-1], self._ledgers[pipeline_id]
-        return ledger if most - room <= AFFINITY else None
+        return ledger if most - room <= self._tuning.affinity else None
 
     def _gained_since(self, since: int) -> Iterator[PipelineLedger]:
         """Those with a gain after ``since``, the roomiest first."""

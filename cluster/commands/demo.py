@@ -24,7 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Asks both questions and shows the last one's receipt and pyramid."""
-    from cluster.deploy.serving import own_client, read_deployment, serving
+    from cluster.deploy.deployment import read_deployment
+    from cluster.deploy.serving import own_client, serving
 
     deployment = read_deployment(arguments.config)
     with serving(deployment, "", say), own_client(deployment.config) as client:

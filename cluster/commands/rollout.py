@@ -18,8 +18,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Rolls out, and returns when the old deployment has gone."""
+    from cluster.deploy.deployment import read_deployment
     from cluster.deploy.rollout import roll_out
-    from cluster.deploy.serving import read_deployment
 
     roll_out(read_deployment(arguments.config), arguments.address, say)
     return 0

@@ -21,7 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Serves until it is interrupted or terminated."""
-    from cluster.deploy.serving import ray_address, read_deployment, serving
+    from cluster.deploy.deployment import read_deployment
+    from cluster.deploy.serving import ray_address, serving
 
     stopped = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):

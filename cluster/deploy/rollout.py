@@ -5,21 +5,13 @@ import time
 
 import ray
 from ray import serve
-from ray.serve.context import _get_global_client
 from ray.serve.schema import ServeApplicationSchema, ServeDeploySchema
 
 from cluster.config import ClusterConfig, parse_config
-from cluster.deploy.serving import (
-    NODES_SECONDS,
-    POLL_SECONDS,
-    Deployment,
-    Progress,
-    await_running,
-    check,
-    deploy,
-    join,
-)
+from cluster.deploy.deployment import Deployment, Progress, check_files
+from cluster.deploy.serving import NODES_SECONDS, POLL_SECONDS, await_running, join
 from pyramidserve.errors import ConfigurationError
+from workers import ray_private
 
 IMPORT_PATH = "cluster.app:build"
 
@@ -37,7 +29,7 @@ def roll_out(deployment: Deployment, address: str, progress: Progress) -> None:
     Raises ConfigurationError when nothing is served there, or at another port, or the new one does not
     come up.
     """
-    check(deployment.config, progress)
+    check_files(deployment.config, progress)
     join(address, progress)
     try:
         old = applications()
@@ -51,15 +43,15 @@ def roll_out(deployment: Deployment, address: str, progress: Progress) -> None:
         names = ", ".join(each.name for each in old)
         progress(f"deploying {new.name} beside {names}")
         everything = deployment.schema.model_copy(update={"applications": [*old, new]})
-        deploy(everything)
+        ray_private.deploy(everything)
         try:
             await_running(new.name, NODES_SECONDS)
         except ConfigurationError:
             progress(f"taking {new.name} away again; {names} goes on")
-            deploy(deployment.schema.model_copy(update={"applications": old}))
+            ray_private.deploy(deployment.schema.model_copy(update={"applications": old}))
             raise
         progress(f"{new.name} serves; {names} drains")
-        deploy(deployment.schema.model_copy(update={"applications": [new]}))
+        ray_private.deploy(deployment.schema.model_copy(update={"applications": [new]}))
         _await_gone([each.name for each in old])
     finally:
         ray.shutdown()
@@ -67,13 +59,8 @@ def roll_out(deployment: Deployment, address: str, progress: Progress) -> None:
 
 def applications() -> list[ServeApplicationSchema]:
     """Ours, as they were deployed."""
-    client = _get_global_client(raise_if_no_controller_running=False)
-    if client is None:
-        return []
-    details = client.get_serve_details()["applications"].values()
     configs = (
-        ServeDeploySchema.model_validate({"applications": [each["deployed_app_config"]]})
-        for each in details
+        ServeDeploySchema.model_validate({"applications": [each]}) for each in ray_private.deployed()
     )
     return [app for config in configs for app in config.applications if app.import_path == IMPORT_PATH]
 

@@ -41,6 +41,8 @@ class Edge:
         router = Router(
             config.model,
             weights=tenants.weights,
+            admit=config.admit,
+            route=config.route,
             queue_limit=config.queue_limit,
             session_limit=config.session_limit,
             session_max_age=config.session_max_age,

@@ -15,7 +15,7 @@ from grpc_health.v1.health_pb2 import HealthCheckResponse
 
 from cluster.admit.request import ValidatedRequest
 from cluster.edge.tenants import Tenants
-from cluster.route.pipelines import AttachedPipeline
+from cluster.route.attached_pipeline import AttachedPipeline
 from cluster.route.router import Router
 from pyramidserve.errors import EngineError, InvalidRequestError, PyramidServeError
 from pyramidserve.v1 import inference_pb2 as pb

@@ -1,8 +1,12 @@
-"""What users do: sessions of several turns, and when they come. Pure and seeded."""
+"""What users do: sessions of several turns, and when they come. Pure and seeded.
+
+`python -m cluster.load.trace FILE` draws the sessions that lie beside this file as chat.json.
+"""
 
 import json
 import math
 import random
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +21,8 @@ Arrivals = Literal["poisson", "bursty", "diurnal"]
 SOURCE = "medians of Splitwise's conversations (ISCA 2024), turns of LMSYS-Chat-1M (ICLR 2024), log-normal"
 FIRST_MESSAGE, NEXT_MESSAGE, ANSWER, THINKING = (850, 0.6), (60, 1.0), (129, 0.8), (10, 0.6)
 MOST_TURNS, MOST_MESSAGE, MOST_ANSWER, MOST_THINKING = 6, 3000, 512, 40
+# Of chat.json.
+SESSIONS, SEED = 400, 1
 # A bursty minute has ten seconds with six times the rate of the others; a diurnal "day" lasts ten minutes.
 BURST_PERIOD, BURST_SECONDS, BURST_FACTOR = 60.0, 10.0, 6.0
 DAY_SECONDS, DAY_SWING = 600.0, 0.8
@@ -106,3 +112,7 @@ def intensity(kind: Arrivals, moment: float) -> float:
     if kind == "diurnal":
         return 1 - DAY_SWING * math.cos(2 * math.pi * moment / DAY_SECONDS)
     return 1.0
+
+
+if __name__ == "__main__":
+    write_trace(draw_sessions(SESSIONS, SEED), Path(sys.argv[1]))

@@ -23,6 +23,7 @@ class LiveRequest:
         deadline: when its client gives up, or infinite.
         sent: when it was last sent to a pipeline that had room, before any was lost.
         pipeline_id: the pipeline that it was last sent to, or "".
+        sequence_id: its name there, or 0.
         losses: pipelines that were lost while they ran it.
     """
 
@@ -46,7 +47,7 @@ class LiveRequest:
         self.arrived = arrived
         self.deadline = deadline
         self.sent = arrived
-        self.pipeline_id = ""
+        self.pipeline_id, self.sequence_id = "", 0
         self.losses = 0
         self._abandoned = abandoned
         self._pacer = pacer
@@ -106,6 +107,12 @@ class LiveRequest:
         follower = Follower(self, ends.index(count))
         self._followers.add(follower)
         return follower
+
+    def send(self, pipeline_id: str, sequence_id: int, now: float) -> None:
+        """Notes that a pipeline runs it from now on, as ``sequence_id``."""
+        self.pipeline_id, self.sequence_id = pipeline_id, sequence_id
+        if not self.losses:
+            self.sent = now
 
     def append(self, tokens: Tokens, now: float) -> None:
         """Adds new output, to be told when the pacer says so.

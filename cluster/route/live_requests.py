@@ -5,10 +5,11 @@ import logging
 from collections.abc import Callable, Iterator
 
 from cluster.admit.admission import Admission
+from cluster.admit.request import ValidatedRequest
 from cluster.admit.sessions import Sessions
-from cluster.route.live import LiveRequest
-from cluster.route.pipelines import AttachedPipeline
-from pyramidserve.errors import EngineError, PyramidServeError, UnavailableError
+from cluster.route.attached_pipeline import AttachedPipeline
+from cluster.route.live import Follower, LiveRequest
+from pyramidserve.errors import EngineError, PyramidServeError, RequestConflictError, UnavailableError
 from pyramidserve.v1 import pipeline_pb2 as pb
 from pyramidserve.wire import receipt_from_message, tokens_from_message
 from workers.budget.pages import IntegrityError
@@ -21,7 +22,7 @@ LOST_RETRY_DELAY = 1.0
 REPLAYS = 5
 
 
-class Registry:
+class LiveRequests:
     """Every request from its arrival to its end, and what pipelines bring of it.
 
     Attributes:
@@ -50,6 +51,25 @@ class Registry:
         """Takes a request in that waits."""
         self._live[live.tenant, live.request.request_id] = live
         self.idle.clear()
+
+    def join(self, live: LiveRequest, request: ValidatedRequest) -> Follower:
+        """A stream of ``live`` for ``request``, which has its id.
+
+        Raises RequestConflictError if it asks for another reply.
+        """
+        decisions = self._admission.decisions
+        try:
+            if not request.same_reply(live.request):
+                raise RequestConflictError(
+                    f"request_id {request.request_id!r} is running with other content; "
+                    "send the same content to join it, or another request_id"
+                )
+            follower = live.follow(request.resume_output_ids)
+        except RequestConflictError as error:
+            decisions[error.reason] += 1
+            raise
+        decisions["joined"] += 1
+        return follower
 
     def append(self, pipeline: AttachedPipeline, new: pb.SequenceTokens) -> None:
         """Takes in new output of a sequence."""
@@ -89,21 +109,12 @@ class Registry:
         live = self._release(pipeline, failed.sequence_id)
         if live is None or live.ended:
             return
-        match failed.cause:
-            case pb.SequenceFailed.CAUSE_NO_ROOM:
-                self._admission.decisions["no_room"] += 1
-                self._admission.requeue(live)
-                log.info("request_requeued request_id=%r", live.request.request_id)
-            case pb.SequenceFailed.CAUSE_CANCELLED:
-                self.replay(live, pipeline)
-            case _:
-                self.fail(
-                    live,
-                    EngineError(
-                        f"request {live.request.request_id!r} failed on pipeline "
-                        f"{pipeline.pipeline_id}: {failed.message}"
-                    ),
-                )
+        if failed.cause == failed.CAUSE_NO_ROOM:
+            self._admission.decisions["no_room"] += 1
+            self._admission.requeue(live)
+            log.info("request_requeued request_id=%r", live.request.request_id)
+        else:
+            self.replay(live, pipeline)
 
     def replay(self, live: LiveRequest, pipeline: AttachedPipeline) -> None:
         """Queues what a lost pipeline ran; it goes on behind the output that there is."""

@@ -4,9 +4,7 @@ import os
 from collections.abc import Callable
 from typing import Protocol
 
-# Messages to clients, of all streams together; and the longest that tokens may wait to be told together, in
-# seconds.
-MESSAGES_PER_SECOND, LONGEST_SPACING = 75.0 * (os.cpu_count() or 1), 0.25
+from cluster.route.tuning import RouteTuning
 
 
 class Untold(Protocol):
@@ -25,9 +23,12 @@ class Pacer:
         streams: Callable[[], int],
         clock: Callable[[], float],
         call_later: Callable[[float, Callable[[], None]], None],
+        tuning: RouteTuning,
     ) -> None:
         """``streams``: how many there are; ``clock``: seconds; ``call_later``: calls back after a delay."""
         self._streams, self._clock, self._call_later = streams, clock, call_later
+        self._longest_spacing = tuning.longest_spacing
+        self._messages_per_second = tuning.messages_per_core * (os.cpu_count() or 1)
         self._untold: dict[Untold, None] = {}
         self._due = 0.0
         self._waiting = False
@@ -49,7 +50,8 @@ class Pacer:
 
     def _tell_now(self) -> None:
         self._waiting = False
-        self._due = self._clock() + min(LONGEST_SPACING, self._streams() / MESSAGES_PER_SECOND)
+        spacing = min(self._longest_spacing, self._streams() / self._messages_per_second)
+        self._due = self._clock() + spacing
         told, self._untold = self._untold, {}
         for each in told:
             each.tell()

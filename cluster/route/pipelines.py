@@ -1,64 +1,164 @@
-"""A pipeline while it is attached to the router."""
+"""The pipelines that are attached, and which of them are given requests."""
 
-import asyncio
+import logging
+from collections.abc import Callable, Iterator
 
-from cluster.admit.admission import Admitted
 from cluster.admit.ledger import PipelineLedger
+from cluster.admit.placement import Placement
+from cluster.admit.tuning import AdmitTuning
+from cluster.route.attached_pipeline import AttachedPipeline
 from cluster.route.live import LiveRequest
+from cluster.route.tuning import RouteTuning
+from pyramidserve.errors import ConfigurationError
 from pyramidserve.v1 import pipeline_pb2 as pb
-from pyramidserve.wire import (
-    compression_to_message,
-    sampling_to_message,
-    stage_state_from_message,
-    stopping_to_message,
-)
+from workers.budget.pages import IntegrityError
+
+log = logging.getLogger(__name__)
 
 
-class AttachedPipeline:
-    """A pipeline while its stream lives.
+class Pipelines:
+    """Every pipeline from its Hello until it is let go.
+
+    One that is leaving gets nothing new, and neither does one that has refused what its ledger had room
+    for, until something ends there or a pause is over.
 
     Attributes:
-        sequences: what it runs, cancelled ones included until it confirms.
-        orders: what is to be sent to it, one sequence an order; None is the end.
-        leaving: it is to be taken away, and gets nothing new.
-        refused: it had no room for what its ledger had room for; it gets nothing until that changes.
+        placement: those that are given requests.
+        draining: all is shut down, so that those that are leaving have to do what waits.
     """
 
-    def __init__(self, hello: pb.Hello) -> None:
-        """Raises ConfigurationError if the stages make no sense."""
-        stages = [stage_state_from_message(stage) for stage in hello.stages]
-        self.pipeline_id = hello.pipeline_id
-        self.ledger = PipelineLedger(hello.pipeline_id, stages, hello.max_sequences)
-        self.sequences: dict[int, LiveRequest] = {}
-        self.orders: asyncio.Queue[pb.RouterOrder | None] = asyncio.Queue()
-        self.leaving = self.refused = False
+    def __init__(
+        self,
+        model: str,
+        admit: AdmitTuning,
+        route: RouteTuning,
+        call_later: Callable[[float, Callable[[], None]], None],
+        tried_again: Callable[[], None],
+    ) -> None:
+        """No pipelines.
 
-    def start(self, admitted: Admitted[LiveRequest], queued: int) -> None:
-        """Orders a request to be run from where it is, while ``queued`` go on waiting."""
-        live, request = admitted.item, admitted.item.request
-        self.sequences[admitted.sequence_id] = live
-        start = pb.StartSequence(
-            sequence_id=admitted.sequence_id,
-            expected_tokens=admitted.expected_tokens,
-            request_id=request.request_id,
-            prompt_ids=request.prompt_ids,
-            forced_output_ids=live.output_ids,
-            sampling=sampling_to_message(request.sampling),
-            stopping=stopping_to_message(request.stopping),
-            compression=compression_to_message(request.compression),
-            session_id=request.session_id,
+        Args:
+            model: the checkpoint that all serve.
+            admit: of their books and of the placement.
+            route: says how long those that have refused pause.
+            call_later: calls back after a delay in seconds.
+            tried_again: called when the pause of one that refused is over.
+        """
+        self.placement = Placement(admit)
+        self.draining = False
+        self._model, self._admit = model, admit
+        self._refusal_pause = route.refusal_pause
+        self._call_later, self._tried_again = call_later, tried_again
+        self._attached: dict[str, AttachedPipeline] = {}
+
+    def __len__(self) -> int:
+        return len(self._attached)
+
+    def __iter__(self) -> Iterator[AttachedPipeline]:
+        return iter(list(self._attached.values()))
+
+    def __contains__(self, pipeline: AttachedPipeline) -> bool:
+        """Whether it is attached, and not another of the same id in its place."""
+        return self._attached.get(pipeline.pipeline_id) is pipeline
+
+    def __getitem__(self, pipeline_id: str) -> AttachedPipeline:
+        return self._attached[pipeline_id]
+
+    def get(self, pipeline_id: str) -> AttachedPipeline | None:
+        """The pipeline of that id, if one is attached."""
+        return self._attached.get(pipeline_id)
+
+    def ledgers(self) -> list[PipelineLedger]:
+        """The books of all."""
+        return [pipeline.ledger for pipeline in self]
+
+    def staying(self) -> list[PipelineLedger]:
+        """The books of those that are not leaving."""
+        return [pipeline.ledger for pipeline in self if not pipeline.leaving]
+
+    def introduced(self, hello: pb.Hello) -> AttachedPipeline:
+        """A pipeline that is still to be added.
+
+        Raises ConfigurationError if it serves another model, or its stages make no sense.
+        """
+        if hello.model != self._model:
+            raise ConfigurationError(
+                f"pipeline {hello.pipeline_id!r} serves {hello.model!r} and this router "
+                f"{self._model!r}; start it with the router's checkpoint"
+            )
+        return AttachedPipeline(hello, self._admit)
+
+    def add(self, pipeline: AttachedPipeline) -> None:
+        """Takes a pipeline in, of whose id there is none."""
+        self._attached[pipeline.pipeline_id] = pipeline
+        self.placement.gained(pipeline.ledger)
+        log.info("pipeline_attached pipeline_id=%r stages=%d", pipeline.pipeline_id, pipeline.stages)
+
+    def remove(self, pipeline: AttachedPipeline) -> None:
+        """Lets an attached pipeline go, whatever it runs."""
+        del self._attached[pipeline.pipeline_id]
+        self.placement.close(pipeline.pipeline_id)
+        pipeline.orders.put_nowait(None)
+        log.info(
+            "pipeline_detached pipeline_id=%r sequences=%d",
+            pipeline.pipeline_id,
+            len(pipeline.sequences),
         )
-        self.orders.put_nowait(pb.RouterOrder(start=[start], queued=queued))
 
-    def tell_demand(self, demand: float) -> None:
-        """Passes on how many pipelines there should be, unless it has not taken what came before."""
-        if self.orders.empty():
-            self.orders.put_nowait(pb.RouterOrder(demand=demand))
+    def leave(self, pipeline: AttachedPipeline, waiting: int) -> None:
+        """Gives a pipeline nothing new, and lets it go as soon as it may; nothing if it is not attached.
 
-    def cancel(self, sequence_id: int) -> None:
-        """Orders a sequence to be cancelled."""
-        self.orders.put_nowait(pb.RouterOrder(cancel=[sequence_id]))
+        ``waiting``: see ``let_go``.
+        """
+        if pipeline not in self:
+            return
+        log.info(
+            "pipeline_leaving pipeline_id=%r sequences=%d", pipeline.pipeline_id, len(pipeline.sequences)
+        )
+        pipeline.leaving = True
+        self.placement.close(pipeline.pipeline_id)
+        self.let_go(pipeline, waiting)
 
-    def end_session(self, session_id: str) -> None:
-        """Orders what waits for the session's next turn to be given up."""
-        self.orders.put_nowait(pb.RouterOrder(end_sessions=[session_id]))
+    def take_ends(self, pipeline: AttachedPipeline, step: pb.StepReport) -> None:
+        """Takes in that sequences have ended on a pipeline, or were refused there."""
+        refused = any(each.cause == each.CAUSE_NO_ROOM for each in step.failed)
+        freed = step.finished or any(each.cause != each.CAUSE_NO_ROOM for each in step.failed)
+        pipeline.refused = refused and not freed
+        self._gained(pipeline)
+        if pipeline.refused and not pipeline.sequences:
+            self._call_later(self._refusal_pause, lambda: self._try_again(pipeline))
+
+    def let_go(self, pipeline: AttachedPipeline, waiting: int) -> None:
+        """Lets a pipeline go if it is leaving and has nothing to do.
+
+        Args:
+            waiting: requests in the queue, which it has to do too when all is shut down.
+        """
+        if pipeline.leaving and not pipeline.sequences and not (self.draining and waiting):
+            pipeline.orders.put_nowait(None)
+
+    def drain(self) -> None:
+        """Gives requests to those that are leaving too, from now on."""
+        self.draining = True
+        for pipeline in self:
+            self._gained(pipeline)
+
+    def running(self) -> list[LiveRequest]:
+        """What runs on them and has not ended. Raises IntegrityError if a ledger does not hold it."""
+        for pipeline in self:
+            if len(pipeline.ledger) != len(pipeline.sequences):
+                raise IntegrityError(f"{pipeline.pipeline_id} runs what its ledger does not hold")
+        return [live for pipeline in self for live in pipeline.sequences.values() if not live.ended]
+
+    def _gained(self, pipeline: AttachedPipeline) -> None:
+        """Something has ended on a pipeline, or it may be given requests again."""
+        if pipeline.refused or (pipeline.leaving and not self.draining):
+            self.placement.close(pipeline.pipeline_id)
+        else:
+            self.placement.gained(pipeline.ledger)
+
+    def _try_again(self, pipeline: AttachedPipeline) -> None:
+        pipeline.refused = False
+        if pipeline in self:
+            self._gained(pipeline)
+        self._tried_again()

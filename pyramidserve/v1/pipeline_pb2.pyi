@@ -131,7 +131,7 @@ class StepReport(_message.Message):
 
     @_builtins.property
     def failed(self) -> _containers.RepeatedCompositeFieldContainer[Global___SequenceFailed]:
-        """Sequences that were cancelled, failed or refused; their memory is free on every shard."""
+        """Sequences that were cancelled or refused; their memory is free on every shard."""
 
     @_builtins.property
     def memory(self) -> _containers.RepeatedCompositeFieldContainer[Global___StageMemory]:
@@ -227,8 +227,6 @@ class SequenceFailed(_message.Message):
         """The router asked for it."""
         CAUSE_NO_ROOM: SequenceFailed._Cause.ValueType  # 2
         """The pipeline has no room now; the request goes back to the queue."""
-        CAUSE_ERROR: SequenceFailed._Cause.ValueType  # 3
-        """An error in the engine."""
 
     class Cause(_Cause, metaclass=_CauseEnumTypeWrapper):
         """Why."""
@@ -239,28 +237,22 @@ class SequenceFailed(_message.Message):
     """The router asked for it."""
     CAUSE_NO_ROOM: SequenceFailed.Cause.ValueType  # 2
     """The pipeline has no room now; the request goes back to the queue."""
-    CAUSE_ERROR: SequenceFailed.Cause.ValueType  # 3
-    """An error in the engine."""
 
     SEQUENCE_ID_FIELD_NUMBER: _builtins.int
     CAUSE_FIELD_NUMBER: _builtins.int
-    MESSAGE_FIELD_NUMBER: _builtins.int
     sequence_id: _builtins.int
     """The router's name for the sequence."""
     cause: Global___SequenceFailed.Cause.ValueType
     """See Cause."""
-    message: _builtins.str
-    """The error, for people."""
     def __init__(
         self,
         *,
         sequence_id: _builtins.int = ...,
         cause: Global___SequenceFailed.Cause.ValueType = ...,
-        message: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "message", b"message", "sequence_id", b"sequence_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "sequence_id", b"sequence_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -5,7 +5,9 @@ from typing import Any
 
 import pytest
 
+from cluster.admit.tuning import AdmitTuning
 from cluster.config import ClusterConfig, parse_config
+from cluster.route.tuning import RouteTuning
 from pyramidserve.errors import ConfigurationError
 from pyramidserve.types import Compression, PyramidParameters, StreamingParameters
 
@@ -38,6 +40,12 @@ def test_knobs_of_the_pyramid_are_settings_too() -> None:
     assert parse_config({"compression": compression}).compression == expected
 
 
+def test_what_suits_another_machine_better_is_a_setting_of_its_room() -> None:
+    config = parse_config({"admit": {"patience": 9, "roomiest": 8}, "route": {"messages_per_core": 500.0}})
+    assert config.admit == AdmitTuning(patience=9, roomiest=8)
+    assert config.route == RouteTuning(messages_per_core=500.0)
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
@@ -60,6 +68,19 @@ def test_knobs_of_the_pyramid_are_settings_too() -> None:
         ({"dtype": "int8"}, ("dtype", "'int8'", "bfloat16")),
         ({"device": "tpu"}, ("device", "'tpu'", "cuda")),
         ({"backend": "mkl"}, ("backend", "'mkl'", "reference")),
+        ({"admit": 4}, ("admit", "4", "mapping")),
+        ({"admit": {"patients": 4}}, ("admit.patients", "patience")),
+        ({"admit": {"lookahead": 1.5}}, ("admit.lookahead", "1.5", "int")),
+        ({"admit": {"patience": -1}}, ("admit.patience is -1", "finite and 0 or more")),
+        ({"admit": {"patience": math.inf}}, ("admit.patience is inf", "finite and 0 or more")),
+        ({"admit": {"lookahead": -1}}, ("admit.lookahead is -1", "0 or more")),
+        ({"admit": {"horizon": 0}}, ("admit.horizon is 0", "(0, 1]")),
+        ({"admit": {"length_share": 1.5}}, ("admit.length_share is 1.5", "(0, 1]")),
+        ({"admit": {"roomiest": 0}}, ("admit.roomiest is 0", "1 or more")),
+        ({"admit": {"affinity": math.nan}}, ("admit.affinity is nan", "[0, 1]")),
+        ({"route": {"messages_per_core": 0}}, ("route.messages_per_core is 0", "finite and above 0")),
+        ({"route": {"longest_spacing": -1}}, ("route.longest_spacing is -1", "finite and 0 or more")),
+        ({"route": {"refusal_pause": 0.0}}, ("route.refusal_pause is 0.0", "finite and above 0")),
         ({"router_port": 65536}, ("router_port", "65536", "65535")),
         ({"router_port": -1}, ("router_port", "-1", "65535")),
         ({"compression": {"policy": "h2o"}}, ("compression", "'h2o'")),

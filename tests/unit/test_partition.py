@@ -1,5 +1,6 @@
 """The split of layers: no other would leave the costliest shard cheaper."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import combinations, pairwise
 
@@ -7,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.partition import boundaries, layer_costs, shard_costs
+from cluster.partition import boundaries, layer_costs
 from pyramidserve.types import Compression
 from workers.model.config import ModelConfig
 
@@ -35,6 +36,13 @@ PYRAMIDS = [Compression("pyramid", prefill, kv_keep=0.45) for prefill in ("prune
 def sizes(model: ModelConfig, compression: Compression, shards: int) -> list[int]:
     cuts = boundaries(*layer_costs(model, compression), shards)
     return [end - first for first, end in pairwise((0, *cuts, model.layers))]
+
+
+def shard_costs(costs: Sequence[float], head_cost: float, cuts: Sequence[int]) -> list[float]:
+    """What each shard costs, as a share of the whole."""
+    shards = [sum(costs[first:end]) for first, end in pairwise((0, *cuts, len(costs)))]
+    shards[-1] += head_cost
+    return shards
 
 
 @given(

@@ -17,9 +17,9 @@ PURE = {
     "workers.kv": "page_table",
     "workers.model": "config shapes transcript work",
     "cluster": "autoscale config partition",
-    "cluster.admit": "admission ledger lengths placement queue request sessions",
+    "cluster.admit": "admission ledger lengths pace placement queue request sessions tuning",
     "cluster.edge": "tenants",
-    "cluster.route": "live pacer",
+    "cluster.route": "live pacer tuning",
     "cluster.load": "trace",
     "cluster.simulation": "pipeline run setup timing turn",
 }

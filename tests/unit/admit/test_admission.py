@@ -7,17 +7,20 @@ from dataclasses import dataclass, replace
 import pytest
 from fake_head import hello, request
 
-from cluster.admit.admission import LOOKAHEAD, PATIENCE, Admission, Admitted
+from cluster.admit.admission import Admission, Admitted
 from cluster.admit.ledger import PipelineLedger
 from cluster.admit.placement import Placement
 from cluster.admit.request import ValidatedRequest
 from cluster.admit.sessions import Sessions
+from cluster.admit.tuning import AdmitTuning
 from pyramidserve.errors import OverloadedError, RequestTimeoutError, RequestTooLargeError
 from pyramidserve.types import Priority
 from pyramidserve.wire import stage_state_from_message
 
+PATIENCE, LOOKAHEAD = AdmitTuning().patience, AdmitTuning().lookahead
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class Waiting:
     request: ValidatedRequest
     arrived: float
@@ -28,12 +31,12 @@ class Waiting:
 class Desk:
     """An admission with a clock, sessions, and items that arrive a second after each other."""
 
-    def __init__(self, limit: int = 8) -> None:
+    def __init__(self, limit: int = 8, tuning: AdmitTuning = AdmitTuning()) -> None:
         self.now = 0.0
         self.arrivals = 0
-        self.admission: Admission[Waiting] = Admission(limit, {}, lambda: self.now)
+        self.admission: Admission[Waiting] = Admission(limit, {}, lambda: self.now, tuning)
         self.sessions = Sessions(8, 60, lambda: 0.0)
-        self.placement = Placement()
+        self.placement = Placement(tuning)
 
     def enqueue(
         self,
@@ -103,8 +106,9 @@ def test_one_that_has_been_overtaken_for_long_holds_those_back_that_would_be_in_
     assert desk.choose(books) == [("e", "p")]
 
 
-def test_nothing_is_overtaken_for_ever() -> None:
-    desk, books = Desk(limit=99), ledger(pages=4)
+@pytest.mark.parametrize("patience", [PATIENCE, 9.0])
+def test_nothing_is_overtaken_for_ever(patience: float) -> None:
+    desk, books = Desk(99, AdmitTuning(patience=patience)), ledger(pages=4)
     for name, pages in (("a", 2), ("b", 2), ("large", 4)):
         desk.enqueue(name, pages, books)
     running, names = deque([1, 2]), [name for name, _ in desk.choose(books)]
@@ -115,7 +119,7 @@ def test_nothing_is_overtaken_for_ever() -> None:
         chosen = desk.admitted(books)
         running += [each.sequence_id for each in chosen]
         names = [each.item.request.request_id for each in chosen]
-    assert desk.now == PATIENCE + 2
+    assert desk.now == patience + 2
 
 
 def test_room_stays_kept_for_the_one_that_has_it() -> None:
@@ -148,10 +152,11 @@ def test_room_that_is_kept_on_one_pipeline_holds_nobody_back_on_others() -> None
     assert desk.choose(books[0]) == [("large", "p")]
 
 
-def test_only_so_many_are_looked_at_behind_those_that_do_not_fit() -> None:
-    desk, books = Desk(limit=99), ledger(pages=5)
+@pytest.mark.parametrize("lookahead", [LOOKAHEAD, 2])
+def test_only_so_many_are_looked_at_behind_those_that_do_not_fit(lookahead: int) -> None:
+    desk, books = Desk(99, AdmitTuning(lookahead=lookahead)), ledger(pages=5)
     books.add(99, books.growth(request(pages=4), 16))
-    for number in range(LOOKAHEAD + 1):
+    for number in range(lookahead + 1):
         desk.enqueue(f"large {number}", 5, books)
     desk.enqueue("small", 1, books)
     assert desk.choose(books) == []
@@ -276,27 +281,3 @@ def test_a_full_queue_refuses() -> None:
     assert refused.value.retry_delay == 1.0
     assert len(desk.admission) == 2
     assert desk.admission.decisions["queue_full"] == 1
-
-
-def test_the_retry_delay_is_the_time_that_the_queue_takes_to_drain() -> None:
-    desk = Desk()
-    for name in "abcd":
-        desk.enqueue(name, 1)
-    for now in (10.0, 12.0, 14.0):
-        desk.now = now
-        desk.admission.count_finished(request(), 16, 1.0)
-    assert desk.admission.retry_delay() == pytest.approx(4 * 2.0)
-    desk.now = 16.0
-    assert desk.admission.retry_delay() == pytest.approx(4 * 3.0)
-    desk.now = 1e6
-    assert desk.admission.retry_delay() == 30.0
-
-
-def test_the_retry_delay_forgets_what_is_long_past() -> None:
-    desk = Desk()
-    desk.enqueue("a", 1)
-    desk.admission.count_finished(request(), 16, 1.0)
-    for step in range(64):
-        desk.now = 1e6 + step
-        desk.admission.count_finished(request(), 16, 1.0)
-    assert desk.admission.retry_delay() == pytest.approx(1.0)

@@ -6,6 +6,7 @@ import pytest
 from fake_head import request
 
 from cluster.admit.ledger import PipelineLedger
+from cluster.admit.tuning import AdmitTuning
 from pyramidserve.errors import ConfigurationError, InvalidRequestError
 from pyramidserve.types import Compression, StageState, Stopping, StreamingParameters
 from pyramidserve.v1 import pipeline_pb2 as pb
@@ -56,6 +57,17 @@ def test_pages_are_counted_on_until_the_sequence_is_gone() -> None:
     assert books.could_ever_hold(more)
     books.remove(1)
     assert books.free == (8, 8)
+
+
+@pytest.mark.parametrize(("horizon", "fit"), [(0.5, 3), (1.0, 2)])
+def test_sequences_are_counted_at_the_horizon(horizon: float, fit: int) -> None:
+    books = PipelineLedger("p", [stage(0, 1, 10)], 9, AdmitTuning(horizon=horizon))
+    more = books.growth(replace(request(pages=1), stopping=Stopping(max_tokens=65)), 65)
+    assert (more.first, more.expected) == ((1, 0), (5, 0))
+    for number in range(9):
+        if books.fits(more):
+            books.add(number, more)
+    assert len(books) == fit
 
 
 def test_what_a_request_must_not_lose_needs_room_on_the_hosts() -> None:

@@ -8,10 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.admit.ledger import PipelineLedger
-from cluster.admit.placement import AFFINITY, ROOMIEST, Look, Placement
+from cluster.admit.placement import Look, Placement
 from cluster.admit.request import ValidatedRequest
+from cluster.admit.tuning import AdmitTuning
 from pyramidserve.wire import stage_state_from_message
 from workers.budget.forecast import Growth
+
+ROOMIEST, AFFINITY = AdmitTuning().roomiest, AdmitTuning().affinity
 
 
 class Asked(PipelineLedger):
@@ -32,8 +35,8 @@ def ledgers(*pages: int) -> list[Asked]:
     ]
 
 
-def opened(books: Sequence[PipelineLedger]) -> Placement:
-    placement = Placement()
+def opened(books: Sequence[PipelineLedger], tuning: AdmitTuning = AdmitTuning()) -> Placement:
+    placement = Placement(tuning)
     for each in books:
         placement.gained(each)
     return placement
@@ -64,13 +67,14 @@ def test_pipelines_stand_in_the_order_of_their_room() -> None:
     assert [each.pipeline_id for each in placement] == ["p1", "p2", "p0"]
 
 
-def test_one_that_comes_is_tried_where_there_is_most_room_and_not_everywhere() -> None:
-    books = ledgers(*[8] * (ROOMIEST + 3))
-    placement = opened(books)
+@pytest.mark.parametrize("roomiest", [ROOMIEST, 1])
+def test_one_that_comes_is_tried_where_there_is_most_room_and_not_everywhere(roomiest: int) -> None:
+    books = ledgers(*[8] * (roomiest + 3))
+    placement = opened(books, AdmitTuning(roomiest=roomiest))
     for each in books:
         fill(placement, each, 4)
     assert find(placement, request(pages=6)) is None
-    assert sorted(each.asked for each in books) == [0] * 3 + [1] * ROOMIEST
+    assert sorted(each.asked for each in books) == [0] * 3 + [1] * roomiest
 
 
 def test_those_that_could_never_hold_it_do_not_count() -> None:
@@ -103,10 +107,11 @@ def test_home_is_preferred_if_it_has_room(home: str | None, found: str) -> None:
     assert find(placement, request(pages=6), home=home) == found
 
 
-def test_home_is_worth_so_much_room_and_no_more() -> None:
+@pytest.mark.parametrize("affinity", [AFFINITY, 0.25])
+def test_home_is_worth_so_much_room_and_no_more(affinity: float) -> None:
     books = ledgers(40, 40)
-    placement = opened(books)
-    fill(placement, books[0], round(40 * AFFINITY))
+    placement = opened(books, AdmitTuning(affinity=affinity))
+    fill(placement, books[0], round(40 * affinity))
     assert find(placement, request(pages=4), home="p0") == "p0"
     fill(placement, books[0], 1, "one more")
     assert find(placement, request(pages=4), home="p0") == "p1"

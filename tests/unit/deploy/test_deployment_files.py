@@ -8,7 +8,7 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.serve.schema import ServeDeploySchema
 
 from cluster.app import ROUTER_RESOURCE, demand
-from cluster.deploy.serving import read_deployment
+from cluster.deploy.deployment import read_deployment
 from pyramidserve.errors import ConfigurationError
 
 DEPLOY = Path(__file__).parents[3] / "deploy"

@@ -556,7 +556,7 @@ def test_a_deadline_that_cannot_be_met_is_told_at_once() -> None:
             answering = asyncio.create_task(head.run())
             await events_of(at.stream("learnt from", stopping=Stopping(max_tokens=16)))
             answering.cancel()
-            at.router._admission._paces.append(10.0)  # seconds a token
+            at.router._admission._pace.count(10.0)  # seconds a token
             with pytest.raises(RequestTimeoutError, match="16 output tokens would take") as refused:
                 await events_of(at.client.stream([1], timeout=30.0, stopping=Stopping(max_tokens=16)))
             assert refused.value.reason == "deadline_unreachable"

@@ -14,6 +14,8 @@ from pyramidserve.errors import OverloadedError
 from pyramidserve.types import Event, Started, Tokens
 from pyramidserve.v1 import inference_pb2 as pb
 
+pytest_plugins = ["scripted_fixtures"]
+
 SECONDS = 3.0
 IDS = list(range(500))
 

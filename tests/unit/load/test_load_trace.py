@@ -1,5 +1,7 @@
 """The traffic: lengths as published, arrivals as asked for, and the same for the same seed."""
 
+import subprocess
+import sys
 from pathlib import Path
 from statistics import mean, median
 
@@ -21,9 +23,13 @@ from cluster.load.trace import (
 )
 from pyramidserve.errors import InvalidRequestError
 
+ROOT = Path(__file__).parents[3]
 
-def test_the_committed_trace_is_what_its_seed_draws() -> None:
-    assert read_trace(TRACE) == draw_sessions(400, 1)
+
+def test_the_committed_trace_is_what_its_command_draws(tmp_path: Path) -> None:
+    file = tmp_path / "chat.json"
+    subprocess.run([sys.executable, "-m", "cluster.load.trace", file], check=True, cwd=ROOT)
+    assert file.read_bytes() == TRACE.read_bytes()
 
 
 def test_the_committed_trace_has_the_lengths_of_its_sources() -> None:

@@ -10,6 +10,7 @@ from fake_head import PATIENCE, finished, request
 
 from cluster.route.live import Follower, LiveRequest
 from cluster.route.pacer import Pacer, Untold
+from cluster.route.tuning import RouteTuning
 from pyramidserve.errors import EngineError, RequestConflictError, UnavailableError
 from pyramidserve.types import Event, Receipt, Started, Tokens
 from pyramidserve.wire import receipt_from_message
@@ -37,7 +38,7 @@ class AtOnce(Pacer):
     """Tells of everything without waiting."""
 
     def __init__(self) -> None:
-        super().__init__(lambda: 0, lambda: 0.0, lambda delay, callback: None)
+        super().__init__(lambda: 0, lambda: 0.0, lambda delay, callback: None, RouteTuning())
 
     def add(self, untold: Untold) -> None:
         untold.tell()
@@ -178,7 +179,7 @@ def test_a_reply_of_one_token_has_no_times_between_tokens() -> None:
 
 
 def test_tokens_behind_the_first_are_told_together_and_the_end_at_once() -> None:
-    pacer = Pacer(lambda: 1, lambda: 0.0, lambda delay, callback: None)
+    pacer = Pacer(lambda: 1, lambda: 0.0, lambda delay, callback: None, RouteTuning())
     live = Abandoned().live(pacer=pacer)
 
     async def scenario() -> list[Event]:

@@ -1,10 +1,14 @@
 """When new output is told, on a clock of our own."""
 
+import os
 from collections.abc import Callable
 
 import pytest
 
-from cluster.route.pacer import LONGEST_SPACING, MESSAGES_PER_SECOND, Pacer
+from cluster.route.pacer import Pacer
+from cluster.route.tuning import RouteTuning
+
+TUNING = RouteTuning()
 
 
 class Stream:
@@ -18,9 +22,9 @@ class Stream:
 class Timers(list[tuple[float, Callable[[], None]]]):
     """A pacer for ``streams`` streams, its clock, and what it wants to be called for."""
 
-    def __init__(self, streams: int = 10) -> None:
+    def __init__(self, streams: int = 10, tuning: RouteTuning = TUNING) -> None:
         self.now = 100.0
-        self.pacer = Pacer(lambda: streams, lambda: self.now, lambda *timer: self.append(timer))
+        self.pacer = Pacer(lambda: streams, lambda: self.now, lambda *timer: self.append(timer), tuning)
 
     def tell(self, *streams: Stream) -> list[int]:
         for each in streams:
@@ -29,9 +33,10 @@ class Timers(list[tuple[float, Callable[[], None]]]):
         return [each.times for each in streams]
 
 
-def test_what_is_due_is_told_at_once_and_the_rest_together_later() -> None:
-    timers, first, second = Timers(), Stream(), Stream()
-    spacing = 10 / MESSAGES_PER_SECOND
+@pytest.mark.parametrize("messages", [TUNING.messages_per_core, 1000.0])
+def test_what_is_due_is_told_at_once_and_the_rest_together_later(messages: float) -> None:
+    timers, first, second = Timers(tuning=RouteTuning(messages_per_core=messages)), Stream(), Stream()
+    spacing = 10 / messages / (os.cpu_count() or 1)
     assert timers.tell(first, second) == [1, 1]
     timers.now += spacing / 4
     assert timers.tell(first) == [1]
@@ -53,9 +58,10 @@ def test_nothing_to_tell_takes_no_time() -> None:
     assert not timers
 
 
-def test_no_number_of_streams_makes_it_wait_longer_than_the_longest() -> None:
-    timers = Timers(streams=10**6)
+@pytest.mark.parametrize("longest", [TUNING.longest_spacing, 0.5])
+def test_no_number_of_streams_makes_it_wait_longer_than_the_longest(longest: float) -> None:
+    timers = Timers(10**6, RouteTuning(longest_spacing=longest))
     timers.tell(Stream())
     timers.tell(Stream())
     ((delay, _),) = timers
-    assert delay == LONGEST_SPACING
+    assert delay == longest
