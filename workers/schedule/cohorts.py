@@ -1,10 +1,16 @@
 """Sequences that come at about the same time, and begin to decode together. Pure."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from workers.budget.pages import IntegrityError
+from workers.schedule.phase import Phase
 
-@dataclass
+WITHOUT_OUTPUT = {Phase.WAITING, Phase.PREFILLING}
+WITH_OUTPUT = {Phase.RESTING, Phase.READY, Phase.DECODING}
+
+
+@dataclass(eq=False)
 class _Cohort:
     """``left`` have no output yet; ``resting`` have, and wait. Others may join while it is ``open``.
 
@@ -60,9 +66,10 @@ class Cohorts:
         """Whether both are of one cohort."""
         return self._of[one] is self._of.get(other)
 
-    def rests(self, key: int) -> bool:
-        """Whether ``key`` has output and waits for others."""
-        return key in self._of and key in self._of[key].resting
+    @property
+    def resting(self) -> list[int]:
+        """All that have output and wait for others."""
+        return [key for cohort in dict.fromkeys(self._of.values()) for key in cohort.resting]
 
     def prefilled(self, keys: Sequence[int], going_on: Sequence[int]) -> list[int]:
         """Notes that ``keys`` of one cohort have their first output; ``going_on`` are to have more.
@@ -97,6 +104,18 @@ class Cohorts:
         if key in cohort.resting:
             cohort.resting.remove(key)
         return [] if cohort.left else self._wake(cohort)
+
+    def check_integrity(self, phases: Mapping[int, Phase]) -> None:
+        """Raises IntegrityError unless the cohorts fit the ``phases`` of all sequences."""
+        for key, cohort in self._of.items():
+            phase = phases.get(key)
+            if phase not in (WITHOUT_OUTPUT if key in cohort.left else WITH_OUTPUT):
+                raise IntegrityError(f"sequence {key} has a cohort, but its phase is {phase}")
+        for cohort in dict.fromkeys(self._of.values()):
+            if cohort.resting and not cohort.left:
+                raise IntegrityError(f"{cohort.resting} rest, but wait for nobody")
+            if unknown := cohort.left - self._of.keys():
+                raise IntegrityError(f"{unknown} are waited for, but have no cohort")
 
     @staticmethod
     def _wake(cohort: _Cohort) -> list[int]:

@@ -53,12 +53,17 @@ class ParkedSession:
 
 
 class ParkedSessions:
-    """Parked sessions by name, the least recently used first."""
+    """Parked sessions by name, the least recently used first.
+
+    Attributes:
+        discarded: keys of those that are given up, whose KV is to be released.
+    """
 
     def __init__(self, limit: int) -> None:
         """For at most ``limit`` of them."""
         self._limit = limit
         self._sessions: OrderedDict[str, ParkedSession] = OrderedDict()
+        self.discarded: list[int] = []
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -70,17 +75,20 @@ class ParkedSessions:
         """The session, if it is parked."""
         return self._sessions.get(session_id)
 
-    def add(self, session: ParkedSession) -> list[ParkedSession]:
-        """Parks a session; returns those that have to go for it: its last turn, or the oldest."""
-        replaced = self._sessions.pop(session.session_id, None)
-        gone = [] if replaced is None else [replaced]
+    def add(self, session: ParkedSession) -> None:
+        """Parks a session; its last turn, or the oldest session, is given up for it."""
+        self.discard(session.session_id)
         self._sessions[session.session_id] = session
         while len(self._sessions) > self._limit:
-            gone.append(self._sessions.popitem(last=False)[1])
-        return gone
+            self.discard(next(iter(self._sessions)))
+
+    def discard(self, session_id: str) -> None:
+        """Gives up what the session has parked, if anything."""
+        if session_id in self._sessions:
+            self.discarded.append(self.remove(session_id).key)
 
     def remove(self, session_id: str) -> ParkedSession:
-        """Takes a session out."""
+        """Takes a session out, whose KV goes to its next turn."""
         return self._sessions.pop(session_id)
 
     def oldest(self, on_host: bool, but: ParkedSession | None = None) -> ParkedSession | None:

@@ -18,6 +18,7 @@ from workers.percentile import percentile
 from workers.policies.registry import policy_name, recall
 from workers.schedule.detokenizer import Detokenizer
 from workers.schedule.drafts import Drafting
+from workers.schedule.phase import Phase
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class RunningSequence:
     """An admitted sequence.
 
     Attributes:
+        phase: what it waits for, or what its step does; ``Roster.move`` changes it.
         reached: outputs that its KV is of or that are next to be fed; fewer than ``output_ids`` while it is
             replayed after it has lost its KV.
         preemptions: how often it had to make room for others.
@@ -64,6 +66,7 @@ class RunningSequence:
     plan: KeepPlan
     detokenizer: Detokenizer
     started: float
+    phase: Phase = Phase.WAITING
     output_ids: list[int] = field(default_factory=list)
     token_times: list[float] = field(default_factory=list)
     reached: int = 0

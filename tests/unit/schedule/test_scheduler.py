@@ -10,8 +10,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from pyramidserve.types import Compression, FinishReason, StreamingParameters
-from workers.budget.footprint import ShardLayout, score_pages
+from pyramidserve.types import Compression, FinishReason, PyramidParameters, StreamingParameters
+from workers.budget.footprint import ShardLayout, index_rows, score_pages
 from workers.budget.pages import pages_for
 from workers.budget.plan import KeepPlan
 from workers.policies.registry import plan
@@ -26,10 +26,25 @@ from workers.schedule.step import Step, StepKind
 COMPUTING = (StepKind.PREFILL, StepKind.DECODE, StepKind.VERIFY)
 MOVING = (StepKind.RELEASE, StepKind.PARK, StepKind.SUSPEND, StepKind.RESUME)
 WINDOW = StreamingParameters(sinks=2, window=20)
+PYRAMID = PyramidParameters(
+    prefill_decay_ratio=0.5, min_context_length=4, streamingllm_sink_len=2, exceed_length_to_compress=16
+)
 COMPRESSIONS = (
     Compression(),
     Compression("streaming", streaming=WINDOW),
     Compression("streaming", streaming=WINDOW, recall="exact"),
+    Compression("streaming", streaming=WINDOW, recall="step"),
+    *(
+        Compression("pyramid", prefill, pyramid=PYRAMID, recall=recall)
+        for prefill, recall in (
+            ("prune", "off"),
+            ("prune", "turn"),
+            ("evict", "off"),
+            ("evict", "turn"),
+            ("evict", "step"),
+            ("evict", "exact"),
+        )
+    ),
 )
 MAX_PREFILL_TOKENS = 10
 lengths = st.integers(1, 8) | st.integers(9, 300)
@@ -66,6 +81,12 @@ def finish(scheduler: Scheduler, step: Step) -> None:
     scheduler.finish_step(step)
 
 
+def index_pages(keep: KeepPlan, layer: int, fed: int) -> int:
+    """Of the index of what a layer has on the host."""
+    spilled = keep.prompt_tokens + fed - keep.tokens(layer, fed)
+    return pages_for(index_rows(spilled)) if keep.indexes else 0
+
+
 class Shards:
     """What the shards of a pipeline hold, as steps that pass them tell; fails where there is no room."""
 
@@ -79,13 +100,16 @@ class Shards:
         self.took_over: dict[int, tuple[KeepPlan, int]] = {}
 
     def pages(self, key: int, shard: ShardLayout, fed: int) -> int:
-        keep, counts = self.plans[key], [0] * self.layout.layers
+        keep = self.plans[key]
+        pages = score_pages(keep, shard)
         for layer in range(shard.first, shard.end):
-            counts[layer] = keep.tokens(layer, fed) + self.ahead[key]
+            tokens, index = keep.tokens(layer, fed) + self.ahead[key], index_pages(keep, layer, fed)
             if key in self.took_over:
                 left, generated = self.took_over[key]
-                counts[layer] = max(counts[layer], left.tokens(layer, generated))
-        return score_pages(keep, shard) + sum(map(pages_for, counts))
+                tokens = max(tokens, left.tokens(layer, generated))
+                index = max(index, index_pages(left, layer, generated))
+            pages += pages_for(tokens) + index
+        return pages
 
     def sent(self, step: Step) -> None:
         """The step is on its way, and may be in any shard."""
