@@ -11,11 +11,12 @@ from pyramidserve.types import Receipt, Tokens
 from workers.engine.pipeline import Pipeline
 from workers.policies.registry import plan
 from workers.schedule.accept import accept
-from workers.schedule.detokenizer import Detokenizer
+from workers.schedule.detokenizer import Decode, Detokenizer
 from workers.schedule.drafts import Drafting
 from workers.schedule.memory import PipelineLayout
+from workers.schedule.receipt import receipt
 from workers.schedule.scheduler import Scheduler
-from workers.schedule.sequence import Decode, RunningSequence, SequenceRequest
+from workers.schedule.sequence import RunningSequence, SequenceRequest
 from workers.schedule.step import PrefillTrace, ShardMemory, Step, StepKind, TopLogits
 
 
@@ -139,6 +140,6 @@ class EngineLoop:
             if sequence.cancelled:
                 events.append(SequenceCancelled(key))
             elif sequence.finish_reason is not None:  # else its KV makes room for others
-                receipt = sequence.receipt([shard[row] for shard in step.released])
-                events.append(SequenceFinished(key, receipt))
+                reports = [shard[row] for shard in step.released]
+                events.append(SequenceFinished(key, receipt(sequence, reports)))
         return events

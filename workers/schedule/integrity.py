@@ -4,7 +4,6 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping
 
 from workers.budget.pages import IntegrityError
-from workers.schedule.cohorts import Cohorts
 from workers.schedule.memory import PipelineMemory
 from workers.schedule.parked import ParkedSessions
 from workers.schedule.phase import Phase
@@ -25,11 +24,9 @@ CARRIED: Mapping[StepKind, Collection[Phase]] = {
 # Those whose KV is, or goes, on the host; of those that memory has there, others were cancelled since.
 ON_HOST = {Phase.SUSPENDING, Phase.SUSPENDED}
 LEAVING = {Phase.ENDED, Phase.RELEASING}
-# Those whose cohort may still name them.
-IN_COHORT = {Phase.WAITING, Phase.PREFILLING, Phase.RESTING, Phase.READY, Phase.DECODING}
 
 
-def check_places(roster: Roster, cohorts: Cohorts, steps: Steps) -> None:
+def check_places(roster: Roster, steps: Steps) -> None:
     """Raises IntegrityError unless each sequence is in the one place that its phase says, and no other.
 
     The places are the roster's queues, those that rest in a cohort, and the steps under way; only those
@@ -39,7 +36,7 @@ def check_places(roster: Roster, cohorts: Cohorts, steps: Steps) -> None:
     for phase, queue in roster.queues.items():
         for key in queue:
             places[key].append((phase.value, {phase}))
-    for key in cohorts.resting:
+    for key in roster.cohorts.resting:
         places[key].append((Phase.RESTING.value, {Phase.RESTING}))
     for step in steps:
         for key in step.sequences:
@@ -52,7 +49,7 @@ def check_places(roster: Roster, cohorts: Cohorts, steps: Steps) -> None:
         if len(places[key]) != wanted or any(sequence.phase not in phases for _, phases in places[key]):
             names = [name for name, _ in places[key]]
             raise IntegrityError(f"sequence {key} is {sequence.phase.value}, but in the places {names}")
-    cohorts.check_integrity({key: sequence.phase for key, sequence in roster.sequences.items()})
+    roster.cohorts.check_integrity({key: sequence.phase for key, sequence in roster.sequences.items()})
 
 
 def check_memory(roster: Roster, memory: PipelineMemory, parked: ParkedSessions, steps: Steps) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pyramidserve.types import Compression
-from workers.schedule.sequence import SequenceRequest
+from workers.schedule.sequence import RunningSequence, SequenceRequest
 
 
 @dataclass
@@ -29,6 +29,20 @@ class ParkedSession:
     whole: bool
     since: float
     on_host: bool = False
+
+    @classmethod
+    def of(cls, sequence: RunningSequence, whole: bool) -> "ParkedSession":
+        """What a sequence that has come to its end leaves; ``whole``: none of its KV was dropped."""
+        request = sequence.request
+        return cls(
+            key=request.sequence,
+            session_id=request.session_id,
+            ids=(*request.prompt_ids, *sequence.output_ids[: sequence.fed]),
+            prompt_tokens=len(request.prompt_ids),
+            compression=request.compression,
+            whole=whole and sequence.whole,
+            since=sequence.token_times[-1],
+        )
 
     @property
     def generated(self) -> int:
@@ -56,12 +70,13 @@ class ParkedSessions:
     """Parked sessions by name, the least recently used first.
 
     Attributes:
+        limit: how many there may be.
         discarded: keys of those that are given up, whose KV is to be released.
     """
 
     def __init__(self, limit: int) -> None:
         """For at most ``limit`` of them."""
-        self._limit = limit
+        self.limit = limit
         self._sessions: OrderedDict[str, ParkedSession] = OrderedDict()
         self.discarded: list[int] = []
 
@@ -79,7 +94,7 @@ class ParkedSessions:
         """Parks a session; its last turn, or the oldest session, is given up for it."""
         self.discard(session.session_id)
         self._sessions[session.session_id] = session
-        while len(self._sessions) > self._limit:
+        while len(self._sessions) > self.limit:
             self.discard(next(iter(self._sessions)))
 
     def discard(self, session_id: str) -> None:

@@ -4,6 +4,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 
 from workers.budget.pages import IntegrityError
+from workers.schedule.cohorts import Cohorts
 from workers.schedule.phase import MOVES, Phase
 from workers.schedule.sequence import RunningSequence
 
@@ -13,11 +14,13 @@ class Roster:
 
     Attributes:
         sequences: by key, in order of admission.
+        cohorts: those that begin to decode together, and the order of those that rest.
         waiting, ready, ended: keys of those in the phase of that name, the next first.
     """
 
     def __init__(self) -> None:
         self.sequences: dict[int, RunningSequence] = {}
+        self.cohorts = Cohorts()
         self.waiting: OrderedDict[int, None] = OrderedDict()
         self.ready: OrderedDict[int, None] = OrderedDict()
         self.ended: OrderedDict[int, None] = OrderedDict()
@@ -53,6 +56,10 @@ class Roster:
         """Moves each of ``keys`` to ``phase``, in order."""
         for key in keys:
             self.move(key, phase)
+
+    def leave_cohort(self, key: int) -> None:
+        """Takes a sequence out of its cohort, if it has one; those that rested for it alone are ready."""
+        self.move_all(self.cohorts.remove(key), Phase.READY)
 
     def remove(self, key: int) -> None:
         """Forgets a sequence, which holds nothing any more."""

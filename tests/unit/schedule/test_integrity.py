@@ -55,7 +55,7 @@ PLANTS: dict[str, Callable[[Scheduler], object]] = {
     "ready, and memory has it on the host": lambda scheduler: scheduler.memory.suspended.update(
         {0: scheduler.memory.suspended.pop(2)}
     ),
-    "ready, and its cohort waits for it": lambda scheduler: scheduler._cohorts.form([0]),
+    "ready, and its cohort waits for it": lambda scheduler: scheduler.roster.cohorts.form([0]),
     "a session that nobody knows": lambda scheduler: scheduler.parked.remove("a"),
     "a session that memory does not know": lambda scheduler: scheduler.memory.parked.pop(8),
     "a session said to be on the device": lambda scheduler: setattr(

@@ -15,7 +15,7 @@ from workers.budget.footprint import ShardLayout, index_rows, score_pages
 from workers.budget.pages import pages_for
 from workers.budget.plan import KeepPlan
 from workers.policies.registry import plan
-from workers.schedule import scheduler as scheduler_module
+from workers.schedule import groups
 from workers.schedule.accept import accept
 from workers.schedule.detokenizer import Detokenizer
 from workers.schedule.drafts import Drafting
@@ -452,7 +452,7 @@ def test_those_that_rest_wake_when_the_last_they_wait_for_is_cancelled() -> None
 
 
 def test_a_long_queue_does_not_begin_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scheduler_module, "COHORT_PREFILLS", 3)
+    monkeypatch.setattr(groups, "COHORT_PREFILLS", 3)
     scheduler = Scheduler(layout(max_prefill_tokens=10))
     for key in range(5):
         assert admit(scheduler, request(key, 10, 10))
