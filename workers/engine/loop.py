@@ -73,6 +73,7 @@ class EngineLoop:
         self._decode = decode
         self._eos_ids = eos_ids
         self._session_seconds = session_seconds
+        self._checked = True
 
     @property
     def idle(self) -> bool:
@@ -81,6 +82,7 @@ class EngineLoop:
 
     def admit(self, request: SequenceRequest) -> bool:
         """Starts a validated request; False if there are too many, or the pool could never hold it."""
+        self._checked = False
         keep = plan(request.compression, len(request.prompt_ids), self.scheduler.layout.layers)
         return self.scheduler.admit(
             RunningSequence(
@@ -112,6 +114,7 @@ class EngineLoop:
             self._pipeline.submit(step, torch.from_numpy(tokens))
         if not self.scheduler.steps_under_way:
             return []
+        self._checked = False
         step, drawn = self._pipeline.collect()
         self.memory = step.memory
         events: list[LoopEvent] = []
@@ -122,6 +125,12 @@ class EngineLoop:
                 events = self._ended(step)
         self.scheduler.finish_step(step)
         return events
+
+    def check_idle(self) -> None:
+        """Checks the scheduler's books once whenever the engine has become idle. Raises IntegrityError."""
+        if self.idle and not self._checked:
+            self.scheduler.check_integrity()
+            self._checked = True
 
     def _accept(self, step: Step, drawn: tuple[int, ...]) -> list[LoopEvent]:
         events: list[LoopEvent] = []
