@@ -20,14 +20,19 @@ from workers.schedule.steps import Steps, Work, spec_of
 QUIET_SLICE, BUSY_SLICE = 1.3, 4.0
 
 
+def steps_at_most(shards: int) -> int:
+    """Steps under way at once, at most: a prefill and a decode for each shard, and one that moves."""
+    return 2 * shards + 1
+
+
 class Scheduler:
     """Mixes prefill and decode into micro-batches and keeps every shard busy.
 
     At most one step that moves or releases sequences, and as many prefills and decode micro-batches each as
-    there are shards, are under way. Sequences may be admitted that will not all find room at their peak:
-    when the next step has none, parked sessions make room, the least recently used first, and then the
-    youngest sequence. Its KV goes to the host, or is computed anew later where the host has no room. The
-    oldest never does, so that all come to their end.
+    there are shards, are under way: ``steps_at_most``. Sequences may be admitted that will not all find
+    room at their peak: when the next step has none, parked sessions make room, the least recently used
+    first, and then the youngest sequence. Its KV goes to the host, or is computed anew later where the host
+    has no room. The oldest never does, so that all come to their end.
 
     Attributes:
         roster: who is in which phase; ``sequences`` are all of them by key.

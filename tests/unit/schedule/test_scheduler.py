@@ -19,7 +19,7 @@ from workers.schedule import groups
 from workers.schedule.accept import accept
 from workers.schedule.detokenizer import Detokenizer
 from workers.schedule.drafts import Drafting
-from workers.schedule.scheduler import Scheduler
+from workers.schedule.scheduler import Scheduler, steps_at_most
 from workers.schedule.sequence import RunningSequence, SequenceRequest
 from workers.schedule.step import Step, StepKind
 
@@ -270,6 +270,7 @@ class Serving(RuleBasedStateMachine):
         self.held.sent(step)
         self.under_way.append(step)
         kinds[step.kind] += 1
+        assert len(self.under_way) <= steps_at_most(self.shards)
         assert kinds[StepKind.PREFILL] <= self.shards
         assert kinds[StepKind.DECODE] + kinds[StepKind.VERIFY] <= self.shards
         assert sum(kinds[kind] for kind in MOVING) <= 1
@@ -489,6 +490,28 @@ def test_sequences_are_spread_over_as_many_decodes_as_there_are_shards(shards: i
     (prefill,) = sent(scheduler)
     finish(scheduler, prefill)
     assert [len(step.sequences) for step in sent(scheduler)] == [6 // shards] * shards
+
+
+@pytest.mark.parametrize("shards", [1, 2, 4, 8])
+def test_as_many_steps_as_may_be_are_under_way_and_never_more(shards: int) -> None:
+    scheduler = Scheduler(layout(shards, 3 * shards, max_prefill_tokens=10 * shards))
+    for key in range(shards):
+        assert admit(scheduler, request(key, 10, 100))
+    while not all(sequence.reached for sequence in scheduler.sequences.values()):
+        for step in sent(scheduler):
+            finish(scheduler, step)
+    decodes = sent(scheduler)
+    for key in range(shards, 2 * shards + 1):
+        assert admit(scheduler, request(key, 10, 1))
+    ending, *prefills = sent(scheduler)
+    finish(scheduler, ending)
+    under_way = [*decodes, *prefills, *sent(scheduler)]
+    assert Counter(step.kind for step in under_way) == {
+        StepKind.DECODE: shards,
+        StepKind.PREFILL: shards,
+        StepKind.RELEASE: 1,
+    }
+    assert scheduler.steps_under_way == len(under_way) == steps_at_most(shards)
 
 
 def test_a_sequence_that_has_not_begun_is_gone_when_cancelled() -> None:
