@@ -8,6 +8,7 @@ import pytest
 from cluster.config import ClusterConfig, parse_config
 from pyramidserve.errors import ConfigurationError
 from pyramidserve.types import Compression, PyramidParameters, StreamingParameters
+from workers.schedule.tuning import ScheduleTuning
 
 
 def test_no_settings_are_the_defaults() -> None:
@@ -38,6 +39,11 @@ def test_knobs_of_the_pyramid_are_settings_too() -> None:
     assert parse_config({"compression": compression}).compression == expected
 
 
+def test_the_scheduler_is_tuned_by_settings_too() -> None:
+    tuning = parse_config({"schedule": {"cohort_prefills": 4, "busy_slice": 2}}).schedule
+    assert tuning == ScheduleTuning(cohort_prefills=4, busy_slice=2)
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
@@ -60,6 +66,13 @@ def test_knobs_of_the_pyramid_are_settings_too() -> None:
         ({"dtype": "int8"}, ("dtype", "'int8'", "bfloat16")),
         ({"device": "tpu"}, ("device", "'tpu'", "cuda")),
         ({"backend": "mkl"}, ("backend", "'mkl'", "reference")),
+        ({"schedule": {"slice": 2}}, ("schedule.slice", "quiet_slice")),
+        ({"schedule": {"cohort_prefills": 0}}, ("cohort_prefills is 0", "1 or more")),
+        ({"schedule": {"cohort_prefills": 1.5}}, ("schedule.cohort_prefills", "1.5", "int")),
+        ({"schedule": {"quiet_slice": 0}}, ("quiet_slice is 0", "above 0")),
+        ({"schedule": {"busy_slice": math.inf}}, ("busy_slice is inf", "finite")),
+        ({"schedule": {"newest_verification": 1.5}}, ("newest_verification is 1.5", "(0, 1]")),
+        ({"schedule": {"verification_steps": -1}}, ("verification_steps is -1", "above 0")),
         ({"router_port": 65536}, ("router_port", "65536", "65535")),
         ({"router_port": -1}, ("router_port", "-1", "65535")),
         ({"compression": {"policy": "h2o"}}, ("compression", "'h2o'")),

@@ -13,7 +13,7 @@ PURE = {
     "workers.engine": "settings",
     "workers.schedule": (
         "accept cohorts detokenizer drafts groups integrity memory parked phase receipt room roster "
-        "scheduler sequence step steps validation"
+        "scheduler sequence step steps tuning validation"
     ),
     "workers.kv": "page_table",
     "workers.model": "config shapes transcript work",

@@ -90,7 +90,7 @@ class EngineLoop:
                 plan=keep,
                 detokenizer=Detokenizer(self._decode, request.stopping.stop),
                 started=time.monotonic(),
-                drafting=Drafting(keep.drafts) if keep.drafts else None,
+                drafting=Drafting(keep.drafts, self.scheduler.layout.tuning) if keep.drafts else None,
             )
         )
 

@@ -61,6 +61,7 @@ def pipeline_layout(facts: Sequence[StageFacts], layers: int, settings: EngineSe
         max_sequences=settings.max_sequences,
         max_sessions=settings.max_sessions,
         max_prefill_tokens=settings.max_prefill_tokens,
+        tuning=settings.schedule,
     )
 
 

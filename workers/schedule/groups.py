@@ -8,9 +8,6 @@ from workers.schedule.parked import ParkedSessions
 from workers.schedule.roster import Roster
 from workers.schedule.step import VERIFIED_ROWS
 
-# Prompts that begin together, in units of ``max_prefill_tokens``, at most.
-COHORT_PREFILLS = 32
-
 
 class Groups:
     """Chooses the sequences of the next prefill, decode or verification, and those of a cohort."""
@@ -21,10 +18,11 @@ class Groups:
         self._layout, self._memory, self._parked, self._roster = layout, memory, parked, roster
 
     def form_cohort(self) -> None:
-        """Makes those a cohort that wait now, or lets them join it, as far as COHORT_PREFILLS go."""
+        """Makes those a cohort that wait now, or lets them join it, as far as ``cohort_prefills`` go."""
         cohorts, sequences = self._roster.cohorts, self._roster.sequences
         members = [key for key in cohorts.open if key in sequences]
-        room = COHORT_PREFILLS * self._layout.max_prefill_tokens - sum(map(self._prompt_tokens, members))
+        room = self._layout.tuning.cohort_prefills * self._layout.max_prefill_tokens
+        room -= sum(map(self._prompt_tokens, members))
         joining: list[int] = []
         for key in self._roster.waiting:
             if key in cohorts:

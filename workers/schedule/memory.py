@@ -11,11 +11,12 @@ from workers.budget.ledger import Ledger
 from workers.budget.pages import IntegrityError
 from workers.policies.registry import plan
 from workers.schedule.sequence import RunningSequence, SequenceRequest
+from workers.schedule.tuning import DEFAULT_TUNING, ScheduleTuning
 
 
 @dataclass(frozen=True)
 class PipelineLayout:
-    """A pipeline's shards in order of rank, and its bounds.
+    """A pipeline's shards in order of rank, its bounds and its tuning.
 
     Attributes:
         shards: layers and page size of each.
@@ -26,6 +27,7 @@ class PipelineLayout:
         max_sessions: parked sessions, at most.
         max_prefill_tokens: rows of the prefill micro-batches of all shards together, unless one prompt
             alone is longer.
+        tuning: how its scheduler weighs one against the other.
     """
 
     shards: tuple[ShardLayout, ...]
@@ -35,6 +37,7 @@ class PipelineLayout:
     max_sequences: int
     max_sessions: int
     max_prefill_tokens: int
+    tuning: ScheduleTuning = DEFAULT_TUNING
 
 
 class PipelineMemory:

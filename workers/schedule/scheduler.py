@@ -15,10 +15,6 @@ from workers.schedule.sequence import RunningSequence, SequenceRequest
 from workers.schedule.step import SequenceSpec, Step, StepKind
 from workers.schedule.steps import Steps, Work, spec_of
 
-# Decode steps for which a prefill may hold up streams that run: less than 2, as it goes on by whole blocks,
-# while nobody else waits; when others do, long enough to fill the memory that sequences leave.
-QUIET_SLICE, BUSY_SLICE = 1.3, 4.0
-
 
 def steps_at_most(shards: int) -> int:
     """Steps under way at once, at most: a prefill and a decode for each shard, and one that moves."""
@@ -232,7 +228,8 @@ class Scheduler:
     def _begin(self, specs: list[SequenceSpec]) -> Work:
         """Sends the first that wait on their way."""
         self.roster.move_all([spec.sequence for spec in specs], Phase.PREFILLING)
-        return self._steps.prefill(specs, BUSY_SLICE if self.queued or self.roster.waiting else QUIET_SLICE)
+        tuning, others_wait = self.layout.tuning, self.queued or self.roster.waiting
+        return self._steps.prefill(specs, tuning.busy_slice if others_wait else tuning.quiet_slice)
 
     def _wake_resting(self) -> None:
         """Lets those decode that rest for prefills without room: only their end makes some."""

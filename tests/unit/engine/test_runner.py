@@ -13,7 +13,7 @@ from workers.engine import runner as runner_module
 from workers.engine.loop import EngineLoop, SequenceCancelled, SequenceFinished, SequenceTokens
 from workers.engine.pipeline import Outcome
 from workers.engine.runner import Cancel, EngineRunner, Report, SequenceRefused, Start
-from workers.schedule.scheduler import BUSY_SLICE, QUIET_SLICE
+from workers.schedule.tuning import DEFAULT_TUNING, ScheduleTuning
 
 PATIENCE = 60  # seconds that anything may take before the test fails
 
@@ -38,12 +38,15 @@ class Running:
     """A runner, and what it said."""
 
     max_sequences: int = 8
+    tuning: ScheduleTuning = DEFAULT_TUNING
     pipeline: GatedPipeline = field(default_factory=GatedPipeline)
     reports: SimpleQueue[Report] = field(default_factory=SimpleQueue)
     failures: SimpleQueue[tuple[BaseException, str]] = field(default_factory=SimpleQueue)
 
     def __post_init__(self) -> None:
-        self.loop = EngineLoop(layout(max_sequences=self.max_sequences), self.pipeline, decode, ())
+        self.loop = EngineLoop(
+            layout(max_sequences=self.max_sequences, tuning=self.tuning), self.pipeline, decode, ()
+        )
         self.runner = EngineRunner(self.loop, self.reports.put, self.fail)
         self.runner.start()
 
@@ -109,12 +112,12 @@ def test_cancelling_ends_all_that_is_named_or_all(sequences: tuple[int, ...] | N
 def test_prefills_hurry_while_others_wait_outside() -> None:
     slices = []
     for queued in (0, 5):
-        running = Running()
+        running = Running(tuning=ScheduleTuning(quiet_slice=0.7, busy_slice=7.0))
         running.runner.order(Start((request(1),), queued))
         running.pipeline.reached.get(timeout=PATIENCE)
         slices.append(running.pipeline.submitted[0][0].slice_steps)
         running.rest()
-    assert slices == [QUIET_SLICE, BUSY_SLICE]
+    assert slices == [0.7, 7.0]
 
 
 def test_the_others_go_on_when_one_is_cancelled() -> None:

@@ -15,13 +15,13 @@ from workers.budget.footprint import ShardLayout, index_rows, score_pages
 from workers.budget.pages import pages_for
 from workers.budget.plan import KeepPlan
 from workers.policies.registry import plan
-from workers.schedule import groups
 from workers.schedule.accept import accept
 from workers.schedule.detokenizer import Detokenizer
 from workers.schedule.drafts import Drafting
 from workers.schedule.scheduler import Scheduler, steps_at_most
 from workers.schedule.sequence import RunningSequence, SequenceRequest
 from workers.schedule.step import Step, StepKind
+from workers.schedule.tuning import ScheduleTuning
 
 COMPUTING = (StepKind.PREFILL, StepKind.DECODE, StepKind.VERIFY)
 MOVING = (StepKind.RELEASE, StepKind.PARK, StepKind.SUSPEND, StepKind.RESUME)
@@ -452,9 +452,8 @@ def test_those_that_rest_wake_when_the_last_they_wait_for_is_cancelled() -> None
     assert sorted(key for step in sent(scheduler) for key in step.sequences if key < 2) == [0, 1]
 
 
-def test_a_long_queue_does_not_begin_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(groups, "COHORT_PREFILLS", 3)
-    scheduler = Scheduler(layout(max_prefill_tokens=10))
+def test_a_long_queue_does_not_begin_all_at_once() -> None:
+    scheduler = Scheduler(layout(max_prefill_tokens=10, tuning=ScheduleTuning(cohort_prefills=3)))
     for key in range(5):
         assert admit(scheduler, request(key, 10, 10))
     fourth = None
