@@ -140,7 +140,7 @@ class Engine:
 
     def step(self) -> list[LoopEvent]:
         """Admits what fits, in order, and advances by one step."""
-        while self._waiting and self.loop.scheduler.memory.fits(self._waiting[0]):
+        while self._waiting and self.loop.scheduler.memory.probably_fits(self._waiting[0]):
             self.loop.admit(self._waiting.popleft())
         self.loop.scheduler.queued = len(self._waiting)
         events = self.loop.advance()
@@ -245,4 +245,4 @@ def _stage_configs(config: EngineConfig, checkpoint: Path, layers: int) -> list[
         kv, host = ((end - first) * size // layers for size in (config.kv_bytes, config.host_bytes))
         return replace(settings, kv_bytes=kv, host_bytes=host)
 
-    return [StageConfig(checkpoint, *own, share(*own)) for own in pairwise(bounds)]
+    return [StageConfig(checkpoint, *layers_of, share(*layers_of)) for layers_of in pairwise(bounds)]

@@ -82,7 +82,7 @@ class PipelineMemory:
         expected = request.expected_tokens or request.max_tokens
         return growth(keep, self._layout.shards, expected, request.max_tokens)
 
-    def fits(self, request: SequenceRequest) -> bool:
+    def probably_fits(self, request: SequenceRequest) -> bool:
         """Whether ``request`` will probably find room until its end."""
         return (
             not self.suspended
@@ -104,10 +104,10 @@ class PipelineMemory:
     def _spilled(self, parked: bool) -> list[Counts]:
         return [pages for key, pages in self.spilled.items() if (key in self.parked) == parked]
 
-    def _host_has_room(self, *more: Counts) -> bool:
-        """Whether the host has room for ``more`` if no parked session takes any."""
+    def _host_has_room(self, *pages: Counts) -> bool:
+        """Whether the host has room for ``pages`` beside what may not leave it: all but parked sessions."""
         nothing: Counts = np.zeros(len(self._layout.pages), dtype=np.int64)
-        taken = sum((*self.suspended.values(), *self._spilled(parked=False), *more), nothing)
+        taken = sum((*self.suspended.values(), *self._spilled(parked=False), *pages), nothing)
         return bool((taken <= self._layout.host_pages).all())
 
     def add(self, sequence: RunningSequence) -> bool:
@@ -163,19 +163,19 @@ class PipelineMemory:
         self.remove(parked)
         return True
 
-    def hold(self, keys: Sequence[int], fed: Sequence[int], more: Sequence[int] = ()) -> bool:
+    def hold(self, keys: Sequence[int], fed: Sequence[int], coming: Sequence[int] = ()) -> bool:
         """Makes sequences hold what they need, or returns False where there is no room for all.
 
         Args:
             fed: output tokens of each that are in its KV.
-            more: those of each in the next step, before it compresses; none unless given.
+            coming: tokens of each in the next step, before it compresses; none unless given.
         """
-        needs = self.ledger.needs(keys, fed, more)
+        needs = self.ledger.needs(keys, fed, coming)
         if not self.ledger.fits(keys, needs):
             return False
         self.ledger.hold(keys, needs)
-        for key, done in zip(keys, fed, strict=True):
-            self.forecast.advance(key, done)
+        for key, tokens in zip(keys, fed, strict=True):
+            self.forecast.advance(key, tokens)
         return True
 
     def hold_nothing(self, key: int) -> None:
@@ -197,11 +197,11 @@ class PipelineMemory:
         Where nobody else holds any pages it always does.
         """
         key, fed = sequence.request.sequence, sequence.fed
-        needs, more = self.ledger.needs([key], [fed]), self.growth(sequence.request)
-        if not (self.unused or (self.ledger.fits([key], needs) and self.forecast.fits(more, fed))):
+        needs, expected = self.ledger.needs([key], [fed]), self.growth(sequence.request)
+        if not (self.unused or (self.ledger.fits([key], needs) and self.forecast.fits(expected, fed))):
             return False
         self.ledger.hold([key], needs)
-        self.forecast.add(key, more, fed)
+        self.forecast.add(key, expected, fed)
         del self.suspended[key]
         return True
 

@@ -59,7 +59,8 @@ class ParkedSession:
             return 0
         prompt = request.prompt_ids[:-1]
         pairs = enumerate(zip(self.ids, prompt, strict=False))
-        common = next((i for i, (own, new) in pairs if own != new), min(len(self.ids), len(prompt)))
+        differing = (index for index, (parked, asked) in pairs if parked != asked)
+        common = next(differing, min(len(self.ids), len(prompt)))
         if common >= self.prompt_tokens:
             return common
         prunes = self.compression.policy == "pyramid" and self.compression.prefill == "prune"
@@ -106,7 +107,7 @@ class ParkedSessions:
         """Takes a session out, whose KV goes to its next turn."""
         return self._sessions.pop(session_id)
 
-    def oldest(self, on_host: bool, but: ParkedSession | None = None) -> ParkedSession | None:
-        """The least recently used one that is, or is not, on the host, and is not ``but``."""
+    def oldest(self, on_host: bool, spared: ParkedSession | None = None) -> ParkedSession | None:
+        """The least recently used one that is, or is not, on the host, and is not ``spared``."""
         sessions = self._sessions.values()
-        return next((each for each in sessions if each.on_host == on_host and each is not but), None)
+        return next((each for each in sessions if each.on_host == on_host and each is not spared), None)

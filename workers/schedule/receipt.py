@@ -16,8 +16,8 @@ def receipt(sequence: RunningSequence, shards: Sequence[ReleasedSequence]) -> Re
     request = sequence.request
     kept = sum(layer.prompt_kept for shard in shards for layer in shard.layers)
     all_layers = len(request.prompt_ids) * len(sequence.plan.kept)
-    own_times = sequence.token_times[len(request.forced_output_ids) :]
-    gaps = [b - a for a, b in pairwise(own_times)]
+    new_times = sequence.token_times[len(request.forced_output_ids) :]
+    gaps = [b - a for a, b in pairwise(new_times)]
     return Receipt(
         request_id=request.request_id,
         finish_reason=sequence.finish_reason,
@@ -40,7 +40,7 @@ def receipt(sequence: RunningSequence, shards: Sequence[ReleasedSequence]) -> Re
         recalled_bytes=sum(s.recalled_bytes for s in shards),
         dropped_bytes=sum(s.dropped_bytes for s in shards),
         queue_time=0.0,
-        time_to_first_token=own_times[0] - sequence.started if own_times else 0.0,
+        time_to_first_token=new_times[0] - sequence.started if new_times else 0.0,
         inter_token_p50=percentile(gaps, 50),
         inter_token_p99=percentile(gaps, 99),
         layers=tuple(layer for shard in shards for layer in shard.layers),

@@ -63,18 +63,18 @@ class Room:
         self._roster.move(key, Phase.SUSPENDING if suspends else Phase.RESTARTING)
         return self._steps.without_rows(StepKind.SUSPEND if suspends else StepKind.RELEASE, [key])
 
-    def make_of_parked(self, but: ParkedSession | None = None) -> Work | None:
+    def make_of_parked(self, spared: ParkedSession | None = None) -> Work | None:
         """Moves the least recently used session to the host, or gives one up where that is full.
 
-        Never ``but``; None if there is no other on the device.
+        Never ``spared``; None if there is no other on the device.
         """
-        session = self._parked.oldest(on_host=False, but=but)
+        session = self._parked.oldest(on_host=False, spared=spared)
         if session is None:
             return None
         if self._memory.park_on_host(session.key):
             session.on_host = True
             return self._steps.without_rows(StepKind.SUSPEND, [session.key])
-        return self.give_up(self._parked.oldest(on_host=True, but=but) or session)
+        return self.give_up(self._parked.oldest(on_host=True, spared=spared) or session)
 
     def make_on_host(self) -> Work | None:
         """Gives up the session that was parked on the host the longest, or any; None if there is none."""

@@ -212,7 +212,7 @@ class Scheduler:
         if session.on_host and (work := self._room.bring_back(session)):
             return work
         if session.on_host or not self.memory.go_on(session.key, session.generated, key):
-            if work := self._room.make_of_parked(but=session):
+            if work := self._room.make_of_parked(spared=session):
                 return work
             if len(self.roster.waiting) == len(self.sequences):  # nobody else will make any
                 return self._room.give_up(session)

@@ -19,7 +19,7 @@ class Steps:
     """Numbers steps, from what is known of their sequences when they are made."""
 
     def __init__(self, sequences: Mapping[int, RunningSequence]) -> None:
-        """``sequences``: those that are here, now and later; others are parked, and draw nothing."""
+        """``sequences``: all that are admitted, now and later; other keys are parked sessions'."""
         self._sequences = sequences
         self._under_way: dict[int, Step] = {}
         self._made = 0
