@@ -194,7 +194,7 @@ def main() -> None:
     torch.set_num_threads(THREADS)
     log, workload = TurnLog(), WORKLOADS[arguments.workload]
     config = EngineConfig(arguments.model, kv_bytes=256 << 20, max_sequences=max(8, workload.requests))
-    engine = Engine(config, lambda configs: connect_local(configs, on_turn=log))
+    engine = Engine(config, lambda configs: connect_local(configs, on_advance=log))
     work = requests(workload, engine.tokenizer, FULL)
     lone = requests(Workload(arguments.prompts, LONE.prompt, LONE.output), engine.tokenizer, FULL)
     with serving(deployment(workload, config.kv_bytes, arguments.model), "", say) as target:

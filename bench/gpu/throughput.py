@@ -89,7 +89,7 @@ def _throughput(shape: str, loads: tuple[Load, ...], context: Context, results: 
         max_sequences=64 if context.tiny else MAX_SEQUENCES,
         max_prefill_tokens=MAX_PREFILL_TOKENS,
     )
-    engine = Engine(config, partial(connect_local, on_turn=log))
+    engine = Engine(config, partial(connect_local, on_advance=log))
     (stage,) = engine.stages
     results["model"], results["pool_gb"] = model_name, round(config.kv_bytes / GIGABYTE, 2)
     results["workspace_gb"] = round(stage.workspace_bytes() / GIGABYTE, 2)

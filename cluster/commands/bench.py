@@ -181,7 +181,7 @@ def _engine(
     )
     log = TurnLog()
     if shards == 1:
-        yield Engine(config, partial(connect_local, on_turn=log)), log
+        yield Engine(config, partial(connect_local, on_advance=log)), log
         return
     with gang(max(1, arguments.threads // shards), log) as connect:
         yield Engine(config, connect), log

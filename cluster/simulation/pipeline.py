@@ -8,7 +8,7 @@ from cluster.admit.ledger import PipelineLedger
 from cluster.simulation.timing import Timing
 from cluster.simulation.turn import SimulatedTurn
 from workers.policies.registry import plan
-from workers.schedule.scheduler import BUSY_SLICE, QUIET_SLICE
+from workers.schedule.tuning import DEFAULT_TUNING
 
 # Sequences grow, and rounds with them: so many seconds at most are taken to pass at one speed.
 LONGEST = 1.0
@@ -133,7 +133,7 @@ class SimulatedPipeline:
             return 0.0, share
         seconds = self._timing.decode_round(len(self._decoding), self._pages * self._page_bytes)
         if self._prefilling:
-            steps = BUSY_SLICE if busy or self._waiting else QUIET_SLICE
+            steps = DEFAULT_TUNING.busy_slice if busy or self._waiting else DEFAULT_TUNING.quiet_slice
             share = steps / (1 + steps)
         return (1 - share) / seconds, share
 

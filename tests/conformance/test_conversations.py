@@ -42,7 +42,9 @@ def test_only_a_new_turns_tokens_are_computed_however_the_last_has_ended(engine:
         left = receipt.reused_tokens + new
         history.append(ChatMessage("assistant", reply.text))
     assert ended[:4] == [reason for _, _, reason in turns[:4]]
-    assert engine.tokenizer.decode(engine._last_turns["talk"].output_ids) == history[-1].content
+    last = engine.conversations.last_turn("talk")
+    assert last is not None
+    assert engine.tokenizer.decode(last.output_ids) == history[-1].content
     engine.end_session("talk")
     engine.check_integrity()
 
@@ -52,8 +54,10 @@ def test_a_reply_that_a_client_has_changed_is_read_as_it_says(engine: Engine) ->
     (reply,) = engine.generate([EngineRequest(asked, stopping=Stopping(max_tokens=60), session_id="talk")])
     for answer, kept in ((reply.text, True), ("It is Lyon.", False)):
         follow_up = [*asked, ChatMessage("assistant", answer), ChatMessage("user", "Sure?")]
-        ids = engine.tokenizer.chat(follow_up, engine._last_turns["talk"])
-        own = [*engine._last_turns["talk"].prompt_ids, *reply.token_ids[:-1]]
+        last = engine.conversations.last_turn("talk")
+        assert last is not None
+        ids = engine.tokenizer.chat(follow_up, last)
+        own = [*last.prompt_ids, *reply.token_ids[:-1]]
         assert (ids[: len(own)] == own) == kept
         if not kept:
             assert ids == engine.tokenizer.chat(follow_up)

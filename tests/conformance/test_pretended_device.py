@@ -21,7 +21,7 @@ from toy import write_toy
 
 from pyramidserve.types import Compression, PyramidParameters, Recall, Sampling, Stopping
 from workers.engine.engine import Engine, EngineConfig, EngineRequest
-from workers.engine.interleave import OnTurn, untold
+from workers.engine.interleave import OnAdvance, unobserved
 from workers.engine.pipeline import connect_local
 from workers.kv.link import MemoryLink
 from workers.schedule.step import StepKind
@@ -46,7 +46,7 @@ def build(checkpoint: Path) -> Iterator[Build]:
     """Builds an engine on a device, with the same kernels wherever that is."""
 
     def engine(
-        device: torch.device, shards: int = 1, kv_bytes: int = 8 << 20, on_turn: OnTurn = untold
+        device: torch.device, shards: int = 1, kv_bytes: int = 8 << 20, on_advance: OnAdvance = unobserved
     ) -> Engine:
         return Engine(
             EngineConfig(
@@ -60,7 +60,7 @@ def build(checkpoint: Path) -> Iterator[Build]:
                 max_sequences=16,
                 max_prefill_tokens=256,
             ),
-            partial(connect_local, on_turn=on_turn, link=MemoryLink),
+            partial(connect_local, on_advance=on_advance, link=MemoryLink),
         )
 
     with pretending():
@@ -203,12 +203,12 @@ BUDGETS = {
 def test_a_decode_step_launches_and_waits_no_more_than_it_did(name: str, build: Build) -> None:
     steps: list[Counter[str]] = []
 
-    def on_turn(kind: StepKind, seconds: float) -> None:
+    def on_advance(kind: StepKind, seconds: float) -> None:
         if kind is StepKind.DECODE:
             steps.append(Counter(counts))
         counts.clear()
 
-    engine = build(DEVICE, on_turn=on_turn)
+    engine = build(DEVICE, on_advance=on_advance)
     ids = prompt(random.Random(2), 100)
     request = EngineRequest(ids, stopping=Stopping(60, ignore_eos=True), compression=POLICIES[name])
     generate(engine, [request] * 4)

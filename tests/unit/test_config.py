@@ -10,6 +10,7 @@ from cluster.config import ClusterConfig, parse_config
 from cluster.route.tuning import RouteTuning
 from pyramidserve.errors import ConfigurationError
 from pyramidserve.types import Compression, PyramidParameters, StreamingParameters
+from workers.schedule.tuning import ScheduleTuning
 
 
 def test_no_settings_are_the_defaults() -> None:
@@ -44,6 +45,11 @@ def test_what_suits_another_machine_better_is_a_setting_of_its_room() -> None:
     config = parse_config({"admit": {"patience": 9, "roomiest": 8}, "route": {"messages_per_core": 500.0}})
     assert config.admit == AdmitTuning(patience=9, roomiest=8)
     assert config.route == RouteTuning(messages_per_core=500.0)
+
+
+def test_the_scheduler_is_tuned_by_settings_too() -> None:
+    tuning = parse_config({"schedule": {"cohort_prefills": 4, "busy_slice": 2}}).schedule
+    assert tuning == ScheduleTuning(cohort_prefills=4, busy_slice=2)
 
 
 @pytest.mark.parametrize(
@@ -81,6 +87,13 @@ def test_what_suits_another_machine_better_is_a_setting_of_its_room() -> None:
         ({"route": {"messages_per_core": 0}}, ("route.messages_per_core is 0", "finite and above 0")),
         ({"route": {"longest_spacing": -1}}, ("route.longest_spacing is -1", "finite and 0 or more")),
         ({"route": {"refusal_pause": 0.0}}, ("route.refusal_pause is 0.0", "finite and above 0")),
+        ({"schedule": {"slice": 2}}, ("schedule.slice", "quiet_slice")),
+        ({"schedule": {"cohort_prefills": 0}}, ("cohort_prefills is 0", "1 or more")),
+        ({"schedule": {"cohort_prefills": 1.5}}, ("schedule.cohort_prefills", "1.5", "int")),
+        ({"schedule": {"quiet_slice": 0}}, ("quiet_slice is 0", "above 0")),
+        ({"schedule": {"busy_slice": math.inf}}, ("busy_slice is inf", "finite")),
+        ({"schedule": {"newest_verification": 1.5}}, ("newest_verification is 1.5", "(0, 1]")),
+        ({"schedule": {"verification_steps": -1}}, ("verification_steps is -1", "above 0")),
         ({"router_port": 65536}, ("router_port", "65536", "65535")),
         ({"router_port": -1}, ("router_port", "-1", "65535")),
         ({"compression": {"policy": "h2o"}}, ("compression", "'h2o'")),

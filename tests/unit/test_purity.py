@@ -12,7 +12,8 @@ PURE = {
     "workers.budget": "footprint forecast ledger pages plan released",
     "workers.engine": "settings",
     "workers.schedule": (
-        "accept cohorts detokenizer drafts memory parked scheduler sequence step steps validation"
+        "accept cohorts detokenizer drafts groups integrity memory parked phase receipt room roster "
+        "scheduler sequence step steps tuning validation"
     ),
     "workers.kv": "page_table",
     "workers.model": "config shapes transcript work",

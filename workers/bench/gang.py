@@ -14,7 +14,7 @@ from datetime import timedelta
 import torch
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-from workers.engine.interleave import OnTurn
+from workers.engine.interleave import OnAdvance
 from workers.engine.pipeline import Connect, Connected
 from workers.engine.stage import Stage, StageConfig
 from workers.engine.transport import Ring, RingPipeline, follow
@@ -24,12 +24,12 @@ CPU = torch.device("cpu")
 
 
 @contextmanager
-def gang(threads: int, on_turn: OnTurn) -> Iterator[Connect]:
+def gang(threads: int, on_advance: OnAdvance) -> Iterator[Connect]:
     """Connects the first shard in this process with others in processes of their own, which end with it.
 
     Args:
         threads: of each process.
-        on_turn: told of the first shard's turns.
+        on_advance: told of the first shard's steps and blocks.
     """
     spawn = multiprocessing.get_context("spawn")
     followers: list[multiprocessing.process.BaseProcess] = []
@@ -48,7 +48,7 @@ def gang(threads: int, on_turn: OnTurn) -> Iterator[Connect]:
         stage = Stage(configs[0])
         ring = Ring(store, 0, size, CPU)
         facts = ring.gather_facts(stage.facts(HOST))
-        return Connected(RingPipeline(stage, ring, on_turn), facts, (stage,))
+        return Connected(RingPipeline(stage, ring, on_advance), facts, (stage,))
 
     try:
         yield connect

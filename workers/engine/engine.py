@@ -1,6 +1,5 @@
 """The whole engine in one process: the same code as a cluster's, without Ray and gRPC."""
 
-from array import array
 from collections import deque
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,10 +17,10 @@ from pyramidserve.types import (
     Stopping,
     Tokens,
 )
+from workers.engine.conversations import Conversations
 from workers.engine.loop import (
     EngineLoop,
     LoopEvent,
-    SequenceCancelled,
     SequenceFinished,
     SequenceTokens,
     SequenceTraced,
@@ -80,6 +79,7 @@ class Engine:
 
     Attributes:
         facts: of all shards; ``stages`` are those of them that are in this process.
+        conversations: what was said in as many sessions as may be parked.
     """
 
     def __init__(self, config: EngineConfig, connect: Connect = connect_local) -> None:
@@ -96,9 +96,7 @@ class Engine:
         self.loop = EngineLoop(layout, connected.pipeline, self.tokenizer.decode, self.model.eos_ids)
         self._waiting: deque[SequenceRequest] = deque()
         self._submitted = 0
-        # Of running turns of conversations, what was asked; and the last turn of each.
-        self._asked: dict[int, _Turn] = {}
-        self._last_turns: dict[str, Transcript] = {}
+        self.conversations = Conversations(config.max_sessions)
 
     def submit(self, request: EngineRequest) -> tuple[int, Started]:
         """Queues a request; returns its number and what a client is told first.
@@ -106,7 +104,7 @@ class Engine:
         Raises InvalidRequestError, or RequestTooLargeError when the pool could never hold it.
         """
         messages = _messages(request.prompt)
-        prompt_ids = self._tokenise(request.prompt, self._last_turns.get(request.session_id))
+        prompt_ids = self._tokenise(request.prompt, self.conversations.last_turn(request.session_id))
         terms = settle(
             prompt_ids,
             request.sampling,
@@ -137,39 +135,28 @@ class Engine:
             )
         self._waiting.append(sequence)
         if messages and request.session_id and not request.resume_output_ids:
-            self._asked[self._submitted] = _Turn(request.session_id, messages, sequence.prompt_ids)
+            self.conversations.begin(self._submitted, request.session_id, messages, sequence.prompt_ids)
         return self._submitted, Started(len(prompt_ids), terms.sampling.seed or 0)
 
     def step(self) -> list[LoopEvent]:
         """Admits what fits, in order, and advances by one step."""
-        while self._waiting and self.loop.scheduler.memory.fits(self._waiting[0]):
+        while self._waiting and self.loop.scheduler.memory.probably_fits(self._waiting[0]):
             self.loop.admit(self._waiting.popleft())
         self.loop.scheduler.queued = len(self._waiting)
         events = self.loop.advance()
         for event in events:
-            if turn := self._asked.get(event.sequence):
-                self._take_down(turn, event)
+            self.conversations.take_down(event)
         return events
-
-    def _take_down(self, turn: "_Turn", event: LoopEvent) -> None:
-        if isinstance(event, SequenceTokens):
-            turn.text += event.tokens.text
-            turn.output_ids += event.tokens.token_ids
-        elif isinstance(event, SequenceFinished):
-            prompt_ids, output_ids = array("i", turn.prompt_ids), array("i", turn.output_ids)
-            transcript = Transcript(turn.messages, turn.text, prompt_ids, output_ids)
-            self._last_turns[turn.session_id] = transcript
-        if isinstance(event, SequenceFinished | SequenceCancelled):
-            del self._asked[event.sequence]
 
     def cancel(self, sequence: int) -> None:
         """Ends a request; what it held is free when ``idle`` says so."""
         self._waiting = deque(r for r in self._waiting if r.sequence != sequence)
         self.loop.cancel(sequence)
+        self.conversations.cancel(sequence)
 
     def end_session(self, session_id: str) -> None:
         """Forgets a session, and frees what it has left for its next turn."""
-        self._last_turns.pop(session_id, None)
+        self.conversations.end(session_id)
         self.loop.end_session(session_id)
         while not self.idle:
             self.step()
@@ -239,17 +226,6 @@ class Engine:
         return [item for item in prompt if isinstance(item, int)]
 
 
-@dataclass
-class _Turn:
-    """A turn of a conversation that runs, and what has come of it."""
-
-    session_id: str
-    messages: tuple[ChatMessage, ...]
-    prompt_ids: tuple[int, ...]
-    text: str = ""
-    output_ids: list[int] = field(default_factory=list)
-
-
 @dataclass(frozen=True)
 class TracedReply:
     """A reply, and what its prefill kept if that was asked for."""
@@ -269,4 +245,4 @@ def _stage_configs(config: EngineConfig, checkpoint: Path, layers: int) -> list[
         kv, host = ((end - first) * size // layers for size in (config.kv_bytes, config.host_bytes))
         return replace(settings, kv_bytes=kv, host_bytes=host)
 
-    return [StageConfig(checkpoint, *own, share(*own)) for own in pairwise(bounds)]
+    return [StageConfig(checkpoint, *layers_of, share(*layers_of)) for layers_of in pairwise(bounds)]

@@ -1,4 +1,4 @@
-"""A shard's steps in turns: short ones go between the blocks of a prefill."""
+"""A shard's steps interleaved: short ones go between the blocks of a prefill."""
 
 import time
 from collections import deque
@@ -10,11 +10,11 @@ import torch
 from workers.schedule.step import Step, StepKind
 
 Work = tuple[Step, torch.Tensor]
-OnTurn = Callable[[StepKind, float], None]
+OnAdvance = Callable[[StepKind, float], None]
 
 
-def untold(kind: StepKind, seconds: float) -> None:
-    """An ``OnTurn`` for those who do not want to know."""
+def unobserved(kind: StepKind, seconds: float) -> None:
+    """An ``OnAdvance`` for those who do not want to know."""
 
 
 class Advancing(Protocol):
@@ -28,11 +28,11 @@ class Advancing(Protocol):
 Begun = TypeVar("Begun", bound=Advancing)
 
 
-class Stage(Protocol[Begun]):
-    """What turns need of a shard; see ``workers.engine.stage``."""
+class Worker(Protocol[Begun]):
+    """What an interleave needs of a shard; see ``workers.engine.stage``."""
 
     def run(self, step: Step, inputs: torch.Tensor) -> Work:
-        """Runs a decode or a release."""
+        """Runs any step but a prefill."""
         ...
 
     def begin(self, step: Step, inputs: torch.Tensor) -> Begun:
@@ -44,17 +44,17 @@ class Stage(Protocol[Begun]):
         ...
 
 
-class Turns(Generic[Begun]):
+class Interleave(Generic[Begun]):
     """Steps that have come to a shard and not passed it. Prefills keep their order, as do the others."""
 
     def __init__(
         self,
-        stage: Stage[Begun],
-        on_turn: OnTurn = untold,
+        worker: Worker[Begun],
+        on_advance: OnAdvance = unobserved,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """``on_turn`` is told what each step, or block of a prefill, took."""
-        self._stage, self._on_turn, self._clock = stage, on_turn, clock
+        """``on_advance`` is told what each step, or block of a prefill, took."""
+        self._worker, self._on_advance, self._clock = worker, on_advance, clock
         self._short: deque[Work] = deque()
         self._prefills: deque[Work] = deque()
         self._prefill: Begun | None = None
@@ -79,24 +79,24 @@ class Turns(Generic[Begun]):
         began = self._clock()
         if self._short and (self._slice_is_over() or not (self._prefill or self._prefills)):
             step, inputs = self._short.popleft()
-            done: Work | None = self._stage.run(step, inputs)
+            done: Work | None = self._worker.run(step, inputs)
             seconds = self._clock() - began
             if step.kind is StepKind.DECODE:
                 self._last_decodes.append(seconds)
                 self._slice_seconds = 0.0
-            self._on_turn(step.kind, seconds)
+            self._on_advance(step.kind, seconds)
             return done
         if self._prefill is None:
             step, inputs = self._prefills.popleft()
             self._slice_steps = step.slice_steps
-            self._prefill = self._stage.begin(step, inputs)
+            self._prefill = self._worker.begin(step, inputs)
         done = None
         if not self._prefill.advance():
-            done = self._stage.finish(self._prefill)
+            done = self._worker.finish(self._prefill)
             self._prefill = None
         self._block_seconds = self._clock() - began
         self._slice_seconds += self._block_seconds
-        self._on_turn(StepKind.PREFILL, self._block_seconds)
+        self._on_advance(StepKind.PREFILL, self._block_seconds)
         return done
 
     def _slice_is_over(self) -> bool:

@@ -11,11 +11,12 @@ from pyramidserve.types import Receipt, Tokens
 from workers.engine.pipeline import Pipeline
 from workers.policies.registry import plan
 from workers.schedule.accept import accept
-from workers.schedule.detokenizer import Detokenizer
+from workers.schedule.detokenizer import Decode, Detokenizer
 from workers.schedule.drafts import Drafting
 from workers.schedule.memory import PipelineLayout
+from workers.schedule.receipt import receipt
 from workers.schedule.scheduler import Scheduler
-from workers.schedule.sequence import Decode, RunningSequence, SequenceRequest
+from workers.schedule.sequence import RunningSequence, SequenceRequest
 from workers.schedule.step import PrefillTrace, ShardMemory, Step, StepKind, TopLogits
 
 
@@ -72,6 +73,7 @@ class EngineLoop:
         self._decode = decode
         self._eos_ids = eos_ids
         self._session_seconds = session_seconds
+        self._checked = True
 
     @property
     def idle(self) -> bool:
@@ -80,6 +82,7 @@ class EngineLoop:
 
     def admit(self, request: SequenceRequest) -> bool:
         """Starts a validated request; False if there are too many, or the pool could never hold it."""
+        self._checked = False
         keep = plan(request.compression, len(request.prompt_ids), self.scheduler.layout.layers)
         return self.scheduler.admit(
             RunningSequence(
@@ -87,7 +90,7 @@ class EngineLoop:
                 plan=keep,
                 detokenizer=Detokenizer(self._decode, request.stopping.stop),
                 started=time.monotonic(),
-                drafting=Drafting(keep.drafts) if keep.drafts else None,
+                drafting=Drafting(keep.drafts, self.scheduler.layout.tuning) if keep.drafts else None,
             )
         )
 
@@ -111,6 +114,7 @@ class EngineLoop:
             self._pipeline.submit(step, torch.from_numpy(tokens))
         if not self.scheduler.steps_under_way:
             return []
+        self._checked = False
         step, drawn = self._pipeline.collect()
         self.memory = step.memory
         events: list[LoopEvent] = []
@@ -121,6 +125,12 @@ class EngineLoop:
                 events = self._ended(step)
         self.scheduler.finish_step(step)
         return events
+
+    def check_idle(self) -> None:
+        """Checks the scheduler's books once whenever the engine has become idle. Raises IntegrityError."""
+        if self.idle and not self._checked:
+            self.scheduler.check_integrity()
+            self._checked = True
 
     def _accept(self, step: Step, drawn: tuple[int, ...]) -> list[LoopEvent]:
         events: list[LoopEvent] = []
@@ -139,6 +149,6 @@ class EngineLoop:
             if sequence.cancelled:
                 events.append(SequenceCancelled(key))
             elif sequence.finish_reason is not None:  # else its KV makes room for others
-                receipt = sequence.receipt([shard[row] for shard in step.released])
-                events.append(SequenceFinished(key, receipt))
+                reports = [shard[row] for shard in step.released]
+                events.append(SequenceFinished(key, receipt(sequence, reports)))
         return events

@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 
 from pyramidserve.errors import EngineError
-from workers.engine.interleave import OnTurn, Turns, untold
+from workers.engine.interleave import Interleave, OnAdvance, unobserved
 from workers.engine.settings import EngineSettings
 from workers.engine.stage import Stage, StageConfig, StageFacts
 from workers.kv.link import HostLink
@@ -29,11 +29,11 @@ class Pipeline(Protocol):
 
 
 class LocalPipeline:
-    """All shards in this process, which take turns; steps run while results are waited for."""
+    """All shards in this process, one after the other; steps run while results are waited for."""
 
-    def __init__(self, stages: Sequence[Stage], on_turn: OnTurn = untold) -> None:
-        """``on_turn``: see ``Turns``."""
-        self._shards = [Turns(stage, on_turn) for stage in stages]
+    def __init__(self, stages: Sequence[Stage], on_advance: OnAdvance = unobserved) -> None:
+        """``on_advance``: see ``Interleave``."""
+        self._shards = [Interleave(stage, on_advance) for stage in stages]
 
     def submit(self, step: Step, tokens: torch.Tensor) -> None:
         self._shards[0].add(step, tokens)
@@ -61,6 +61,7 @@ def pipeline_layout(facts: Sequence[StageFacts], layers: int, settings: EngineSe
         max_sequences=settings.max_sequences,
         max_sessions=settings.max_sessions,
         max_prefill_tokens=settings.max_prefill_tokens,
+        tuning=settings.schedule,
     )
 
 
@@ -77,11 +78,13 @@ Connect = Callable[[Sequence[StageConfig]], Connected]
 
 
 def connect_local(
-    configs: Sequence[StageConfig], on_turn: OnTurn = untold, link: Callable[[], HostLink] | None = None
+    configs: Sequence[StageConfig],
+    on_advance: OnAdvance = unobserved,
+    link: Callable[[], HostLink] | None = None,
 ) -> Connected:
     """Builds all shards in this process. Raises CheckpointError or ConfigurationError.
 
     ``link`` builds each shard's link to the host, in place of the device's own.
     """
     stages = tuple(Stage(config, link() if link else None) for config in configs)
-    return Connected(LocalPipeline(stages, on_turn), tuple(stage.facts("") for stage in stages), stages)
+    return Connected(LocalPipeline(stages, on_advance), tuple(stage.facts("") for stage in stages), stages)

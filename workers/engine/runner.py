@@ -1,4 +1,4 @@
-"""The head's engine loop in a thread of its own."""
+"""The head's engine loop in a thread of its own, whose books are checked whenever it idles."""
 
 import logging
 import threading
@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 
+from workers.budget.pages import IntegrityError
 from workers.engine.loop import EngineLoop, LoopEvent
 from workers.schedule.sequence import SequenceRequest
 from workers.schedule.step import ShardMemory
@@ -62,7 +63,7 @@ class Report:
 
 
 class EngineRunner:
-    """Feeds an engine loop from an inbox and reports every step. Orders may come from any thread."""
+    """Feeds an engine loop from an inbox and reports every step. One other thread gives the orders."""
 
     def __init__(
         self,
@@ -83,7 +84,10 @@ class EngineRunner:
         self._thread.start()
 
     def order(self, order: Order) -> int:
-        """Hands an order to the engine, from one thread; returns how many there have been."""
+        """Hands an order to the engine; returns how many there have been.
+
+        Call it from one thread, as the count tells which orders a report knows of.
+        """
         self._given += 1
         self._inbox.put(order)
         return self._given
@@ -96,12 +100,16 @@ class EngineRunner:
     def _run(self) -> None:
         try:
             while True:
+                self._loop.check_idle()
                 events = self._take_orders()
                 self._step_began = time.monotonic()
                 events += self._loop.advance()
                 self._step_began = None
                 loop = self._loop
                 self._on_report(Report(tuple(events), loop.memory, loop.idle, self._taken))
+        except IntegrityError as error:
+            logger.exception("integrity_failed books=scheduler what=%r", str(error))
+            self._on_failure(error)
         except BaseException as error:
             logger.exception("engine_failed")
             self._on_failure(error)

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, fields
 
+from workers.schedule.tuning import DEFAULT_TUNING, ScheduleTuning
+
 
 @dataclass(frozen=True, kw_only=True)
 class EngineSettings:
@@ -16,6 +18,7 @@ class EngineSettings:
         max_sequences: sequences at once, at most.
         max_sessions: sessions at once whose KV waits for their next turn, at most.
         max_prefill_tokens: rows of a prefill micro-batch, unless one prompt alone is longer.
+        schedule: how those that wait are weighed against those that run.
     """
 
     dtype: str = "auto"
@@ -26,6 +29,7 @@ class EngineSettings:
     max_sequences: int = 64
     max_sessions: int = 64
     max_prefill_tokens: int = 2048
+    schedule: ScheduleTuning = DEFAULT_TUNING
 
 
 def settings_of(config: EngineSettings) -> EngineSettings:

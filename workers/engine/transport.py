@@ -11,14 +11,14 @@ import torch
 import torch.distributed as distributed
 from torch.distributed import Store  # type: ignore[attr-defined]
 
-from workers.engine.interleave import OnTurn, Turns, Work, untold
+from workers.engine.interleave import Interleave, OnAdvance, Work, unobserved
 from workers.engine.pipeline import Outcome
 from workers.engine.stage import Stage, StageFacts
+from workers.schedule.scheduler import steps_at_most
 from workers.schedule.step import Step
 
-# Every step is at most three messages, and a scheduler has at most this many under way beyond one a shard.
+# Every step is at most three messages: lead, rest of the header, tensor.
 MESSAGES_PER_STEP = 3
-STEPS_BEYOND_SHARDS = 2
 # Every message begins with one tensor of this size: lengths, then as much of the header as fits.
 LEAD_BYTES = 4096
 _LENGTHS = struct.Struct("<QQQB")
@@ -30,8 +30,9 @@ NEVER = timedelta(days=3650)
 class Ring:
     """A gang's processes, each sending to the next rank and the last to rank 0.
 
-    Sends do not block: their buffers are kept for as many steps as can be under way. What comes in is taken
-    by a thread of its own, as gloo cannot say whether something has come. Used by one thread.
+    Sends do not block: their buffers are kept for as many steps as a scheduler ever has under way. What
+    comes in is taken by a thread of its own, as gloo cannot say whether something has come. Used by one
+    thread.
     """
 
     def __init__(self, store: Store, rank: int, size: int, device: torch.device) -> None:
@@ -40,7 +41,7 @@ class Ring:
         distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=NEVER)
         self.rank, self.size = rank, size
         self._device = device
-        self._depth = MESSAGES_PER_STEP * (size + STEPS_BEYOND_SHARDS)
+        self._depth = MESSAGES_PER_STEP * steps_at_most(size)
         self._sent: deque[tuple[distributed.Work, torch.Tensor]] = deque()
         self._arrived: SimpleQueue[Work | Exception] = SimpleQueue()
         self._receiver = threading.Thread(target=self._receive_all, name="ring", daemon=True)
@@ -119,27 +120,27 @@ class Ring:
 class RingPipeline:
     """The head's view of a gang: its own shard first, the others down the ring."""
 
-    def __init__(self, stage: Stage, ring: Ring, on_turn: OnTurn = untold) -> None:
-        """``on_turn``: see ``Turns``; of the head's own shard."""
-        self._turns, self._ring = Turns(stage, on_turn), ring
+    def __init__(self, stage: Stage, ring: Ring, on_advance: OnAdvance = unobserved) -> None:
+        """``on_advance``: see ``Interleave``; of the head's own shard."""
+        self._own, self._ring = Interleave(stage, on_advance), ring
 
     def submit(self, step: Step, tokens: torch.Tensor) -> None:
-        self._turns.add(step, tokens)
+        self._own.add(step, tokens)
 
     def collect(self) -> Outcome:
         while True:
-            if arrived := self._ring.receive(wait=self._turns.idle):
+            if arrived := self._ring.receive(wait=self._own.idle):
                 step, tokens = arrived
                 return step, tuple(tokens.tolist())
-            if done := self._turns.advance():
+            if done := self._own.advance():
                 self._ring.send(*done)
 
 
 def follow(stage: Stage, ring: Ring) -> None:
     """The life of a shard behind the first: run what comes and send it on, until a peer is gone."""
-    turns = Turns(stage)
+    steps = Interleave(stage)
     while True:
-        while arrived := ring.receive(wait=turns.idle):
-            turns.add(*arrived)
-        if done := turns.advance():
+        while arrived := ring.receive(wait=steps.idle):
+            steps.add(*arrived)
+        if done := steps.advance():
             ring.send(*done)

@@ -31,17 +31,17 @@ def accept(
     counts = step.rows if step.kind is StepKind.VERIFY else (1,) * len(step.sequences)
     ids, outputs = iter(drawn), []
     for row, (key, count) in enumerate(zip(step.sequences, counts, strict=True)):
-        sequence, own = sequences[key], list(itertools.islice(ids, count))
+        sequence, taken = sequences[key], list(itertools.islice(ids, count))
         if sequence.cancelled:
             continue
         if step.kind is StepKind.VERIFY:
-            own = sequence.verify(own)
+            taken = sequence.verify(taken)
         elif step.kind is StepKind.DECODE and sequence.drafting is not None:
-            sequence.drafts += own
+            sequence.drafts += taken
             continue
         elif step.kind is StepKind.DECODE:
-            own = [*sequence.known_ahead(step.rows[row] - 1), *own]
-        if new := _output(sequence, own, eos_ids, now):
+            taken = [*sequence.known_ahead(step.rows[row] - 1), *taken]
+        if new := _output(sequence, taken, eos_ids, now):
             outputs.append((key, new))
     return outputs
 

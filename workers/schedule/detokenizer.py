@@ -2,6 +2,9 @@
 
 from collections.abc import Callable, Sequence
 
+# Text of output ids.
+Decode = Callable[[Sequence[int]], str]
+
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 
 
@@ -14,7 +17,7 @@ class Detokenizer:
         stop_string: the stop string that was met, or "".
     """
 
-    def __init__(self, decode: Callable[[Sequence[int]], str], stop: Sequence[str] = ()) -> None:
+    def __init__(self, decode: Decode, stop: Sequence[str] = ()) -> None:
         self._decode = decode
         self._stop = stop
         self._ids: list[int] = []

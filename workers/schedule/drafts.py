@@ -2,10 +2,7 @@
 
 from dataclasses import dataclass
 
-# Share of the newest verification in what is known of acceptance.
-NEWEST = 0.2
-# What a verification costs, in draft steps.
-VERIFICATION = 2.0
+from workers.schedule.tuning import DEFAULT_TUNING, ScheduleTuning
 
 
 @dataclass
@@ -14,10 +11,12 @@ class Drafting:
 
     Attributes:
         most: drafts ahead of a verification, at most.
+        tuning: what verifications cost, and how fast it adapts.
         drafted, accepted: drafts verified so far, and those of them that were right.
     """
 
     most: int
+    tuning: ScheduleTuning = DEFAULT_TUNING
     drafted: int = 0
     accepted: int = 0
     _right: float = 0.8
@@ -28,7 +27,7 @@ class Drafting:
 
         def pace(drafts: int) -> float:
             tokens = sum(self._right**index for index in range(drafts + 1))
-            return tokens / (drafts + VERIFICATION)
+            return tokens / (drafts + self.tuning.verification_steps)
 
         return max(range(1, self.most + 1), key=pace)
 
@@ -38,4 +37,4 @@ class Drafting:
         self.accepted += right
         # Behind the first wrong one nothing is learnt.
         for hit in [True] * right + [False] * (right < drafts):
-            self._right += NEWEST / 2 * (hit - self._right)
+            self._right += self.tuning.newest_verification / 2 * (hit - self._right)

@@ -11,11 +11,12 @@ from workers.budget.ledger import Ledger
 from workers.budget.pages import IntegrityError
 from workers.policies.registry import plan
 from workers.schedule.sequence import RunningSequence, SequenceRequest
+from workers.schedule.tuning import DEFAULT_TUNING, ScheduleTuning
 
 
 @dataclass(frozen=True)
 class PipelineLayout:
-    """A pipeline's shards in order of rank, and its bounds.
+    """A pipeline's shards in order of rank, its bounds and its tuning.
 
     Attributes:
         shards: layers and page size of each.
@@ -26,6 +27,7 @@ class PipelineLayout:
         max_sessions: parked sessions, at most.
         max_prefill_tokens: rows of the prefill micro-batches of all shards together, unless one prompt
             alone is longer.
+        tuning: how its scheduler weighs one against the other.
     """
 
     shards: tuple[ShardLayout, ...]
@@ -35,6 +37,7 @@ class PipelineLayout:
     max_sequences: int
     max_sessions: int
     max_prefill_tokens: int
+    tuning: ScheduleTuning = DEFAULT_TUNING
 
 
 class PipelineMemory:
@@ -79,7 +82,7 @@ class PipelineMemory:
         expected = request.expected_tokens or request.max_tokens
         return growth(keep, self._layout.shards, expected, request.max_tokens)
 
-    def fits(self, request: SequenceRequest) -> bool:
+    def probably_fits(self, request: SequenceRequest) -> bool:
         """Whether ``request`` will probably find room until its end."""
         return (
             not self.suspended
@@ -101,10 +104,10 @@ class PipelineMemory:
     def _spilled(self, parked: bool) -> list[Counts]:
         return [pages for key, pages in self.spilled.items() if (key in self.parked) == parked]
 
-    def _host_has_room(self, *more: Counts) -> bool:
-        """Whether the host has room for ``more`` if no parked session takes any."""
+    def _host_has_room(self, *pages: Counts) -> bool:
+        """Whether the host has room for ``pages`` beside what may not leave it: all but parked sessions."""
         nothing: Counts = np.zeros(len(self._layout.pages), dtype=np.int64)
-        taken = sum((*self.suspended.values(), *self._spilled(parked=False), *more), nothing)
+        taken = sum((*self.suspended.values(), *self._spilled(parked=False), *pages), nothing)
         return bool((taken <= self._layout.host_pages).all())
 
     def add(self, sequence: RunningSequence) -> bool:
@@ -160,19 +163,19 @@ class PipelineMemory:
         self.remove(parked)
         return True
 
-    def hold(self, keys: Sequence[int], fed: Sequence[int], more: Sequence[int] = ()) -> bool:
+    def hold(self, keys: Sequence[int], fed: Sequence[int], coming: Sequence[int] = ()) -> bool:
         """Makes sequences hold what they need, or returns False where there is no room for all.
 
         Args:
             fed: output tokens of each that are in its KV.
-            more: those of each in the next step, before it compresses; none unless given.
+            coming: tokens of each in the next step, before it compresses; none unless given.
         """
-        needs = self.ledger.needs(keys, fed, more)
+        needs = self.ledger.needs(keys, fed, coming)
         if not self.ledger.fits(keys, needs):
             return False
         self.ledger.hold(keys, needs)
-        for key, done in zip(keys, fed, strict=True):
-            self.forecast.advance(key, done)
+        for key, tokens in zip(keys, fed, strict=True):
+            self.forecast.advance(key, tokens)
         return True
 
     def hold_nothing(self, key: int) -> None:
@@ -194,11 +197,11 @@ class PipelineMemory:
         Where nobody else holds any pages it always does.
         """
         key, fed = sequence.request.sequence, sequence.fed
-        needs, more = self.ledger.needs([key], [fed]), self.growth(sequence.request)
-        if not (self.unused or (self.ledger.fits([key], needs) and self.forecast.fits(more, fed))):
+        needs, expected = self.ledger.needs([key], [fed]), self.growth(sequence.request)
+        if not (self.unused or (self.ledger.fits([key], needs) and self.forecast.fits(expected, fed))):
             return False
         self.ledger.hold([key], needs)
-        self.forecast.add(key, more, fed)
+        self.forecast.add(key, expected, fed)
         del self.suspended[key]
         return True
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pyramidserve.types import Compression
-from workers.schedule.sequence import SequenceRequest
+from workers.schedule.sequence import RunningSequence, SequenceRequest
 
 
 @dataclass
@@ -30,6 +30,20 @@ class ParkedSession:
     since: float
     on_host: bool = False
 
+    @classmethod
+    def of(cls, sequence: RunningSequence, whole: bool) -> "ParkedSession":
+        """What a sequence that has come to its end leaves; ``whole``: none of its KV was dropped."""
+        request = sequence.request
+        return cls(
+            key=request.sequence,
+            session_id=request.session_id,
+            ids=(*request.prompt_ids, *sequence.output_ids[: sequence.fed]),
+            prompt_tokens=len(request.prompt_ids),
+            compression=request.compression,
+            whole=whole and sequence.whole,
+            since=sequence.token_times[-1],
+        )
+
     @property
     def generated(self) -> int:
         return len(self.ids) - self.prompt_tokens
@@ -45,7 +59,8 @@ class ParkedSession:
             return 0
         prompt = request.prompt_ids[:-1]
         pairs = enumerate(zip(self.ids, prompt, strict=False))
-        common = next((i for i, (own, new) in pairs if own != new), min(len(self.ids), len(prompt)))
+        differing = (index for index, (parked, asked) in pairs if parked != asked)
+        common = next(differing, min(len(self.ids), len(prompt)))
         if common >= self.prompt_tokens:
             return common
         prunes = self.compression.policy == "pyramid" and self.compression.prefill == "prune"
@@ -53,12 +68,18 @@ class ParkedSession:
 
 
 class ParkedSessions:
-    """Parked sessions by name, the least recently used first."""
+    """Parked sessions by name, the least recently used first.
+
+    Attributes:
+        limit: how many there may be.
+        discarded: keys of those that are given up, whose KV is to be released.
+    """
 
     def __init__(self, limit: int) -> None:
         """For at most ``limit`` of them."""
-        self._limit = limit
+        self.limit = limit
         self._sessions: OrderedDict[str, ParkedSession] = OrderedDict()
+        self.discarded: list[int] = []
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -70,20 +91,23 @@ class ParkedSessions:
         """The session, if it is parked."""
         return self._sessions.get(session_id)
 
-    def add(self, session: ParkedSession) -> list[ParkedSession]:
-        """Parks a session; returns those that have to go for it: its last turn, or the oldest."""
-        replaced = self._sessions.pop(session.session_id, None)
-        gone = [] if replaced is None else [replaced]
+    def add(self, session: ParkedSession) -> None:
+        """Parks a session; its last turn, or the oldest session, is given up for it."""
+        self.discard(session.session_id)
         self._sessions[session.session_id] = session
-        while len(self._sessions) > self._limit:
-            gone.append(self._sessions.popitem(last=False)[1])
-        return gone
+        while len(self._sessions) > self.limit:
+            self.discard(next(iter(self._sessions)))
+
+    def discard(self, session_id: str) -> None:
+        """Gives up what the session has parked, if anything."""
+        if session_id in self._sessions:
+            self.discarded.append(self.remove(session_id).key)
 
     def remove(self, session_id: str) -> ParkedSession:
-        """Takes a session out."""
+        """Takes a session out, whose KV goes to its next turn."""
         return self._sessions.pop(session_id)
 
-    def oldest(self, on_host: bool, but: ParkedSession | None = None) -> ParkedSession | None:
-        """The least recently used one that is, or is not, on the host, and is not ``but``."""
+    def oldest(self, on_host: bool, spared: ParkedSession | None = None) -> ParkedSession | None:
+        """The least recently used one that is, or is not, on the host, and is not ``spared``."""
         sessions = self._sessions.values()
-        return next((each for each in sessions if each.on_host == on_host and each is not but), None)
+        return next((each for each in sessions if each.on_host == on_host and each is not spared), None)

@@ -1,35 +1,37 @@
 """Decides what a pipeline does next. Pure: no tensors, no time, no threads."""
 
-import itertools
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
 
 from workers.policies.registry import recall
-from workers.schedule.cohorts import Cohorts
+from workers.schedule.groups import Groups
+from workers.schedule.integrity import check_memory, check_places
 from workers.schedule.memory import PipelineLayout, PipelineMemory
 from workers.schedule.parked import ParkedSession, ParkedSessions
+from workers.schedule.phase import Phase
+from workers.schedule.room import IDLE, MOVING, Room
+from workers.schedule.roster import Roster
 from workers.schedule.sequence import RunningSequence, SequenceRequest
-from workers.schedule.step import VERIFIED_ROWS, SequenceSpec, Step, StepKind
+from workers.schedule.step import SequenceSpec, Step, StepKind
 from workers.schedule.steps import Steps, Work, spec_of
 
-# Prompts that begin together, in units of ``max_prefill_tokens``, at most.
-COHORT_PREFILLS = 32
-# Decode steps for which a prefill may hold up streams that run: less than 2, as it goes on by whole blocks,
-# while nobody else waits; when others do, long enough to fill the memory that sequences leave.
-QUIET_SLICE, BUSY_SLICE = 1.3, 4.0
+
+def steps_at_most(shards: int) -> int:
+    """Steps under way at once, at most: a prefill and a decode for each shard, and one that moves."""
+    return 2 * shards + 1
 
 
 class Scheduler:
     """Mixes prefill and decode into micro-batches and keeps every shard busy.
 
     At most one step that moves or releases sequences, and as many prefills and decode micro-batches each as
-    there are shards, are under way. Sequences may be admitted that will not all find room at their peak:
-    when the next step has none, parked sessions make room, the least recently used first, and then the
-    youngest sequence. Its KV goes to the host, or is computed anew later where the host has no room. The
-    oldest never does, so that all come to their end.
+    there are shards, are under way: ``steps_at_most``. Sequences may be admitted that will not all find
+    room at their peak: when the next step has none, parked sessions make room, the least recently used
+    first, and then the youngest sequence. Its KV goes to the host, or is computed anew later where the host
+    has no room. The oldest never does, so that all come to their end.
 
     Attributes:
+        roster: who is in which phase; ``sequences`` are all of them by key.
         queued: requests that wait outside for room.
         parked: sessions between two turns.
     """
@@ -37,23 +39,18 @@ class Scheduler:
     def __init__(self, layout: PipelineLayout) -> None:
         self.layout = layout
         self.memory = PipelineMemory(layout)
-        self.sequences: dict[int, RunningSequence] = {}
+        self.roster = Roster()
+        self.sequences = self.roster.sequences
         self.queued = 0
         self.parked = ParkedSessions(layout.max_sessions)
-        self._waiting: deque[int] = deque()
-        self._cohorts = Cohorts()
-        self._ready: deque[int] = deque()
-        self._ended: deque[int] = deque()
-        self._discarded: list[int] = []
-        # Those whose KV is given up, and the one that moves to the host or back.
-        self._restarting: set[int] = set()
-        self._moving: int | None = None
         self._steps = Steps(self.sequences)
+        self._groups = Groups(layout, self.memory, self.parked, self.roster)
+        self._room = Room(self.memory, self.parked, self.roster, self._steps)
 
     @property
     def idle(self) -> bool:
         """Whether nothing is to be done: no sequence is here, and no session to be given up."""
-        return not (self.sequences or self._discarded or len(self._steps))
+        return not (self.sequences or self.parked.discarded or len(self._steps))
 
     @property
     def steps_under_way(self) -> int:
@@ -63,9 +60,7 @@ class Scheduler:
         """Queues the prefill of ``sequence``; False if there are too many, or no room for it alone."""
         if not self.memory.add(sequence):
             return False
-        key = sequence.request.sequence
-        self.sequences[key] = sequence
-        self._waiting.append(key)
+        self.roster.add(sequence)
         return True
 
     def cancel(self, key: int) -> bool:
@@ -76,38 +71,35 @@ class Scheduler:
         sequence = self.sequences.get(key)
         if sequence is None:
             return False
-        if key in self._waiting:
-            self._waiting.remove(key)
-            self._ready.extend(self._cohorts.remove(key))
+        if sequence.phase is Phase.WAITING:
+            self.roster.leave_cohort(key)
             self._forget(key)
             return True
         sequence.cancelled = True
-        if self._set_aside(key) or (key in self.memory.suspended and key != self._moving):
-            self._ended.append(key)
+        if sequence.phase in (*IDLE, Phase.SUSPENDED):
+            self.roster.leave_cohort(key)
+            self.roster.move(key, Phase.ENDED)
         return False
 
     def next_step(self) -> Work | None:
         """The next step to send down the pipeline and its token ids [rows]; None: wait for results."""
-        if self._cohorts.closing:
-            self._form_cohort()
-            self._cohorts.close()
+        if self.roster.cohorts.closing:
+            self._groups.form_cohort()
+            self.roster.cohorts.close()
         kinds = self._steps.kinds()
-        kinds[StepKind.DECODE] += kinds.pop(StepKind.VERIFY, 0)
-        moving = kinds[StepKind.RELEASE] + kinds[StepKind.PARK] > 0 or self._moving is not None
-        if (self._ended or self._discarded) and not moving:
-            return self._release()
-        if self._ready and kinds[StepKind.DECODE] < len(self.layout.shards):
-            keys = self._decode_group()
-            counts = self._counts(keys)
-            if self.memory.hold(keys, self._fed(keys), counts):
-                for key in keys:
-                    self._ready.remove(key)
-                return self._steps.decode(keys, counts)
-            return None if moving else self._make_room()
+        decodes = kinds[StepKind.DECODE] + kinds[StepKind.VERIFY]
+        moving = any(kinds[kind] for kind in MOVING)
+        if not moving and (work := self._room.release()):
+            return work
+        if self.roster.ready and decodes < len(self.layout.shards):
+            return self._decode(moving)
         if self.memory.suspended:
-            return None if moving else self._resume() or self._make_room_of_parked()
-        if self._waiting and kinds[StepKind.PREFILL] < len(self.layout.shards):
-            return self._prefill(moving)
+            return None if moving else self._room.resume() or self._room.make_of_parked()
+        if self.roster.waiting and kinds[StepKind.PREFILL] < len(self.layout.shards):
+            if work := self._prefill(moving):
+                return work
+            if self.roster.ready and not len(self._steps):  # woken, as there was no room
+                return self._decode(moving)
         return None
 
     def finish_step(self, step: Step) -> None:
@@ -121,14 +113,13 @@ class Scheduler:
                 for key, *reports in zip(step.sequences, *step.released, strict=True):
                     self._park(key, not any(report.dropped_bytes for report in reports))
             case StepKind.SUSPEND | StepKind.RESUME:
-                self._moved(step.kind, *step.sequences)
+                self._room.moved(step.kind, *step.sequences)
             case _:
                 self._grown(step)
 
     def end_session(self, session_id: str) -> None:
         """Gives up what the session has parked, if anything."""
-        if self.parked.get(session_id):
-            self._discard(self.parked.remove(session_id))
+        self.parked.discard(session_id)
 
     def expire(self, since: float) -> None:
         """Gives up sessions that were parked before the time ``since``."""
@@ -137,203 +128,96 @@ class Scheduler:
                 self.end_session(session.session_id)
 
     def check_integrity(self) -> None:
-        """Raises IntegrityError unless all pages belong to live sequences or parked sessions."""
-        self.memory.check_integrity(self.sequences)
+        """Raises IntegrityError unless each sequence is in one place, and all pages are somebody's."""
+        check_places(self.roster, self._steps)
+        check_memory(self.roster, self.memory, self.parked, self._steps)
+
+    def _decode(self, moving: bool) -> Work | None:
+        """A decode or a verification of those that are ready; or what makes room for it."""
+        keys = self._groups.decode()
+        counts = self._groups.counts(keys)
+        if self.memory.hold(keys, self._fed(keys), counts):
+            self.roster.move_all(keys, Phase.DECODING)
+            return self._steps.decode(keys, counts)
+        return None if moving else self._room.make()
 
     def _grown(self, step: Step) -> None:
         ended = [key for key in step.sequences if self.sequences[key].ended]
-        going_on = [key for key in step.sequences if key not in ended]
-        self._ended.extend(ended)
+        going_on = [key for key in step.sequences if not self.sequences[key].ended]
+        self.roster.move_all(ended, Phase.ENDED)
         if going_on:
             self.memory.hold(going_on, self._fed(going_on))
         if step.kind is StepKind.PREFILL:
-            self._ready.extend(self._cohorts.prefilled(step.sequences, going_on))
+            self.roster.move_all(going_on, Phase.RESTING)
+            self.roster.move_all(self.roster.cohorts.prefilled(step.sequences, going_on), Phase.READY)
             return
         for key in ended:
-            self._cohorts.remove(key)
-        self._ready.extend(key for key in going_on if not self._cohorts.rest(key))
+            self.roster.leave_cohort(key)
+        for key in going_on:
+            self.roster.move(key, Phase.RESTING if self.roster.cohorts.rest(key) else Phase.READY)
 
     def _park(self, key: int, whole: bool) -> None:
-        """Parks the session of a sequence that has ended; ``whole``: nothing of it was dropped."""
-        sequence = self.sequences.pop(key)
-        request = sequence.request
+        sequence = self.sequences[key]
+        self.roster.remove(key)
         self.memory.park(key)
-        session = ParkedSession(
-            key=key,
-            session_id=request.session_id,
-            ids=(*request.prompt_ids, *sequence.output_ids[: sequence.fed]),
-            prompt_tokens=len(request.prompt_ids),
-            compression=request.compression,
-            whole=whole and sequence.whole,
-            since=sequence.token_times[-1],
-        )
-        for each in [session] if sequence.cancelled else self.parked.add(session):
-            self._discard(each)
-
-    def _discard(self, session: ParkedSession) -> None:
-        self._discarded.append(session.key)
+        if sequence.cancelled:
+            self.parked.discarded.append(key)
+        else:
+            self.parked.add(ParkedSession.of(sequence, whole))
 
     def _released(self, key: int) -> None:
         if key in self.memory.parked:
             self.memory.remove(key)
             return
-        if key not in self._restarting or self.sequences[key].cancelled:
+        sequence = self.sequences[key]
+        if sequence.phase is not Phase.RESTARTING or sequence.cancelled:
             self._forget(key)
             return
-        self._restarting.remove(key)
         self.memory.hold_nothing(key)
-        self.sequences[key].reached = 0
-        self._waiting.appendleft(key)
-
-    def _moved(self, kind: StepKind, key: int) -> None:
-        self._moving = None
-        if kind is StepKind.SUSPEND:
-            self.memory.hold_nothing(key)
-        if key in self.memory.parked:
-            return
-        if self.sequences[key].cancelled:
-            self._ended.append(key)
-        elif kind is StepKind.RESUME:
-            self._ready.append(key)
+        sequence.reached = 0
+        self.roster.move(key, Phase.WAITING)
 
     def _fed(self, keys: Sequence[int]) -> list[int]:
         return [self.sequences[key].fed for key in keys]
 
     def _forget(self, key: int) -> None:
         self.memory.remove(key)
-        self._restarting.discard(key)
-        del self.sequences[key]
-
-    def _set_aside(self, key: int) -> bool:
-        """Takes a sequence out that is ready or rests; returns whether it was one."""
-        idle = key in self._ready or self._cohorts.rests(key)
-        if idle:
-            if key in self._ready:
-                self._ready.remove(key)
-            self._ready.extend(self._cohorts.remove(key))
-        return idle
-
-    def _make_room(self) -> Work | None:
-        """Lets a parked session go, or preempts the youngest idle sequence unless it is the only one."""
-        if (work := self._make_room_of_parked()) is not None:
-            return work
-        idle = [key for key in self.sequences if key in self._ready or self._cohorts.rests(key)]
-        if len(idle) < 2:
-            return None
-        key = idle[-1]
-        suspends = self.memory.suspend(key)
-        on_host = self.parked.oldest(on_host=True)
-        if on_host and not suspends:
-            return self._give_up(on_host)
-        self._set_aside(key)
-        self.sequences[key].preemptions += 1
-        self.sequences[key].drafts = []
-        if not suspends:
-            self._restarting.add(key)
-            self._ended.append(key)
-            return self._release()
-        return self._move(StepKind.SUSPEND, key)
-
-    def _make_room_of_parked(self, but: ParkedSession | None = None) -> Work | None:
-        """Moves the least recently used session to the host, or gives one up where that is full."""
-        session = self.parked.oldest(on_host=False, but=but)
-        if session is None:
-            return None
-        if self.memory.park_on_host(session.key):
-            session.on_host = True
-            return self._move(StepKind.SUSPEND, session.key)
-        return self._give_up(self.parked.oldest(on_host=True, but=but) or session)
-
-    def _give_up(self, session: ParkedSession) -> Work:
-        self.end_session(session.session_id)
-        return self._release()
-
-    def _resume(self) -> Work | None:
-        """Brings the oldest suspended sequence back, if there is room again."""
-        suspended = (key for key in self.sequences if key in self.memory.suspended)
-        key = next((key for key in suspended if not self.sequences[key].cancelled), None)
-        if key is None or not self.memory.resume(self.sequences[key]):
-            return None
-        return self._move(StepKind.RESUME, key)
-
-    def _move(self, kind: StepKind, key: int) -> Work:
-        self._moving = key
-        return self._steps.without_rows(kind, [key])
-
-    def _form_cohort(self) -> None:
-        """Makes those a cohort that wait now, or lets them join it, as far as COHORT_PREFILLS go."""
-        keys: list[int] = []
-        there = [self.sequences[key] for key in self._cohorts.open if key in self.sequences]
-        room = COHORT_PREFILLS * self.layout.max_prefill_tokens
-        room -= sum(len(sequence.request.prompt_ids) for sequence in there)
-        for key in self._waiting:
-            if key in self._cohorts:
-                continue
-            room -= len(self._request(key).prompt_ids)
-            if room < 0 and (keys or there):
-                break
-            keys.append(key)
-        self._cohorts.form(keys)
-
-    def _release(self) -> Work:
-        """Frees what has ended and what is discarded; or parks what has ended, if that is all."""
-        parking = [key for key in self._ended if self._parks(key)]
-        leaving = [key for key in self._ended if key not in parking] + self._discarded
-        if not leaving:
-            self._ended.clear()
-            return self._steps.without_rows(StepKind.PARK, parking)
-        self._ended = deque(parking)
-        self._discarded.clear()
-        return self._steps.without_rows(StepKind.RELEASE, leaving)
-
-    def _parks(self, key: int) -> bool:
-        sequence = self.sequences[key]
-        ended_well = sequence.finish_reason is not None and not sequence.cancelled
-        return ended_well and bool(sequence.request.session_id) and self.layout.max_sessions > 0
+        self.roster.remove(key)
 
     def _prefill(self, moving: bool) -> Work | None:
-        """Prefills for as many prompts, in order, as a micro-batch and the free pages have room for."""
-        if self._waiting[0] not in self._cohorts:
-            self._form_cohort()
-        if self._waiting[0] not in self._cohorts:  # the open one is full
-            self._cohorts.close()
-            self._form_cohort()
+        """Prefills as many prompts as have room; or what makes room for them, or None."""
+        first = next(iter(self.roster.waiting))
+        if first not in self.roster.cohorts:
+            self._groups.form_cohort()
+        if first not in self.roster.cohorts:  # the open one is full
+            self.roster.cohorts.close()
+            self._groups.form_cohort()
         if self.memory.host_is_overfull:
-            on_host = self.parked.oldest(on_host=True) or self.parked.oldest(on_host=False)
-            return None if moving or on_host is None else self._give_up(on_host)
-        session = self._session_of(self._waiting[0])
-        if session and (reused := session.reusable(self._request(self._waiting[0]))):
-            return None if moving else self._go_on(session, reused)
-        keys: list[int] = []
-        tokens = 0
-        # Smaller ones with more shards, so that all of these have something to do soon.
-        limit = self.layout.max_prefill_tokens // len(self.layout.shards)
-        for key in self._waiting:
-            tokens += len(self._request(key).prompt_ids)
-            if keys and (tokens > limit or not self._cohorts.same(keys[0], key) or self._session_of(key)):
-                break
-            if not self.memory.hold([key], [0]):
-                break
-            keys.append(key)
-        if not keys:
-            room = None if moving else self._make_room_of_parked()
-            return room or self._wait_for_room()
-        return self._begin([spec_of(self._request(key)) for key in keys])
+            return None if moving else self._room.make_on_host()
+        session = self._session_of(first)
+        if session and (reused := session.reusable(self._request(first))):
+            return None if moving else self._go_on(first, session, reused)
+        if keys := self._groups.prefill():
+            return self._begin([spec_of(self._request(key)) for key in keys])
+        if not moving and (work := self._room.make_of_parked()):
+            return work
+        self._wake_resting()
+        return None
 
     def _session_of(self, key: int) -> ParkedSession | None:
         return self.parked.get(self._request(key).session_id)
 
-    def _go_on(self, session: ParkedSession, reused: int) -> Work | None:
+    def _go_on(self, key: int, session: ParkedSession, reused: int) -> Work | None:
         """Lets the first that waits go on with what its session has left; brings that back before."""
-        key = self._waiting[0]
-        if session.on_host and self.memory.bring_back(session.key):
-            session.on_host = False
-            return self._move(StepKind.RESUME, session.key)
+        if session.on_host and (work := self._room.bring_back(session)):
+            return work
         if session.on_host or not self.memory.go_on(session.key, session.generated, key):
-            room = self._make_room_of_parked(but=session)
-            if room is None and len(self._waiting) == len(self.sequences):  # nobody else will make any
-                return self._give_up(session)
-            return room or self._wait_for_room()
+            if work := self._room.make_of_parked(spared=session):
+                return work
+            if len(self.roster.waiting) == len(self.sequences):  # nobody else will make any
+                return self._room.give_up(session)
+            self._wake_resting()
+            return None
         self.parked.remove(session.session_id)
         sequence = self.sequences[key]
         sequence.reused, sequence.whole = reused, session.whole
@@ -343,37 +227,14 @@ class Scheduler:
 
     def _begin(self, specs: list[SequenceSpec]) -> Work:
         """Sends the first that wait on their way."""
-        for _ in specs:
-            self._waiting.popleft()
-        return self._steps.prefill(specs, BUSY_SLICE if self.queued or self._waiting else QUIET_SLICE)
+        self.roster.move_all([spec.sequence for spec in specs], Phase.PREFILLING)
+        tuning, others_wait = self.layout.tuning, self.queued or self.roster.waiting
+        return self._steps.prefill(specs, tuning.busy_slice if others_wait else tuning.quiet_slice)
 
-    def _wait_for_room(self) -> Work | None:
-        """Wakes those that wait for prefills for which there is no room, as their end makes it."""
-        for key in self._waiting:
-            self._ready.extend(self._cohorts.remove(key))
-        return self.next_step() if self._ready and not len(self._steps) else None
-
-    def _decode_group(self) -> list[int]:
-        """Those that decode, or verify, next: of all that do, an equal part for each shard."""
-        decoding = sum(sequence.reached > 0 for sequence in self.sequences.values()) - len(
-            self.memory.suspended
-        )
-        group = -(-decoding // len(self.layout.shards))
-        if not self.sequences[self._ready[0]].verifies:
-            return [key for key in self._ready if not self.sequences[key].verifies][:group]
-        # All that have drafts, so that they stay in step: one verification costs little more for many.
-        keys = [key for key in self._ready if self.sequences[key].verifies or self.sequences[key].drafts]
-        rows = itertools.accumulate(1 + len(self.sequences[key].ahead_ids) for key in keys[:group])
-        return [key for key, total in zip(keys, rows, strict=False) if total <= VERIFIED_ROWS]
-
-    def _counts(self, keys: Sequence[int]) -> list[int]:
-        """Tokens that a decode step feeds of each: the newest, and what is known behind it."""
-        counts, room = [], max(0, VERIFIED_ROWS - len(keys))
-        for key in keys:
-            ahead = len(self.sequences[key].known_ahead(room))
-            counts.append(1 + ahead)
-            room -= ahead
-        return counts
+    def _wake_resting(self) -> None:
+        """Lets those decode that rest for prefills without room: only their end makes some."""
+        for key in self.roster.waiting:
+            self.roster.leave_cohort(key)
 
     def _request(self, key: int) -> SequenceRequest:
         return self.sequences[key].request

@@ -1,23 +1,13 @@
-"""One sequence as the head of a pipeline sees it: from its request to its receipt."""
+"""One sequence as the head of a pipeline sees it, from its request to its end. Pure."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 
-from pyramidserve.types import (
-    Compression,
-    DeviceBytes,
-    FinishReason,
-    Receipt,
-    Sampling,
-    Stopping,
-)
+from pyramidserve.types import Compression, FinishReason, Sampling, Stopping
 from workers.budget.plan import KeepPlan
-from workers.budget.released import ReleasedSequence
-from workers.percentile import percentile
-from workers.policies.registry import policy_name, recall
 from workers.schedule.detokenizer import Detokenizer
 from workers.schedule.drafts import Drafting
+from workers.schedule.phase import Phase
 
 
 @dataclass(frozen=True)
@@ -51,6 +41,7 @@ class RunningSequence:
     """An admitted sequence.
 
     Attributes:
+        phase: what it waits for, or what its step does; ``Roster.move`` changes it.
         reached: outputs that its KV is of or that are next to be fed; fewer than ``output_ids`` while it is
             replayed after it has lost its KV.
         preemptions: how often it had to make room for others.
@@ -64,6 +55,7 @@ class RunningSequence:
     plan: KeepPlan
     detokenizer: Detokenizer
     started: float
+    phase: Phase = Phase.WAITING
     output_ids: list[int] = field(default_factory=list)
     token_times: list[float] = field(default_factory=list)
     reached: int = 0
@@ -155,51 +147,3 @@ class RunningSequence:
         if self.detokenizer.stop_string:
             self.finish_reason = FinishReason.STOP
         return text
-
-    def receipt(self, shards: Sequence[ReleasedSequence]) -> Receipt:
-        """What the sequence took, from what every shard reports."""
-        assert self.finish_reason is not None
-        request = self.request
-        kept = sum(layer.prompt_kept for shard in shards for layer in shard.layers)
-        all_layers = len(request.prompt_ids) * len(self.plan.kept)
-        own_times = self.token_times[len(request.forced_output_ids) :]
-        gaps = [b - a for a, b in pairwise(own_times)]
-        return Receipt(
-            request_id=request.request_id,
-            finish_reason=self.finish_reason,
-            stop_string=self.detokenizer.stop_string,
-            prompt_tokens=len(request.prompt_ids),
-            output_tokens=len(self.output_ids),
-            seed=request.sampling.seed or 0,
-            policy=policy_name(request.compression),
-            kv_keep_target=request.compression.kv_keep,
-            # What a turn finds of those before it is known only to the shards.
-            kv_keep_reached=kept / all_layers if self.reused else self.plan.fraction,
-            kv_keep_bound_by=self.plan.bound_by,
-            peak_device_bytes=DeviceBytes(
-                kv=sum((s.peak_pages - s.score_pages) * s.page_bytes for s in shards),
-                scores=sum(s.score_pages * s.page_bytes for s in shards),
-                tables=sum(s.table_bytes for s in shards),
-                prefill_workspace=sum(s.workspace_bytes for s in shards),
-            ),
-            spilled_bytes=sum(s.spilled_bytes for s in shards),
-            recalled_bytes=sum(s.recalled_bytes for s in shards),
-            dropped_bytes=sum(s.dropped_bytes for s in shards),
-            queue_time=0.0,
-            time_to_first_token=own_times[0] - self.started if own_times else 0.0,
-            inter_token_p50=percentile(gaps, 50),
-            inter_token_p99=percentile(gaps, 99),
-            layers=tuple(layer for shard in shards for layer in shard.layers),
-            pipeline_id="",
-            preemptions=self.preemptions,
-            replays=0,
-            recall=recall(request.compression),
-            host_attended_bytes=sum(s.attended_bytes for s in shards),
-            reused_tokens=self.reused,
-            drafted_tokens=self.drafting.drafted if self.drafting else 0,
-            accepted_tokens=self.drafting.accepted if self.drafting else 0,
-            device_peak_bytes=sum(s.device_peak_bytes for s in shards),
-        )
-
-
-Decode = Callable[[Sequence[int]], str]

@@ -2,7 +2,7 @@
 
 import itertools
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -19,18 +19,22 @@ class Steps:
     """Numbers steps, from what is known of their sequences when they are made."""
 
     def __init__(self, sequences: Mapping[int, RunningSequence]) -> None:
-        """``sequences``: those that are here, now and later; others are parked, and draw nothing."""
+        """``sequences``: all that are admitted, now and later; other keys are parked sessions'."""
         self._sequences = sequences
-        self._under_way: dict[int, StepKind] = {}
+        self._under_way: dict[int, Step] = {}
         self._made = 0
 
     def __len__(self) -> int:
         """How many are under way."""
         return len(self._under_way)
 
+    def __iter__(self) -> Iterator[Step]:
+        """Those that are under way, as they were sent."""
+        return iter(self._under_way.values())
+
     def kinds(self) -> Counter[StepKind]:
         """How many of each kind are under way."""
-        return Counter(self._under_way.values())
+        return Counter(step.kind for step in self)
 
     def done(self, step: Step) -> None:
         """Takes note that ``step`` has passed all shards."""
@@ -74,10 +78,9 @@ class Steps:
         slice_steps: float = 0.0,
     ) -> Step:
         self._made += 1
-        self._under_way[self._made] = kind
         sequences = [self._sequences.get(key) for key in keys]
         drawn = [_drawn(kind, each, rows[row] if rows else 0) for row, each in enumerate(sequences)]
-        return Step(
+        step = Step(
             number=self._made,
             kind=kind,
             sequences=tuple(keys),
@@ -93,6 +96,8 @@ class Steps:
             new=new,
             slice_steps=slice_steps,
         )
+        self._under_way[step.number] = step
+        return step
 
 
 def spec_of(request: SequenceRequest) -> SequenceSpec:

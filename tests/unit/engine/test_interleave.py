@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.engine.interleave import Turns, Work
+from workers.engine.interleave import Interleave, Work
 from workers.schedule.step import Step, StepKind
 
 NOTHING, SLICE_STEPS = torch.zeros(0), 1.5
@@ -35,7 +35,7 @@ class Clock:
 
 
 @dataclass
-class ScriptedStage:
+class ScriptedWorker:
     """Steps take as long as ``decode`` and ``blocks`` say; remembers when each decode ended."""
 
     clock: Clock = field(default_factory=Clock)
@@ -56,8 +56,8 @@ class ScriptedStage:
         return prefill.step, NOTHING
 
 
-def turns_of(stage: ScriptedStage) -> Turns[Blocks]:
-    return Turns(stage, clock=lambda: stage.clock.now)
+def interleave_of(worker: ScriptedWorker) -> Interleave[Blocks]:
+    return Interleave(worker, clock=lambda: worker.clock.now)
 
 
 def step(number: int, kind: StepKind) -> Step:
@@ -65,13 +65,13 @@ def step(number: int, kind: StepKind) -> Step:
 
 
 def test_short_steps_come_in_order_and_prefills_do() -> None:
-    turns = turns_of(ScriptedStage())
+    steps = interleave_of(ScriptedWorker())
     kinds = [StepKind.PREFILL, StepKind.RELEASE, StepKind.PREFILL, StepKind.DECODE, StepKind.DECODE]
     for number, kind in enumerate(kinds):
-        turns.add(step(number, kind), NOTHING)
+        steps.add(step(number, kind), NOTHING)
     passed = []
-    while not turns.idle:
-        if done := turns.advance():
+    while not steps.idle:
+        if done := steps.advance():
             passed.append(done[0].number)
     assert [number for number in passed if kinds[number] is StepKind.PREFILL] == [0, 2]
     assert [number for number in passed if kinds[number] is not StepKind.PREFILL] == [1, 3, 4]
@@ -79,15 +79,15 @@ def test_short_steps_come_in_order_and_prefills_do() -> None:
 
 
 def test_a_lone_prefill_runs_on() -> None:
-    stage = ScriptedStage()
-    turns = turns_of(stage)
-    turns.add(step(1, StepKind.PREFILL), NOTHING)
+    worker = ScriptedWorker()
+    steps = interleave_of(worker)
+    steps.add(step(1, StepKind.PREFILL), NOTHING)
     count = 0
-    while turns.advance() is None:
+    while steps.advance() is None:
         count += 1
-    assert count == len(stage.blocks)
-    assert stage.clock.now == sum(stage.blocks)
-    assert turns.idle
+    assert count == len(worker.blocks)
+    assert worker.clock.now == sum(worker.blocks)
+    assert steps.idle
 
 
 @given(
@@ -98,64 +98,64 @@ def test_a_lone_prefill_runs_on() -> None:
 def test_a_stream_waits_for_a_slice_and_a_block_at_most(
     decode: float, blocks: list[float], arrives: int
 ) -> None:
-    stage = ScriptedStage(decode=decode, blocks=tuple(blocks))
-    turns = turns_of(stage)
+    worker = ScriptedWorker(decode=decode, blocks=tuple(blocks))
+    steps = interleave_of(worker)
     for number in range(arrives):
-        turns.add(step(number, StepKind.DECODE), NOTHING)
-        turns.advance()
-    turns.add(step(99, StepKind.PREFILL), NOTHING)
+        steps.add(step(number, StepKind.DECODE), NOTHING)
+        steps.advance()
+    steps.add(step(99, StepKind.PREFILL), NOTHING)
     number, prefilled = 100, False
-    turns.add(step(number, StepKind.DECODE), NOTHING)
+    steps.add(step(number, StepKind.DECODE), NOTHING)
     while not prefilled:
-        done = turns.advance()
+        done = steps.advance()
         if done and done[0].kind is StepKind.DECODE:
             number += 1
-            turns.add(step(number, StepKind.DECODE), NOTHING)
+            steps.add(step(number, StepKind.DECODE), NOTHING)
         prefilled = done is not None and done[0].kind is StepKind.PREFILL
     gaps = [
-        later - sooner - decode for sooner, later in zip(stage.decoded, stage.decoded[1:], strict=False)
+        later - sooner - decode for sooner, later in zip(worker.decoded, worker.decoded[1:], strict=False)
     ]
     assert all(gap <= SLICE_STEPS * decode + 2 * max(blocks) + 1e-9 for gap in gaps)
 
 
 def test_equal_blocks_are_foreseen_and_do_not_go_over() -> None:
-    stage = ScriptedStage(decode=2.0, blocks=(0.5,) * 40)
-    turns = turns_of(stage)
-    turns.add(step(0, StepKind.DECODE), NOTHING)
-    turns.advance()
-    turns.add(step(1, StepKind.PREFILL), NOTHING)
+    worker = ScriptedWorker(decode=2.0, blocks=(0.5,) * 40)
+    steps = interleave_of(worker)
+    steps.add(step(0, StepKind.DECODE), NOTHING)
+    steps.advance()
+    steps.add(step(1, StepKind.PREFILL), NOTHING)
     for number in range(2, 8):
-        turns.add(step(number, StepKind.DECODE), NOTHING)
-    while len(stage.decoded) < 7:
-        turns.advance()
-    gaps = {later - sooner for sooner, later in zip(stage.decoded, stage.decoded[1:], strict=False)}
+        steps.add(step(number, StepKind.DECODE), NOTHING)
+    while len(worker.decoded) < 7:
+        steps.advance()
+    gaps = {later - sooner for sooner, later in zip(worker.decoded, worker.decoded[1:], strict=False)}
     assert gaps == {2.0 + 2.0 * SLICE_STEPS}
 
 
 @pytest.mark.parametrize("decode", [0.01, 0.2])
 def test_a_prefill_comes_forward_however_short_decode_steps_are(decode: float) -> None:
-    stage = ScriptedStage(decode=decode, blocks=(1.0,) * 5)
-    turns = turns_of(stage)
-    turns.add(step(0, StepKind.PREFILL), NOTHING)
+    worker = ScriptedWorker(decode=decode, blocks=(1.0,) * 5)
+    steps = interleave_of(worker)
+    steps.add(step(0, StepKind.PREFILL), NOTHING)
     count = 0
     while True:
-        turns.add(step(1, StepKind.DECODE), NOTHING)
-        done = turns.advance()
+        steps.add(step(1, StepKind.DECODE), NOTHING)
+        done = steps.advance()
         if done and done[0].kind is StepKind.PREFILL:
             break
         count += 1
         assert count < 20
 
 
-def test_what_each_turn_took_is_told() -> None:
-    stage, told = ScriptedStage(blocks=(0.25, 0.5)), []
-    turns = Turns(stage, lambda kind, seconds: told.append((kind, seconds)), lambda: stage.clock.now)
-    turns.add(step(0, StepKind.DECODE), NOTHING)
-    turns.add(step(1, StepKind.RELEASE), NOTHING)
-    turns.advance()
-    turns.advance()
-    turns.add(step(2, StepKind.PREFILL), NOTHING)
-    while turns.advance() is None:
+def test_what_each_step_and_block_took_is_told() -> None:
+    worker, told = ScriptedWorker(blocks=(0.25, 0.5)), []
+    steps = Interleave(worker, lambda kind, seconds: told.append((kind, seconds)), lambda: worker.clock.now)
+    steps.add(step(0, StepKind.DECODE), NOTHING)
+    steps.add(step(1, StepKind.RELEASE), NOTHING)
+    steps.advance()
+    steps.advance()
+    steps.add(step(2, StepKind.PREFILL), NOTHING)
+    while steps.advance() is None:
         pass
     kinds = [StepKind.DECODE, StepKind.RELEASE, *[StepKind.PREFILL] * 3]
     assert told == list(zip(kinds, [1.0, 0.0, 0.25, 0.5, 0.0], strict=True))

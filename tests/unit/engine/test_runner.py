@@ -8,11 +8,12 @@ from types import SimpleNamespace
 import pytest
 from fake_pipeline import FakePipeline, decode, layout, request
 
+from workers.budget.pages import IntegrityError
 from workers.engine import runner as runner_module
 from workers.engine.loop import EngineLoop, SequenceCancelled, SequenceFinished, SequenceTokens
 from workers.engine.pipeline import Outcome
 from workers.engine.runner import Cancel, EngineRunner, Report, SequenceRefused, Start
-from workers.schedule.scheduler import BUSY_SLICE, QUIET_SLICE
+from workers.schedule.tuning import DEFAULT_TUNING, ScheduleTuning
 
 PATIENCE = 60  # seconds that anything may take before the test fails
 
@@ -37,13 +38,16 @@ class Running:
     """A runner, and what it said."""
 
     max_sequences: int = 8
+    tuning: ScheduleTuning = DEFAULT_TUNING
     pipeline: GatedPipeline = field(default_factory=GatedPipeline)
     reports: SimpleQueue[Report] = field(default_factory=SimpleQueue)
     failures: SimpleQueue[tuple[BaseException, str]] = field(default_factory=SimpleQueue)
 
     def __post_init__(self) -> None:
-        loop = EngineLoop(layout(max_sequences=self.max_sequences), self.pipeline, decode, ())
-        self.runner = EngineRunner(loop, self.reports.put, self.fail)
+        self.loop = EngineLoop(
+            layout(max_sequences=self.max_sequences, tuning=self.tuning), self.pipeline, decode, ()
+        )
+        self.runner = EngineRunner(self.loop, self.reports.put, self.fail)
         self.runner.start()
 
     def fail(self, error: BaseException) -> None:
@@ -108,12 +112,12 @@ def test_cancelling_ends_all_that_is_named_or_all(sequences: tuple[int, ...] | N
 def test_prefills_hurry_while_others_wait_outside() -> None:
     slices = []
     for queued in (0, 5):
-        running = Running()
+        running = Running(tuning=ScheduleTuning(quiet_slice=0.7, busy_slice=7.0))
         running.runner.order(Start((request(1),), queued))
         running.pipeline.reached.get(timeout=PATIENCE)
         slices.append(running.pipeline.submitted[0][0].slice_steps)
         running.rest()
-    assert slices == [QUIET_SLICE, BUSY_SLICE]
+    assert slices == [0.7, 7.0]
 
 
 def test_the_others_go_on_when_one_is_cancelled() -> None:
@@ -149,6 +153,41 @@ def test_a_failing_pipeline_ends_the_engine_and_is_told(caplog: pytest.LogCaptur
     assert running.failures.get(timeout=PATIENCE) == (error, "engine")
     assert running.reports.empty()
     assert [record.getMessage() for record in caplog.records] == ["engine_failed"]
+
+
+def test_books_that_do_not_balance_end_an_engine_that_becomes_idle(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    running = Running()
+    running.begin(1)
+    running.loop.scheduler.memory.ledger.free -= 1
+    assert [type(event) for event in running.rest()[-1].events] == [SequenceFinished]
+    error, thread = running.failures.get(timeout=PATIENCE)
+    assert (type(error), thread) == (IntegrityError, "engine")
+    (record,) = caplog.records
+    assert record.getMessage() == f"integrity_failed books=scheduler what={str(error)!r}"
+    assert "are not [64] pages" in str(error)
+
+
+def test_a_healthy_engine_checks_its_books_once_whenever_it_becomes_idle(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    running = Running()
+    checks: list[bool] = []
+    check = running.loop.scheduler.check_integrity
+
+    def counted() -> None:
+        checks.append(running.loop.idle)
+        check()
+
+    monkeypatch.setattr(running.loop.scheduler, "check_integrity", counted)
+    for times in range(3):
+        running.runner.order(Cancel(()))  # an order that is none leaves it idle, and is no reason to check
+        running.report()
+        running.begin(times)
+        assert checks == [True] * times
+        running.rest()
+    assert running.failures.empty()
 
 
 def test_a_step_stalls_from_its_beginning_until_it_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,11 +4,12 @@ import pytest
 
 from workers.policies.registry import DRAFTS
 from workers.schedule.drafts import Drafting
+from workers.schedule.tuning import DEFAULT_TUNING, ScheduleTuning
 
 
-def settled(rounds: int, right: int) -> Drafting:
+def settled(rounds: int, right: int, tuning: ScheduleTuning = DEFAULT_TUNING) -> Drafting:
     """After so many rounds of verification, in each of which at most ``right`` drafts are right."""
-    drafting = Drafting(DRAFTS)
+    drafting = Drafting(DRAFTS, tuning)
     for _ in range(rounds):
         ahead = drafting.ahead
         drafting.verified(ahead, min(ahead, right))
@@ -36,6 +37,16 @@ def test_it_recovers_when_drafts_become_right_again() -> None:
     for _ in range(60):
         drafting.verified(drafting.ahead, drafting.ahead)
     assert drafting.ahead == DRAFTS
+
+
+def test_the_dearer_a_verification_the_more_is_drafted_for_each() -> None:
+    ahead = [settled(60, 3, ScheduleTuning(verification_steps=steps)).ahead for steps in (0.5, 2.0, 20.0)]
+    assert ahead == sorted(set(ahead))
+
+
+def test_the_more_the_newest_verification_counts_the_sooner_it_adapts() -> None:
+    fast, slow = (settled(3, 0, ScheduleTuning(newest_verification=share)) for share in (0.2, 0.01))
+    assert fast.ahead < slow.ahead
 
 
 def test_what_was_drafted_and_accepted_is_counted() -> None:

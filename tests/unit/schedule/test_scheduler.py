@@ -10,26 +10,41 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from pyramidserve.types import Compression, FinishReason, StreamingParameters
-from workers.budget.footprint import ShardLayout, score_pages
+from pyramidserve.types import Compression, FinishReason, PyramidParameters, StreamingParameters
+from workers.budget.footprint import ShardLayout, index_rows, score_pages
 from workers.budget.pages import pages_for
 from workers.budget.plan import KeepPlan
 from workers.policies.registry import plan
-from workers.schedule import scheduler as scheduler_module
 from workers.schedule.accept import accept
 from workers.schedule.detokenizer import Detokenizer
 from workers.schedule.drafts import Drafting
-from workers.schedule.scheduler import Scheduler
+from workers.schedule.scheduler import Scheduler, steps_at_most
 from workers.schedule.sequence import RunningSequence, SequenceRequest
 from workers.schedule.step import Step, StepKind
+from workers.schedule.tuning import ScheduleTuning
 
 COMPUTING = (StepKind.PREFILL, StepKind.DECODE, StepKind.VERIFY)
 MOVING = (StepKind.RELEASE, StepKind.PARK, StepKind.SUSPEND, StepKind.RESUME)
 WINDOW = StreamingParameters(sinks=2, window=20)
+PYRAMID = PyramidParameters(
+    prefill_decay_ratio=0.5, min_context_length=4, streamingllm_sink_len=2, exceed_length_to_compress=16
+)
 COMPRESSIONS = (
     Compression(),
     Compression("streaming", streaming=WINDOW),
     Compression("streaming", streaming=WINDOW, recall="exact"),
+    Compression("streaming", streaming=WINDOW, recall="step"),
+    *(
+        Compression("pyramid", prefill, pyramid=PYRAMID, recall=recall)
+        for prefill, recall in (
+            ("prune", "off"),
+            ("prune", "turn"),
+            ("evict", "off"),
+            ("evict", "turn"),
+            ("evict", "step"),
+            ("evict", "exact"),
+        )
+    ),
 )
 MAX_PREFILL_TOKENS = 10
 lengths = st.integers(1, 8) | st.integers(9, 300)
@@ -66,6 +81,12 @@ def finish(scheduler: Scheduler, step: Step) -> None:
     scheduler.finish_step(step)
 
 
+def index_pages(keep: KeepPlan, layer: int, fed: int) -> int:
+    """Of the index of what a layer has on the host."""
+    spilled = keep.prompt_tokens + fed - keep.tokens(layer, fed)
+    return pages_for(index_rows(spilled)) if keep.indexes else 0
+
+
 class Shards:
     """What the shards of a pipeline hold, as steps that pass them tell; fails where there is no room."""
 
@@ -79,13 +100,16 @@ class Shards:
         self.took_over: dict[int, tuple[KeepPlan, int]] = {}
 
     def pages(self, key: int, shard: ShardLayout, fed: int) -> int:
-        keep, counts = self.plans[key], [0] * self.layout.layers
+        keep = self.plans[key]
+        pages = score_pages(keep, shard)
         for layer in range(shard.first, shard.end):
-            counts[layer] = keep.tokens(layer, fed) + self.ahead[key]
+            tokens, index = keep.tokens(layer, fed) + self.ahead[key], index_pages(keep, layer, fed)
             if key in self.took_over:
                 left, generated = self.took_over[key]
-                counts[layer] = max(counts[layer], left.tokens(layer, generated))
-        return score_pages(keep, shard) + sum(map(pages_for, counts))
+                tokens = max(tokens, left.tokens(layer, generated))
+                index = max(index, index_pages(left, layer, generated))
+            pages += pages_for(tokens) + index
+        return pages
 
     def sent(self, step: Step) -> None:
         """The step is on its way, and may be in any shard."""
@@ -246,6 +270,7 @@ class Serving(RuleBasedStateMachine):
         self.held.sent(step)
         self.under_way.append(step)
         kinds[step.kind] += 1
+        assert len(self.under_way) <= steps_at_most(self.shards)
         assert kinds[StepKind.PREFILL] <= self.shards
         assert kinds[StepKind.DECODE] + kinds[StepKind.VERIFY] <= self.shards
         assert sum(kinds[kind] for kind in MOVING) <= 1
@@ -427,9 +452,8 @@ def test_those_that_rest_wake_when_the_last_they_wait_for_is_cancelled() -> None
     assert sorted(key for step in sent(scheduler) for key in step.sequences if key < 2) == [0, 1]
 
 
-def test_a_long_queue_does_not_begin_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scheduler_module, "COHORT_PREFILLS", 3)
-    scheduler = Scheduler(layout(max_prefill_tokens=10))
+def test_a_long_queue_does_not_begin_all_at_once() -> None:
+    scheduler = Scheduler(layout(max_prefill_tokens=10, tuning=ScheduleTuning(cohort_prefills=3)))
     for key in range(5):
         assert admit(scheduler, request(key, 10, 10))
     fourth = None
@@ -465,6 +489,28 @@ def test_sequences_are_spread_over_as_many_decodes_as_there_are_shards(shards: i
     (prefill,) = sent(scheduler)
     finish(scheduler, prefill)
     assert [len(step.sequences) for step in sent(scheduler)] == [6 // shards] * shards
+
+
+@pytest.mark.parametrize("shards", [1, 2, 4, 8])
+def test_as_many_steps_as_may_be_are_under_way_and_never_more(shards: int) -> None:
+    scheduler = Scheduler(layout(shards, 3 * shards, max_prefill_tokens=10 * shards))
+    for key in range(shards):
+        assert admit(scheduler, request(key, 10, 100))
+    while not all(sequence.reached for sequence in scheduler.sequences.values()):
+        for step in sent(scheduler):
+            finish(scheduler, step)
+    decodes = sent(scheduler)
+    for key in range(shards, 2 * shards + 1):
+        assert admit(scheduler, request(key, 10, 1))
+    ending, *prefills = sent(scheduler)
+    finish(scheduler, ending)
+    under_way = [*decodes, *prefills, *sent(scheduler)]
+    assert Counter(step.kind for step in under_way) == {
+        StepKind.DECODE: shards,
+        StepKind.PREFILL: shards,
+        StepKind.RELEASE: 1,
+    }
+    assert scheduler.steps_under_way == len(under_way) == steps_at_most(shards)
 
 
 def test_a_sequence_that_has_not_begun_is_gone_when_cancelled() -> None:
@@ -571,7 +617,7 @@ def test_none_begins_while_one_waits_to_come_back() -> None:
         assert admit(scheduler, request(key, 10, 200))
     run(scheduler, lambda: scheduler.sequences[2].preemptions > 0)
     wanted = request(3, 1, 1)
-    assert not scheduler.memory.fits(wanted)
+    assert not scheduler.memory.probably_fits(wanted)
     assert admit(scheduler, wanted)
     steps = run(scheduler, lambda: 3 not in scheduler.sequences)
     kinds = [step.kind for step in steps]

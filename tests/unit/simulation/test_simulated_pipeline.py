@@ -15,7 +15,7 @@ from pyramidserve.types import Compression
 from workers.model.config import ModelConfig
 from workers.model.work import Limits, prefill_flops, weights_read
 from workers.policies.registry import plan
-from workers.schedule.scheduler import QUIET_SLICE
+from workers.schedule.tuning import DEFAULT_TUNING
 
 MODEL = ModelConfig(
     layers=2,
@@ -117,7 +117,8 @@ def test_a_prefill_leaves_a_part_of_the_time_to_those_that_decode() -> None:
     simulated.step(began, False)
     wait = simulated.until_change(False)
     assert wait is not None
-    share = QUIET_SLICE / (1 + QUIET_SLICE)
+    steps = DEFAULT_TUNING.quiet_slice
+    share = steps / (1 + steps)
     assert wait == pytest.approx(min(1.0, prefill_seconds(1600) / share))
 
 
