@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -14,7 +15,8 @@ from pyramidserve.types import (
     StreamingParameters,
 )
 from workers.budget.footprint import pages_held
-from workers.engine.engine import Engine, EngineRequest
+from workers.budget.pages import IntegrityError
+from workers.engine.engine import Engine, EngineConfig, EngineRequest
 
 PARAMETERS = PyramidParameters(min_context_length=8, exceed_length_to_compress=8)
 POLICIES = {
@@ -211,3 +213,13 @@ def test_closing_a_stream_at_any_token_frees_everything(engine: Engine) -> None:
                 next(stream)
             stream.close()
             assert engine.idle
+
+
+@pytest.mark.parametrize("shard", [0, 1])
+def test_a_page_that_is_lost_is_missed_once_nothing_runs(shard: int, toy: Callable[[str], Path]) -> None:
+    engine = Engine(EngineConfig(str(toy("gqa")), boundaries=(1,), dtype="float32", kv_bytes=8 << 20))
+    request = EngineRequest(PROMPTS[1], stopping=Stopping(4, ignore_eos=True))
+    engine.generate([request] * 2)
+    engine.stages[shard].cache.device.pool.allocator.allocate(1, "nobody")
+    with pytest.raises(IntegrityError, match="1 pages are in use, sequences own 0"):
+        engine.generate([request] * 2)

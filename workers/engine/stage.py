@@ -7,26 +7,22 @@ import numpy as np
 import psutil
 import torch
 
-from pyramidserve.errors import ConfigurationError
 from pyramidserve.types import Sampling
 from workers.budget.footprint import ShardLayout
 from workers.budget.plan import KeepPlan
 from workers.budget.released import ReleasedSequence
-from workers.device import device_memory, free_bytes, open_device, to_device
+from workers.device import device_memory, open_device, to_device
 from workers.engine.choose import choose_backend, choose_dtype
 from workers.engine.settings import EngineSettings
+from workers.engine.stage_memory import build_cache, check_room, shard_layout
 from workers.execute.decode import Decoder
 from workers.execute.generation import Generation
 from workers.execute.prefill import Prefill
 from workers.execute.prompt import FreshPrompt, Prompt
 from workers.execute.sampling import sample
 from workers.execute.workspace import prefill_workspace_bytes, step_workspace_bytes
-from workers.kv.cache import ShardCache
 from workers.kv.entry import Positions
-from workers.kv.host import HostStore
 from workers.kv.link import HostLink, link_for
-from workers.kv.page_table import PageTables
-from workers.kv.pool import KVPool, page_bytes
 from workers.model.config import read_config
 from workers.model.rope import Rope, Rotation
 from workers.model.weights import load_stage
@@ -91,35 +87,15 @@ class Stage:
         )
         self._rope = Rope(config.checkpoint, device)
         self._decoder = Decoder(self.model, model, self._backend, self._rope)
-        size = page_bytes(model.kv_heads, model.head_size, self._dtype)
-        layers = config.end - config.first
-        if settings.kv_bytes < size * layers:
-            raise ConfigurationError(
-                f"kv_bytes is {settings.kv_bytes}, less than a page of {size} bytes for each of "
-                f"{layers} layers; give at least {size * layers}"
-            )
-        self._check_room(settings.kv_bytes)
-        pool = KVPool(settings.kv_bytes // size, model.kv_heads, model.head_size, self._dtype, device)
-        self.layout = ShardLayout(config.first, config.end, size)
-        sizes = (settings.max_sequences + settings.max_sessions, layers, model.context)
-        # For what each sequence has spilled, what of it was dropped, and for each to be suspended; hidden
-        # states wait behind the last layer too, and may take more room than KV.
-        host_sizes = (3 * sizes[0], layers + 1, 2 * model.context)
-        host = HostStore(settings.host_bytes, link or link_for(device), *host_sizes, like=pool.rows)
-        self.cache = ShardCache(pool, PageTables(pool.allocator, *sizes), host, self.layout)
+        self.layout = shard_layout(model, config.first, config.end, self._dtype)
+        check_room(settings, self.layout, device, self.workspace_bytes())
+        self.cache = build_cache(
+            settings, model, self.layout, self._dtype, device, link or link_for(device)
+        )
         self._generation = Generation(self.cache, self.layout)
         self._sequences: dict[int, _Sequence] = {}
+        self._running: set[int] = set()
         self._process = psutil.Process()
-
-    def _check_room(self, kv_bytes: int) -> None:
-        """Raises ConfigurationError if the device has no room for the pool and what steps need."""
-        free, workspace = free_bytes(self.device), self.workspace_bytes()
-        if kv_bytes + workspace > free:
-            raise ConfigurationError(
-                f"kv_bytes is {kv_bytes}, but beside the weights {self.device} has {free} bytes free, of "
-                f"which steps need {workspace}; give at most {max(0, free - workspace)}, or spread the "
-                "model over more shards"
-            )
 
     def facts(self, node: str) -> StageFacts:
         """What the rest of the cluster must know."""
@@ -157,17 +133,20 @@ class Stage:
 
         Returns:
             The header and tensor for the next shard; from the last, token ids int64 [sequences].
+
+        Raises IntegrityError when the shard's books do not balance once nothing runs any more.
         """
         drafts = step.kind in (StepKind.DECODE, StepKind.VERIFY)
         for sequence, generated in zip(step.sequences, step.generated, strict=True):
             self._generation.settle(sequence, generated, drafts)
         match step.kind:
-            case StepKind.RELEASE:
-                released = tuple(map(self._release, step.sequences))
+            case StepKind.RELEASE | StepKind.PARK:
+                end = self._release if step.kind is StepKind.RELEASE else self._park
+                released = tuple(map(end, step.sequences))
+                self._running.difference_update(step.sequences)
+                if not self._running:  # nobody waits for the check
+                    self.cache.check_integrity()
                 return self._report(replace(step, released=(*step.released, released))), inputs
-            case StepKind.PARK:
-                parked = tuple(map(self._park, step.sequences))
-                return self._report(replace(step, released=(*step.released, parked))), inputs
             case StepKind.SUSPEND | StepKind.RESUME:
                 move = self.cache.suspend if step.kind is StepKind.SUSPEND else self.cache.resume
                 for sequence in step.sequences:
@@ -190,6 +169,7 @@ class Stage:
             # Lifted rows and the past may be as many as the whole prompt.
             most = spec.prompt_tokens if spec.continues else count
             self._sequences[spec.sequence] = _Sequence(spec.sampling, self._workspace(keep, most))
+            self._running.add(spec.sequence)
             if spec.continues:  # alone in its step
                 del self._sequences[spec.continues]
                 self._generation.reopen(spec.continues, spec.sequence, keep, spec.reused)

@@ -1,0 +1,57 @@
+"""Builds the memory of a shard: its pool of pages, and its part of the host's memory."""
+
+import torch
+
+from pyramidserve.errors import ConfigurationError
+from workers.budget.footprint import ShardLayout
+from workers.device import free_bytes
+from workers.engine.settings import EngineSettings
+from workers.kv.cache import ShardCache
+from workers.kv.host import HostStore
+from workers.kv.link import HostLink
+from workers.kv.page_table import PageTables
+from workers.kv.pool import KVPool, page_bytes
+from workers.model.config import ModelConfig
+
+
+def shard_layout(model: ModelConfig, first: int, end: int, dtype: torch.dtype) -> ShardLayout:
+    """The layers ``first`` to ``end`` in pages of ``dtype``."""
+    return ShardLayout(first, end, page_bytes(model.kv_heads, model.head_size, dtype))
+
+
+def check_room(settings: EngineSettings, layout: ShardLayout, device: torch.device, workspace: int) -> None:
+    """Raises ConfigurationError where ``kv_bytes`` is too little for the layers, or too much for a device.
+
+    ``workspace``: bytes that steps need beside it, once the weights are there.
+    """
+    layers, kv_bytes, free = layout.end - layout.first, settings.kv_bytes, free_bytes(device)
+    if kv_bytes < layout.page_bytes * layers:
+        raise ConfigurationError(
+            f"kv_bytes is {kv_bytes}, less than a page of {layout.page_bytes} bytes for each of "
+            f"{layers} layers; give at least {layout.page_bytes * layers}"
+        )
+    if kv_bytes + workspace > free:
+        raise ConfigurationError(
+            f"kv_bytes is {kv_bytes}, but beside the weights {device} has {free} bytes free, of "
+            f"which steps need {workspace}; give at most {max(0, free - workspace)}, or spread the "
+            "model over more shards"
+        )
+
+
+def build_cache(
+    settings: EngineSettings,
+    model: ModelConfig,
+    layout: ShardLayout,
+    dtype: torch.dtype,
+    device: torch.device,
+    link: HostLink,
+) -> ShardCache:
+    """An empty cache of what ``settings`` give it. Raises ConfigurationError where it cannot be pinned."""
+    pages, layers = settings.kv_bytes // layout.page_bytes, layout.end - layout.first
+    pool = KVPool(pages, model.kv_heads, model.head_size, dtype, device)
+    sizes = (settings.max_sequences + settings.max_sessions, layers, model.context)
+    # For what each sequence has spilled, what of it was dropped, and for each to be suspended; hidden
+    # states wait behind the last layer too, and may take more room than KV.
+    host_sizes = (3 * sizes[0], layers + 1, 2 * model.context)
+    host = HostStore(settings.host_bytes, link, *host_sizes, like=pool.rows)
+    return ShardCache(pool, PageTables(pool.allocator, *sizes), host, layout)
