@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from toy import write_toy
+from toy import LIFT_AT_ONCE, write_toy
 
 from workers.engine.engine import Engine, EngineConfig
 from workers.model.checkpoint import EMBEDDED, resolve_checkpoint
@@ -56,6 +56,7 @@ def toy_engine(toy: Callable[[str], Path]) -> Callable[..., Engine]:
                     host_bytes=8 << 20,
                     max_sequences=16,
                     max_prefill_tokens=256,
+                    schedule=LIFT_AT_ONCE,
                 )
             )
         return built[key]

@@ -7,9 +7,12 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from workers.model.byte_tokenizer import SPECIAL, byte_tokenizer
+from workers.schedule.tuning import ScheduleTuning
 
 VOCABULARY = len(SPECIAL) + 256
 CONTEXT = 256
+# Sessions never prefill again what they could lift.
+LIFT_AT_ONCE = ScheduleTuning(lifted_row=1e-9)
 
 # A kind of LLaMA by name → what it changes in the configuration.
 KINDS: dict[str, dict[str, Any]] = {

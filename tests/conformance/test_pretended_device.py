@@ -17,7 +17,7 @@ from test_policies import POLICIES
 from test_preemption import POLICIES as WITHOUT_RECALL
 from test_preemption import run_all_at_once
 from test_turns_of_sessions import POLICIES as SESSIONS
-from toy import write_toy
+from toy import LIFT_AT_ONCE, write_toy
 
 from pyramidserve.types import Compression, PyramidParameters, Recall, Sampling, Stopping
 from workers.engine.engine import Engine, EngineConfig, EngineRequest
@@ -59,6 +59,7 @@ def build(checkpoint: Path) -> Iterator[Build]:
                 host_bytes=8 << 20,
                 max_sequences=16,
                 max_prefill_tokens=256,
+                schedule=LIFT_AT_ONCE,
             ),
             partial(connect_local, on_advance=on_advance, link=MemoryLink),
         )

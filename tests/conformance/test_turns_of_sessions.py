@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from toy import LIFT_AT_ONCE
 
 from pyramidserve.types import Compression, PyramidParameters, Stopping, StreamingParameters
 from workers.engine.engine import Engine, EngineConfig, EngineRequest, TracedReply
@@ -118,6 +119,7 @@ def test_lifted_rows_get_the_keys_and_values_that_they_would_have_had(
             boundaries=boundaries,
             kv_bytes=8 << 20,
             host_bytes=8 << 20,
+            schedule=LIFT_AT_ONCE,
         )
     )
     prune = Compression("pyramid", "prune", pyramid=LATE, recall="turn")
@@ -133,6 +135,27 @@ def test_lifted_rows_get_the_keys_and_values_that_they_would_have_had(
         last = traced.reply.receipt.layers[-1]
         assert last.prompt_kept < len(ids)
         assert last.dropped == 0
+    end(engine)
+
+
+def test_a_history_is_prefilled_again_until_that_has_cost_as_much_as_lifting_it(
+    toy: Callable[[str], Path],
+) -> None:
+    compression, draw = Compression("pyramid", "prune", kv_keep=0.6, recall="turn"), random.Random(5)
+    engine = Engine(EngineConfig(str(toy("gqa")), dtype="float32", kv_bytes=8 << 20, host_bytes=8 << 20))
+    ids, reused = some(draw, 200), []
+    for _ in range(8):
+        traced, anew = (ask(engine, ids, compression, 1, session) for session in ("s", ""))
+        receipt = traced.reply.receipt
+        reused.append(receipt.reused_tokens)
+        if not reused[-1]:  # as if it had no past
+            assert receipt.recalled_bytes == 0
+            assert traced.reply.token_ids == anew.reply.token_ids
+            assert receipt.layers == anew.reply.receipt.layers
+        ids = [*ids, *some(draw, 3)]
+    lifted = next(turn for turn, tokens in enumerate(reused) if tokens)
+    assert lifted > 1
+    assert reused == [0] * lifted + [200 + 3 * turn for turn in range(lifted - 1, 7)]
     end(engine)
 
 
@@ -163,6 +186,7 @@ def test_sessions_that_move_to_the_host_say_what_they_would_have_said(
                 boundaries=(2,),
                 kv_bytes=kv_bytes,
                 host_bytes=8 << 20,
+                schedule=LIFT_AT_ONCE,
             )
         )
         moved = 0

@@ -55,7 +55,7 @@ def validate(compression: Compression) -> None:
     recall = compression.recall
     if recall not in get_args(Recall):
         raise InvalidRequestError(f"recall is {recall!r}; it must be one of {', '.join(get_args(Recall))}")
-    if recall in ("step", "exact") and policy_name(compression) == "pyramid/prune":
+    if recall in ("step", "exact") and prunes(compression):
         raise InvalidRequestError(
             f"recall {recall!r} needs all KV, which prefill 'prune' never computes; ask for prefill 'evict'"
         )
@@ -87,6 +87,11 @@ def plan(compression: Compression, prompt_tokens: int, layers: int) -> KeepPlan:
 def recall(compression: Compression) -> Recall:
     """When evicted KV comes back; never where all stays."""
     return "off" if compression.policy == "full" else cast(Recall, compression.recall)
+
+
+def prunes(compression: Compression) -> bool:
+    """Whether tokens that are not chosen go no deeper, so that a choice holds for its prompt alone."""
+    return compression.policy == "pyramid" and compression.prefill == "prune"
 
 
 def policy_name(compression: Compression) -> str:

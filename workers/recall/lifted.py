@@ -38,12 +38,13 @@ class LiftedRows:
 
 
 def attend(query: torch.Tensor, positions: Positions, past: GatheredLayer) -> torch.Tensor:
-    """Attention of rows at ``positions`` to all of ``past`` that is not behind them.
+    """Attention of rows at ``positions``, ascending, to all of ``past`` that is not behind them.
 
     ``query`` is [rows, heads, head size]; returns [rows, heads * head size].
     """
-    visible = to_device(past.positions[None] <= positions[:, None], query.device)
-    key, value = past.kv.to(query.dtype).unbind(1)
+    reach = int(np.searchsorted(past.positions, positions[-1], side="right"))
+    visible = to_device(past.positions[None, :reach] <= positions[:, None], query.device)
+    key, value = past.kv[:reach].to(query.dtype).unbind(1)
     attended = functional.scaled_dot_product_attention(
         query.transpose(0, 1)[None],
         key.transpose(0, 1)[None],

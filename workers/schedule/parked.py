@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pyramidserve.types import Compression
+from workers.budget.plan import KeepPlan
+from workers.policies.registry import prunes
 from workers.schedule.sequence import RunningSequence, SequenceRequest
 
 
@@ -18,6 +20,8 @@ class ParkedSession:
         generated: how many of them were generated in it.
         whole: nothing of it has been dropped from the host.
         since: when the turn ended, in seconds.
+        lacking_rows: rows, summed over layers, that ``prune`` dropped, for the next turn to lift.
+        recomputed_rows: rows, summed over layers, that were prefilled again in place of that.
         on_host: it is suspended, so that it takes no pages of the device.
     """
 
@@ -28,6 +32,8 @@ class ParkedSession:
     compression: Compression
     whole: bool
     since: float
+    lacking_rows: int = 0
+    recomputed_rows: int = 0
     on_host: bool = False
 
     @classmethod
@@ -42,6 +48,8 @@ class ParkedSession:
             compression=request.compression,
             whole=whole and sequence.whole,
             since=sequence.token_times[-1],
+            lacking_rows=_lacking_rows(sequence.plan, sequence.reused),
+            recomputed_rows=sequence.recomputed_rows,
         )
 
     @property
@@ -63,8 +71,22 @@ class ParkedSession:
         common = next(differing, min(len(self.ids), len(prompt)))
         if common >= self.prompt_tokens:
             return common
-        prunes = self.compression.policy == "pyramid" and self.compression.prefill == "prune"
-        return common if self.whole and not prunes else 0
+        return common if self.whole and not prunes(self.compression) else 0
+
+    def lifting_pays(self, again: KeepPlan, lifted_row: float) -> bool:
+        """Whether the next turn, which would be prefilled as ``again``, lifts what this one lacks.
+
+        That takes the rows that it lacks, each ``lifted_row`` times as long as one that is prefilled, but
+        once: so it pays as soon as as much has been spent on prefilling turns again.
+        """
+        return self.recomputed_rows + sum(again.kept) > lifted_row * self.lacking_rows
+
+
+def _lacking_rows(plan: KeepPlan, reused: int) -> int:
+    """Rows, summed over layers, that a turn drops of its prompt but for the first ``reused``."""
+    if not plan.spills_hidden:
+        return 0
+    return sum(plan.prompt_tokens - max(kept, reused) for kept in plan.kept)
 
 
 class ParkedSessions:

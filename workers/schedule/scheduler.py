@@ -208,7 +208,14 @@ class Scheduler:
         return self.parked.get(self._request(key).session_id)
 
     def _go_on(self, key: int, session: ParkedSession, reused: int) -> Work | None:
-        """Lets the first that waits go on with what its session has left; brings that back before."""
+        """Lets the first that waits go on with what its session has left; brings that back before.
+
+        Or prefills it as a whole, where that is the shorter way.
+        """
+        sequence = self.sequences[key]
+        if not session.lifting_pays(sequence.plan, self.layout.tuning.lifted_row):
+            sequence.recomputed_rows = session.recomputed_rows + sum(sequence.plan.kept)
+            return self._room.give_up(session)
         if session.on_host and (work := self._room.bring_back(session)):
             return work
         if session.on_host or not self.memory.go_on(session.key, session.generated, key):
@@ -219,7 +226,6 @@ class Scheduler:
             self._wake_resting()
             return None
         self.parked.remove(session.session_id)
-        sequence = self.sequences[key]
         sequence.reused, sequence.whole = reused, session.whole
         recalls = recall(session.compression) != "off" or reused < session.prompt_tokens
         spec = replace(spec_of(sequence.request), continues=session.key, reused=reused, recall=recalls)

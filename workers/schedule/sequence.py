@@ -47,6 +47,7 @@ class RunningSequence:
         preemptions: how often it had to make room for others.
         reused: prompt tokens whose KV an earlier turn of the session left.
         whole: nothing of that had been dropped from the host.
+        recomputed_rows: see ``ParkedSession``.
         drafts: outputs that are to be verified next.
         drafting: how many there are to be; None where outputs are not drafted.
     """
@@ -62,6 +63,7 @@ class RunningSequence:
     preemptions: int = 0
     reused: int = 0
     whole: bool = True
+    recomputed_rows: int = 0
     drafts: list[int] = field(default_factory=list)
     drafting: Drafting | None = None
     finish_reason: FinishReason | None = None

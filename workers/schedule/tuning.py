@@ -16,6 +16,8 @@ class ScheduleTuning:
         quiet_slice: decode steps for which a prefill may hold up streams that run, while nobody else waits:
             less than 2, as it goes on by whole blocks and they are to be held up for two at most.
         busy_slice: the same when others wait: long enough to fill the memory that sequences leave.
+        lifted_row: what carrying a row of an earlier turn through a layer that it missed takes, in rows of
+            a prefill: more, as it attends by a mask rather than in order.
         newest_verification: share of the newest verification in what is known of how often drafts are
             right: as much as lets it follow a text that changes.
         verification_steps: what a verification costs, in draft steps, as it attends to all of the host.
@@ -24,6 +26,7 @@ class ScheduleTuning:
     cohort_prefills: int = 32
     quiet_slice: float = 1.3
     busy_slice: float = 4.0
+    lifted_row: float = 4.5
     newest_verification: float = 0.2
     verification_steps: float = 2.0
 
