@@ -124,8 +124,8 @@ def test_the_demo_answers_and_shows_what_that_took(tmp_path: Path) -> None:
     said = run(PYRAMIDSERVE, "demo", "--config", config)
     assert said.count("you> ") == 3
     assert said.count("KV kept   45.0% of the prompt's") == 2
-    (spilled,) = set(re.findall(r"([\d.]+) MiB spilled", said)) - {"0.0"}
-    assert float(spilled) > 0
+    spilled = list(map(float, re.findall(r"([\d.]+) MiB spilled", said)))
+    assert spilled[2] > 10 > spilled[1]  # `evict` keeps on the host what `prune` never computes
     assert len(re.findall(r"^ +\d+ +█", said, re.MULTILINE)) == 30
 
 
