@@ -24,7 +24,7 @@ from cluster.deploy.serving import serving
 from pyramidserve import AsyncClient, Receipt, Tokens
 from pyramidserve.types import Compression
 from workers.bench.measure import TurnLog, measure
-from workers.bench.workload import WORKLOADS, Workload, requests
+from workers.bench.workload import WORKLOADS, Workload, named_workload, requests
 from workers.engine.engine import Engine, EngineConfig, EngineRequest
 from workers.engine.pipeline import connect_local
 
@@ -164,8 +164,8 @@ def _spent(process: psutil.Process, before: dict[int, float]) -> dict[int, float
     return {thread: seconds - before.get(thread, 0.0) for thread, seconds in _threads(process).items()}
 
 
-def deployment(workload: Workload, pool_bytes: int, model: str) -> Deployment:
-    """One pipeline of one shard with the engine's threads and memory."""
+def deployment(workload: Workload, pool_bytes: int, model: str, port: int) -> Deployment:
+    """One pipeline of one shard with the engine's threads and memory, behind a router at ``port``."""
     usual = read_deployment(None)
     settings = {
         "model": model,
@@ -173,6 +173,7 @@ def deployment(workload: Workload, pool_bytes: int, model: str) -> Deployment:
         "threads": THREADS,
         "kv_bytes": pool_bytes,
         "max_sequences": max(8, workload.requests),
+        "router_port": port,
         "compression": {"policy": "full"},
     }
     (application,) = DEFAULT_DEPLOYMENT["applications"]
@@ -185,19 +186,23 @@ def deployment(workload: Workload, pool_bytes: int, model: str) -> Deployment:
 def main() -> None:
     """Prints the medians and writes the raw numbers."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--workload", choices=WORKLOADS, default="W2")
+    parser.add_argument(
+        "--workload", default="W2", help=f"{', '.join(WORKLOADS)}, or sizes like 8x1024+64; default: W2"
+    )
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--pairs", type=int, default=7, metavar="N")
     parser.add_argument("--prompts", type=int, default=200, metavar="N", help="lone ones of 32 tokens")
+    parser.add_argument("--port", type=int, default=8700, metavar="N", help="of the router")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(THREADS)
-    log, workload = TurnLog(), WORKLOADS[arguments.workload]
+    log, workload = TurnLog(), named_workload(arguments.workload)
     config = EngineConfig(arguments.model, kv_bytes=256 << 20, max_sequences=max(8, workload.requests))
     engine = Engine(config, lambda configs: connect_local(configs, on_advance=log))
     work = requests(workload, engine.tokenizer, FULL)
     lone = requests(Workload(arguments.prompts, LONE.prompt, LONE.output), engine.tokenizer, FULL)
-    with serving(deployment(workload, config.kv_bytes, arguments.model), "", say) as target:
+    deployed = deployment(workload, config.kv_bytes, arguments.model, arguments.port)
+    with serving(deployed, "", say) as target:
         pairs = measure_pairs(target, engine, log, work, arguments.pairs)
         firsts = measure_first_tokens(target, engine, lone)
     costs = sorted(1 - pair.cluster / pair.process for pair in pairs)

@@ -7,13 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from cluster.commands.bench_serve import TRACE
 from cluster.commands.serve import say
 from cluster.deploy.deployment import Deployment, read_deployment
 from cluster.deploy.serving import serving
 from pyramidserve.cli import main as command
 
 CONFIG = Path(__file__).parent / "chat.yaml"
-# `chat.yaml` has a pool of so many sequences of the trace's mean length.
+# A deployment file has a pool of so many sequences of the trace's mean length.
 FULL_SEQUENCES = 4
 POLICIES = {
     "full": ["--policy", "full"],
@@ -29,12 +30,16 @@ def with_pool(deployment: Deployment, sequences: int) -> Deployment:
     return Deployment(schema, deployment.name, config)
 
 
-def measure(target: str, policy: str, rate: float, seconds: float) -> dict[str, Any]:
+def measure(
+    target: str, model: str, trace: Path, policy: str, rate: float, seconds: float
+) -> dict[str, Any]:
     """What `bench serve` tells of a run."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out.json"
-        options = ["--rate", str(rate), "--seconds", str(seconds), "--warm-up", str(seconds / 4)]
-        command(["bench", "serve", "--target", target, *POLICIES[policy], *options, "--json", str(out)])
+        load = ["--trace", str(trace), "--model", model, "--rate", str(rate)]
+        times = ["--seconds", str(seconds), "--warm-up", str(seconds / 4)]
+        options = [*POLICIES[policy], *load, *times, "--json", str(out)]
+        command(["bench", "serve", "--target", target, *options])
         (told,) = json.loads(out.read_text())
     del told["series"]
     return dict(told)
@@ -66,6 +71,8 @@ def draw(results: list[dict[str, Any]], file: Path) -> None:
 def main() -> None:
     """Measures every pool under every policy, writes the numbers and the picture."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--config", type=Path, default=CONFIG, metavar="FILE", help="default: chat.yaml")
+    parser.add_argument("--trace", type=Path, default=TRACE, metavar="FILE", help="default: chat.json")
     parser.add_argument("--pools", type=int, nargs="+", default=[2, 4, 8, 16], metavar="N")
     parser.add_argument("--rate", type=float, default=4.0, help="turns a second: more than can be served")
     parser.add_argument("--seconds", type=float, default=72.0)
@@ -74,9 +81,11 @@ def main() -> None:
     arguments = parser.parse_args()
     results = []
     for pool in arguments.pools:
-        with serving(with_pool(read_deployment(CONFIG), pool), "", say) as target:
+        deployment = with_pool(read_deployment(arguments.config), pool)
+        load = deployment.config.model, arguments.trace
+        with serving(deployment, "", say) as target:
             for policy in POLICIES:
-                told = measure(target, policy, arguments.rate, arguments.seconds)
+                told = measure(target, *load, policy, arguments.rate, arguments.seconds)
                 results.append({"pool": pool, "policy": policy, **told})
     if arguments.json:
         arguments.json.write_text(json.dumps(results, indent=1))

@@ -18,6 +18,8 @@ from workers.engine.engine import Engine, EngineConfig, EngineRequest
 from workers.engine.loop import SequenceFinished, SequenceTokens
 from workers.engine.pipeline import connect_local
 from workers.kv.link import PacedLink
+from workers.model.checkpoint import EMBEDDED, resolve_checkpoint
+from workers.model.config import read_config
 
 FULL = Compression()
 EXACT = Compression("pyramid", "evict", 0.45, recall="exact")
@@ -28,45 +30,50 @@ TIMED = {
     "step": Compression("pyramid", "evict", 0.45, recall="step"),
     "exact": EXACT,
 }
-OUTPUT = 128
 # A stream is compared up to the first step whose two best logits are closer than this.
 MARGIN = 1e-3
 LATENCY = 10e-6
 GIGABYTE = 1e9
 
 
-def build(dtype: str, gigabytes_per_second: float, boundaries: tuple[int, ...] = ()) -> Engine:
+def build(model: str, dtype: str, gigabytes_per_second: float, shards: int = 1) -> Engine:
     """An engine whose host memory is behind a link of that bandwidth."""
+    layers = read_config(resolve_checkpoint(model)).layers
     config = EngineConfig(
-        dtype=dtype, boundaries=boundaries, kv_bytes=1 << 30, host_bytes=1 << 30, max_sequences=16
+        model,
+        dtype=dtype,
+        boundaries=tuple(layers * rank // shards for rank in range(1, shards)),
+        kv_bytes=1 << 30,
+        host_bytes=1 << 30,
+        max_sequences=16,
     )
     link = functools.partial(PacedLink, gigabytes_per_second * GIGABYTE, LATENCY)
     return Engine(config, functools.partial(connect_local, link=link))
 
 
-def ask(ids: Sequence[int], compression: Compression) -> EngineRequest:
-    """A request for OUTPUT tokens."""
-    stopping = Stopping(max_tokens=OUTPUT, ignore_eos=True)
+def ask(ids: Sequence[int], output: int, compression: Compression) -> EngineRequest:
+    """A request for ``output`` tokens."""
+    stopping = Stopping(max_tokens=output, ignore_eos=True)
     return EngineRequest(ids, stopping=stopping, compression=compression)
 
 
-def compare(prompts: list[list[int]], boundaries: tuple[int, ...]) -> dict[str, Any]:
+def compare(model: str, prompts: list[list[int]], output: int, shards: int) -> dict[str, Any]:
     """Runs every prompt with the full cache, alone, and with "exact" among others, fp32."""
-    engine = build("float32", 25, boundaries)
+    engine = build(model, "float32", 25, shards)
     judge = Judge(engine)
     expected, certain = [], []
     for prompt in prompts:
-        (reply,) = engine.generate([ask(prompt, FULL)])
+        (reply,) = engine.generate([ask(prompt, output, FULL)])
         best = torch.cat(judge.rows).topk(2).values
         judge.rows.clear()
         ties = (best[:, 0] - best[:, 1] < MARGIN).nonzero().flatten().tolist()
         expected.append(reply.token_ids)
-        certain.append(min(ties, default=OUTPUT))
+        certain.append(min(ties, default=output))
     receipts: list[Receipt] = []
     for first in range(0, len(prompts), 5):
         batch = prompts[first : first + 5]
-        others = [ask(prompt, OTHERS[i % len(OTHERS)]) for i, prompt in enumerate(batch)]
-        replies = engine.generate([ask(prompt, EXACT) for prompt in batch] + others)
+        others = [ask(prompt, output, OTHERS[i % len(OTHERS)]) for i, prompt in enumerate(batch)]
+        replies = engine.generate([ask(prompt, output, EXACT) for prompt in batch] + others)
         judge.rows.clear()
         for index, reply in enumerate(replies[: len(batch)], first):
             end = certain[index]
@@ -77,11 +84,11 @@ def compare(prompts: list[list[int]], boundaries: tuple[int, ...]) -> dict[str, 
     per_token = spilled = 0.0
     for receipt in receipts:
         spilled += receipt.spilled_bytes
-        per_token += receipt.host_attended_bytes / (OUTPUT - 1)
+        per_token += receipt.host_attended_bytes / (output - 1)
     return {
-        "shards": len(boundaries) + 1,
+        "shards": shards,
         "prompts": len(prompts),
-        "cut_short": sum(end < OUTPUT for end in certain),
+        "cut_short": sum(end < output for end in certain),
         "tokens_compared": sum(certain),
         "acceptance": right,
         "accepted_a_verification": accepted,
@@ -99,12 +106,12 @@ def drafting(receipts: Sequence[Receipt]) -> tuple[float, float]:
 
 
 def speed(
-    engine: Engine, tokens: int, sequences: int, compression: Compression
+    engine: Engine, tokens: int, output: int, sequences: int, compression: Compression
 ) -> tuple[float, float, float]:
     """Output tokens a second once all have begun, drafts right, and drafts accepted a verification."""
     prompts = windows(engine.tokenizer, tokens, sequences)
     for prompt in prompts:
-        engine.submit(ask(prompt, compression))
+        engine.submit(ask(prompt, output, compression))
     began, receipts = 0.0, []
     while not engine.idle:
         for event in engine.step():
@@ -113,36 +120,38 @@ def speed(
             elif isinstance(event, SequenceTokens) and event.tokens.index == 0:
                 began = time.perf_counter()
     seconds = time.perf_counter() - began
-    return sequences * (OUTPUT - 1) / seconds, *drafting(receipts)
+    return sequences * (output - 1) / seconds, *drafting(receipts)
 
 
 def main() -> None:
     """Prints tables and writes the raw numbers."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default=EMBEDDED, help="checkpoint; default: the embedded model")
     parser.add_argument("--prompts", type=int, default=50, metavar="N", help="to be compared; 0: none")
     parser.add_argument("--tokens", type=int, nargs="*", default=[1024, 4000], help="timed prompts")
+    parser.add_argument("--reply", type=int, default=128, metavar="TOKENS", help="to each prompt")
     parser.add_argument("--sequences", type=int, nargs="+", default=[1, 2, 4, 8], help="at once, timed")
     parser.add_argument("--runs", type=int, default=3, metavar="N", help="in turns; medians are printed")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     results: dict[str, Any] = {"equal": [], "speed": []}
     if arguments.prompts:
-        judge = build("float32", 25)
+        judge = build(arguments.model, "float32", 25)
         lengths = torch.linspace(200, 4000, arguments.prompts).int().tolist()
         text = [token for piece in windows(judge.tokenizer, 4000, 40) for token in piece]
         starts = range(0, len(text) - 4000, max(1, (len(text) - 4000) // arguments.prompts))
         prompts = [text[start : start + n] for start, n in zip(starts, lengths, strict=False)]
-        for boundaries in ((), (14,)):
-            results["equal"].append(compare(prompts, boundaries))
+        for shards in (1, 2):
+            results["equal"].append(compare(arguments.model, prompts, arguments.reply, shards))
             print(results["equal"][-1], flush=True)
     for tokens in arguments.tokens:
         for gigabytes in (25, 5):
-            engine = build("auto", gigabytes)
+            engine = build(arguments.model, "auto", gigabytes)
             for sequences in arguments.sequences:
                 runs: dict[str, list[tuple[float, ...]]] = {mode: [] for mode in TIMED}
                 for _ in range(arguments.runs):
                     for mode, compression in TIMED.items():
-                        runs[mode].append(speed(engine, tokens, sequences, compression))
+                        runs[mode].append(speed(engine, tokens, arguments.reply, sequences, compression))
                 results["speed"].append(
                     {"tokens": tokens, "gigabytes": gigabytes, "sequences": sequences, "runs": runs}
                 )

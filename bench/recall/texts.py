@@ -14,6 +14,8 @@ def windows(tokenizer: Tokenizer, tokens: int, count: int) -> list[list[int]]:
     pieces: list[list[int]] = []
     short: list[int] = []
     for chapter in chapters:
+        if len(pieces) == count:
+            break
         # What is left of a chapter is joined to the next.
         short += tokenizer.encode(chapter)
         while len(short) >= tokens and len(pieces) < count:

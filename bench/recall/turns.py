@@ -11,6 +11,7 @@ from bench.recall.texts import windows
 from pyramidserve.types import ChatMessage, Compression, Stopping
 from workers.engine.engine import Engine, EngineConfig, EngineRequest
 from workers.engine.loop import SequenceFinished, SequenceTokens
+from workers.model.checkpoint import EMBEDDED
 
 MODES = {
     "full": Compression(),
@@ -21,7 +22,6 @@ MODES = {
     "prune off": Compression("pyramid", "prune", 0.45),
     "prune turn": Compression("pyramid", "prune", 0.45, recall="turn"),
 }
-TURNS = 5
 QUESTIONS = ["Go on.", "What else?", "Explain the first point.", "Give an example.", "Sum it up."]
 
 
@@ -41,19 +41,21 @@ def first_token(engine: Engine, request: EngineRequest) -> tuple[float, str, Any
 def main() -> None:
     """Prints a table and writes the raw numbers."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default=EMBEDDED, help="checkpoint; default: the embedded model")
     parser.add_argument("--tokens", type=int, default=3000, metavar="N", help="of the session's first turn")
+    parser.add_argument("--turns", type=int, default=5, metavar="N", help="of a session")
     parser.add_argument("--runs", type=int, default=3, metavar="N")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
-    engine = Engine(EngineConfig(kv_bytes=1 << 30, host_bytes=1 << 30, max_sequences=1))
+    engine = Engine(EngineConfig(arguments.model, kv_bytes=1 << 30, host_bytes=1 << 30, max_sequences=1))
     stopping = Stopping(max_tokens=24, ignore_eos=True)
     results = []
     for mode, compression in MODES.items():
-        shares: list[list[float]] = [[] for _ in range(TURNS)]
+        shares: list[list[float]] = [[] for _ in range(arguments.turns)]
         spilled = recalled = 0
         for text in windows(engine.tokenizer, arguments.tokens, arguments.runs):
             history = [ChatMessage("user", engine.tokenizer.decode(text) + "\n\n" + QUESTIONS[0])]
-            for turn in range(TURNS):
+            for turn in range(arguments.turns):
                 anew, *_ = first_token(
                     engine, EngineRequest(history, stopping=stopping, compression=compression)
                 )
@@ -62,7 +64,7 @@ def main() -> None:
                 shares[turn].append(seconds / anew)
                 spilled += receipt.spilled_bytes
                 recalled += receipt.recalled_bytes
-                question = QUESTIONS[(turn + 1) % TURNS]
+                question = QUESTIONS[(turn + 1) % len(QUESTIONS)]
                 history += [ChatMessage("assistant", reply), ChatMessage("user", question)]
             engine.end_session("s")
         medians = [median(each) for each in shares]
