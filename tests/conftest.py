@@ -9,6 +9,7 @@ import torch
 from toy import LIFT_AT_ONCE, write_toy
 
 from workers.engine.engine import Engine, EngineConfig
+from workers.execute.tuning import ExecuteTuning
 from workers.model.checkpoint import EMBEDDED, resolve_checkpoint
 
 SHARED_REFERENCE = Path(__file__).parents[2] / "shared" / "reference" / "pyramid_prefill.json"
@@ -40,11 +41,11 @@ def embedded() -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def toy_engine(toy: Callable[[str], Path]) -> Callable[..., Engine]:
-    """An engine on a toy, by kind, shards and dtype; built once, and empty between tests."""
-    built: dict[tuple[str, int, str], Engine] = {}
+    """An engine on a toy, by kind, shards, dtype and rows of a block; built once, empty between tests."""
+    built: dict[tuple[str, int, str, int], Engine] = {}
 
-    def engine(kind: str = "gqa", shards: int = 1, dtype: str = "float32") -> Engine:
-        key = (kind, shards, dtype)
+    def engine(kind: str = "gqa", shards: int = 1, dtype: str = "float32", block_rows: int = 512) -> Engine:
+        key = (kind, shards, dtype, block_rows)
         if key not in built:
             boundaries = {1: (), 2: (2,), 3: (1, 4)}[shards]
             built[key] = Engine(
@@ -57,6 +58,7 @@ def toy_engine(toy: Callable[[str], Path]) -> Callable[..., Engine]:
                     max_sequences=16,
                     max_prefill_tokens=256,
                     schedule=LIFT_AT_ONCE,
+                    execute=ExecuteTuning(block_rows=block_rows),
                 )
             )
         return built[key]

@@ -25,6 +25,7 @@ from workers.device import device_memory, free_bytes
 from workers.engine.engine import Engine, EngineConfig, EngineRequest
 from workers.engine.loop import SequenceTokens
 from workers.engine.pipeline import connect_local
+from workers.execute.tuning import ExecuteTuning
 from workers.execute.workspace import step_workspace_bytes
 from workers.model.checkpoint import resolve_checkpoint
 from workers.model.config import ModelConfig
@@ -133,7 +134,10 @@ def _room(model: ModelConfig, dtype: torch.dtype, device: torch.device) -> int:
     """Bytes that the KV pool may have."""
     weights = (weights_read(model) + model.vocabulary * model.hidden) * dtype.itemsize
     longest = max(MAX_PREFILL_TOKENS, model.context)
-    workspace = step_workspace_bytes(model, ReferenceBackend(dtype), longest, MAX_SEQUENCES, dtype.itemsize)
+    workspace = step_workspace_bytes(
+        *(model, ReferenceBackend(dtype), longest, MAX_SEQUENCES, dtype.itemsize),
+        ExecuteTuning().block_rows,
+    )
     return free_bytes(device) - weights - workspace - RESERVE
 
 

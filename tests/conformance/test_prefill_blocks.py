@@ -7,7 +7,6 @@ import pytest
 from pyramidserve.types import Compression, Stopping, StreamingParameters
 from workers.engine.engine import Engine, EngineRequest, TracedReply
 from workers.engine.loop import SequenceTokens
-from workers.execute import prefill
 
 PROMPTS = [[3 + (7 * i * i + length) % 250 for i in range(length)] for length in (1, 30, 70, 150)]
 COMPRESSIONS = [
@@ -43,19 +42,16 @@ def check_same(one: TracedReply, other: TracedReply) -> None:
 @pytest.mark.parametrize("rows", [1, 7, 32, 100])
 @pytest.mark.parametrize("shards", [1, 2])
 def test_the_size_of_blocks_changes_nothing(
-    rows: int, shards: int, toy_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+    rows: int, shards: int, toy_engine: Callable[..., Engine]
 ) -> None:
-    engine = toy_engine("gqa", shards)
-    whole = traced(engine, COMPRESSIONS)
-    monkeypatch.setattr(prefill, "BLOCK_ROWS", rows)
+    whole = traced(toy_engine("gqa", shards), COMPRESSIONS)
+    engine = toy_engine("gqa", shards, block_rows=rows)
     for one, other in zip(whole, traced(engine, COMPRESSIONS), strict=True):
         check_same(one, other)
     engine.check_integrity()
 
 
-def test_decodes_between_the_blocks_change_nothing(
-    toy_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_decodes_between_the_blocks_change_nothing(toy_engine: Callable[..., Engine]) -> None:
     engine = toy_engine("gqa")
     requests = [
         EngineRequest(PROMPTS[3], stopping=Stopping(4, ignore_eos=True), compression=compression)
@@ -63,7 +59,7 @@ def test_decodes_between_the_blocks_change_nothing(
     ]
     running = EngineRequest([5, 6, 7], stopping=Stopping(250, ignore_eos=True))
     alone = [reply.token_ids for reply in (*engine.generate(requests), *engine.generate([running]))]
-    monkeypatch.setattr(prefill, "BLOCK_ROWS", 8)
+    engine = toy_engine("gqa", block_rows=8)
     first, _ = engine.submit(running)
     said: dict[int, list[int]] = {first: []}
     for request in requests:

@@ -94,6 +94,8 @@ def test_the_scheduler_is_tuned_by_settings_too() -> None:
         ({"schedule": {"busy_slice": math.inf}}, ("busy_slice is inf", "finite")),
         ({"schedule": {"newest_verification": 1.5}}, ("newest_verification is 1.5", "(0, 1]")),
         ({"schedule": {"verification_steps": -1}}, ("verification_steps is -1", "above 0")),
+        ({"execute": {"block_rows": 0}}, ("block_rows is 0", "1 or more")),
+        ({"reference": {"gather_bytes": 0}}, ("gather_bytes is 0", "1 or more")),
         ({"router_port": 65536}, ("router_port", "65536", "65535")),
         ({"router_port": -1}, ("router_port", "-1", "65535")),
         ({"compression": {"policy": "h2o"}}, ("compression", "'h2o'")),

@@ -11,6 +11,8 @@ PURE = {
     "workers.policies": "registry pyramid streaming full",
     "workers.budget": "footprint forecast ledger pages plan released",
     "workers.engine": "settings",
+    "workers.backends": "tuning",
+    "workers.execute": "tuning",
     "workers.schedule": (
         "accept cohorts detokenizer drafts groups integrity memory parked phase receipt room roster "
         "scheduler sequence step steps tuning validation"

@@ -3,9 +3,6 @@
 import torch
 from torch.nn import functional
 
-# Rows of the recent window scored at once: bounds the scratch memory to this many rows of probabilities.
-SCORE_ROWS = 128
-
 
 def prefill_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     """Causal attention of the newest rows of one sequence.
@@ -33,7 +30,7 @@ def prefill_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tenso
 
 
 def window_scores(
-    query: torch.Tensor, key: torch.Tensor, weights: torch.Tensor, context: int
+    query: torch.Tensor, key: torch.Tensor, weights: torch.Tensor, context: int, at_once: int
 ) -> torch.Tensor:
     """How much rows of the recent window attend to the context (arXiv 2405.12532, section 3.2).
 
@@ -42,6 +39,7 @@ def window_scores(
         key: all tokens up to the rows' own, which are last, [tokens, KV heads, head size].
         weights: of the rows, fp32 [rows].
         context: oldest tokens that are scored.
+        at_once: rows whose probabilities are there together.
 
     Returns:
         fp32 [context]: attention probabilities averaged over heads, weighted and summed over rows.
@@ -51,8 +49,8 @@ def window_scores(
     scores = torch.zeros(context, device=query.device)
     columns = torch.arange(len(key), device=query.device)
     scale = query.shape[-1] ** -0.5
-    for start in range(0, len(query), SCORE_ROWS):
-        rows = query[start : start + SCORE_ROWS]
+    for start in range(0, len(query), at_once):
+        rows = query[start : start + at_once]
         grouped = rows.view(len(rows), len(keys), -1, rows.shape[-1]).permute(1, 2, 0, 3)
         logits = torch.matmul(grouped, keys).float().mul_(scale)
         last = columns[before + start : before + start + len(rows), None]

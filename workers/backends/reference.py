@@ -5,9 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch.nn import functional
 
-from workers.backends.attention import SCORE_ROWS, prefill_attention, window_scores
+from workers.backends.attention import prefill_attention, window_scores
 from workers.backends.interface import Attended, FusedDecode
 from workers.backends.stopwatch import Stopwatch
+from workers.backends.tuning import DEFAULT_TUNING, ReferenceTuning
 from workers.budget.plan import KEYS_PER_ROW
 from workers.kv.pool import PagedBatch
 from workers.kv.spilled_keys import unpack
@@ -15,18 +16,13 @@ from workers.model.config import ModelConfig
 from workers.model.operations import LayerWeights
 from workers.model.rope import Rotation
 
-# KV gathered at once in a decode step, unless one sequence alone has more.
-GATHER_BYTES = 32 << 20
-# Of the vocabulary, in a product that is widened to fp32.
-WIDENED_COLUMNS = 1024
-
 
 class ReferenceBackend:
     """See ``Backend``. On any device, in any type."""
 
-    def __init__(self, dtype: torch.dtype) -> None:
+    def __init__(self, dtype: torch.dtype, tuning: ReferenceTuning = DEFAULT_TUNING) -> None:
         """``dtype`` is of weights, KV and activations."""
-        self.activations = dtype
+        self.activations, self._tuning = dtype, tuning
         self.stopwatch = Stopwatch()
 
     def linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -41,8 +37,8 @@ class ReferenceBackend:
                 return torch.mm(x, weight.T, out_dtype=torch.float32)
             # A processor's product has the type of its factors: they are widened, some columns at a time.
             logits, wide = x.new_empty(len(x), len(weight), dtype=torch.float32), x.float()
-            for start in range(0, len(weight), WIDENED_COLUMNS):
-                columns = slice(start, start + WIDENED_COLUMNS)
+            for start in range(0, len(weight), self._tuning.widened_columns):
+                columns = slice(start, start + self._tuning.widened_columns)
                 torch.mm(wide, weight[columns].float().T, out=logits[:, columns])
             return logits
 
@@ -74,7 +70,7 @@ class ReferenceBackend:
             kv = kv.to(query.dtype)
             attended = prefill_attention(query, kv[:, 0], kv[:, 1])
             newest = query[len(query) - len(weights) :]
-            return attended, window_scores(newest, kv[:, 0], weights, context)
+            return attended, window_scores(newest, kv[:, 0], weights, context, self._tuning.score_rows)
 
     def decode_attention(self, query: torch.Tensor, batch: PagedBatch, tail: int) -> Attended:
         lengths = batch.lengths.tolist()
@@ -88,7 +84,7 @@ class ReferenceBackend:
             end, longest, most = start + 1, lengths[start], spilled[start]
             while end < len(query):
                 longer, more = max(longest, lengths[end]), max(most, spilled[end])
-                if (end + 1 - start) * (longer + more) * row_bytes > GATHER_BYTES:
+                if (end + 1 - start) * (longer + more) * row_bytes > self._tuning.gather_bytes:
                     break
                 end, longest, most = end + 1, longer, more
             with self.stopwatch.on("attention"):
@@ -123,17 +119,17 @@ class ReferenceBackend:
 
     def logits_scratch_bytes(self, rows: int, columns: int, size: int) -> int:
         widens = self.activations != torch.float32
-        return (rows + min(columns, WIDENED_COLUMNS)) * size * 4 if widens else 0
+        return (rows + min(columns, self._tuning.widened_columns)) * size * 4 if widens else 0
 
     def prefill_scratch_bytes(self, model: ModelConfig, rows: int, tokens: int, window: int) -> int:
         # Logits, in their own type and in fp32, and what they become.
         sizes = {self.activations.itemsize, 4}
-        return min(SCORE_ROWS, rows, window) * tokens * model.heads * (sum(sizes) + 4)
+        return min(self._tuning.score_rows, rows, window) * tokens * model.heads * (sum(sizes) + 4)
 
     def decode_scratch_bytes(self, model: ModelConfig, sequences: int) -> int:
         # What is gathered, and either its keys or its values once more in the order of the product.
         longest = model.context * 2 * model.kv_heads * model.head_size * self.activations.itemsize
-        return max(GATHER_BYTES, longest) * 3 // 2
+        return max(self._tuning.gather_bytes, longest) * 3 // 2
 
 
 def _attend_gathered(

@@ -10,6 +10,7 @@ from workers.backends.cpu.build import KernelBuildError, load_library
 from workers.backends.cpu.native import NATIVE_DTYPES, CpuBackend
 from workers.backends.interface import Backend
 from workers.backends.reference import ReferenceBackend
+from workers.backends.tuning import DEFAULT_TUNING, ReferenceTuning
 from workers.device import multiplies_bf16
 
 logger = logging.getLogger(__name__)
@@ -35,7 +36,9 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16
 
 
-def choose_backend(backend: str, device: torch.device, dtype: torch.dtype) -> Backend:
+def choose_backend(
+    backend: str, device: torch.device, dtype: torch.dtype, tuning: ReferenceTuning = DEFAULT_TUNING
+) -> Backend:
     """The kernels of ``backend`` for tensors of ``dtype`` on ``device``; the log says which.
 
     "reference" is plain torch; "cpu" the compiled ones; "auto" the fastest that there are. Raises
@@ -49,7 +52,7 @@ def choose_backend(backend: str, device: torch.device, dtype: torch.dtype) -> Ba
             refusal = f"compiled kernels are for float32 and bfloat16 on cpu, not {dtype} on {device.type}"
         else:
             try:
-                native = CpuBackend(load_library(), dtype)
+                native = CpuBackend(load_library(), dtype, tuning)
             except KernelBuildError as error:
                 refusal = str(error)
             else:
@@ -61,4 +64,4 @@ def choose_backend(backend: str, device: torch.device, dtype: torch.dtype) -> Ba
     logger.log(
         slower, "kernels_chosen backend=reference device=%s dtype=%s reason=%r", device, dtype, refusal
     )
-    return ReferenceBackend(dtype)
+    return ReferenceBackend(dtype, tuning)

@@ -1,8 +1,10 @@
 """What the shards of an engine have and may do, from configuration to stage. Pure."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
-from workers.schedule.tuning import DEFAULT_TUNING, ScheduleTuning
+from workers.backends.tuning import ReferenceTuning
+from workers.execute.tuning import ExecuteTuning
+from workers.schedule.tuning import ScheduleTuning
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +21,8 @@ class EngineSettings:
         max_sessions: sessions at once whose KV waits for their next turn, at most.
         max_prefill_tokens: rows of a prefill micro-batch, unless one prompt alone is longer.
         schedule: how those that wait are weighed against those that run.
+        execute: how steps are run.
+        reference: how much the kernels in plain torch hold at once.
     """
 
     dtype: str = "auto"
@@ -29,7 +33,9 @@ class EngineSettings:
     max_sequences: int = 64
     max_sessions: int = 64
     max_prefill_tokens: int = 2048
-    schedule: ScheduleTuning = DEFAULT_TUNING
+    schedule: ScheduleTuning = field(default_factory=ScheduleTuning)
+    execute: ExecuteTuning = field(default_factory=ExecuteTuning)
+    reference: ReferenceTuning = field(default_factory=ReferenceTuning)
 
 
 def settings_of(config: EngineSettings) -> EngineSettings:

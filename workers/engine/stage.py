@@ -81,7 +81,7 @@ class Stage:
         self._model_config = model = read_config(config.checkpoint)
         self.device = device = open_device(settings.device)
         self._dtype = choose_dtype(settings.dtype, device)
-        self._backend = choose_backend(settings.backend, device, self._dtype)
+        self._backend = choose_backend(settings.backend, device, self._dtype, settings.reference)
         self.model, self.tensor_names = load_stage(
             config.checkpoint, model, config.first, config.end, self._dtype, device, self._backend
         )
@@ -117,7 +117,9 @@ class Stage:
         model, settings = self._model_config, self._settings
         longest = max(settings.max_prefill_tokens, model.context)
         rows = max(settings.max_sequences, VERIFIED_ROWS)
-        return step_workspace_bytes(model, self._backend, longest, rows, self._dtype.itemsize)
+        return step_workspace_bytes(
+            model, self._backend, longest, rows, self._dtype.itemsize, settings.execute.block_rows
+        )
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -183,7 +185,10 @@ class Stage:
                 prompts.append(
                     FreshPrompt(spec.sequence, keep, self.cache, self.layout.first, self._backend.stopwatch)
                 )
-        return Prefill(step, prompts, rows, positions, hidden, rotation, self.model, self._backend)
+        return Prefill(
+            *(step, prompts, rows, positions, hidden, rotation),
+            *(self.model, self._backend, self._settings.execute.block_rows),
+        )
 
     def _continued(self, spec: SequenceSpec, lifted: LiftedRows) -> ContinuedPrompt:
         def rotate(positions: Positions) -> Rotation:
@@ -191,7 +196,7 @@ class Stage:
             return self._rope.rotation(rows, [(len(positions), spec.prompt_tokens)])
 
         parts = (spec.sequence, self._generation, self.cache, self.model, self.layout.first)
-        return ContinuedPrompt(*parts, lifted, spec.recall, rotate)
+        return ContinuedPrompt(*parts, lifted, spec.recall, rotate, self._settings.execute.block_rows)
 
     def finish(self, prefill: Prefill) -> Work:
         """Ends a prefill all of whose blocks are done; returns as ``run``."""
@@ -224,7 +229,8 @@ class Stage:
             surviving = keep.kept[min(self.layout.first + 1, len(keep.kept) - 1)]
         window = min(keep.recent, rows) if keep.fraction < 1 else 0
         return prefill_workspace_bytes(
-            self._model_config, self._backend, rows, surviving, window, self._dtype.itemsize
+            *(self._model_config, self._backend, rows, surviving, window),
+            *(self._dtype.itemsize, self._settings.execute.block_rows),
         )
 
     def _park(self, sequence: int) -> ReleasedSequence:

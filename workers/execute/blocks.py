@@ -4,18 +4,19 @@ from collections.abc import Iterator
 
 import torch
 
-from workers.execute.workspace import BLOCK_ROWS
 from workers.model.llama import LlamaLayer
 
 
-def blocks(rows: int) -> Iterator[slice]:
-    """Cuts ``rows`` rows into blocks."""
-    for start in range(0, rows, BLOCK_ROWS):
-        yield slice(start, min(start + BLOCK_ROWS, rows))
+def blocks(rows: int, block_rows: int) -> Iterator[slice]:
+    """Cuts ``rows`` rows into blocks of ``block_rows``."""
+    for start in range(0, rows, block_rows):
+        yield slice(start, min(start + block_rows, rows))
 
 
-def finish(layer: LlamaLayer, hidden: torch.Tensor, attended: torch.Tensor) -> Iterator[None]:
+def finish(
+    layer: LlamaLayer, hidden: torch.Tensor, attended: torch.Tensor, block_rows: int
+) -> Iterator[None]:
     """Takes ``hidden`` [rows, hidden] through what follows attention, in place, block by block."""
-    for block in blocks(len(hidden)):
+    for block in blocks(len(hidden), block_rows):
         layer.finish(hidden[block], attended[block])
         yield

@@ -41,11 +41,12 @@ class Prefill:
         rotation: Rotation,
         model: LlamaStage,
         attention: Attention,
+        block_rows: int,
     ) -> None:
         """``rows`` of each of ``prompts``; ``hidden`` is given away."""
         self.step, self.hidden, self.rows, self.positions = step, hidden, rows, positions
         self._prompts, self._rotation = prompts, rotation
-        self._model, self._attention = model, attention
+        self._model, self._attention, self._block_rows = model, attention, block_rows
         self._blocks = self._run()
 
     def advance(self) -> bool:
@@ -59,7 +60,7 @@ class Prefill:
             for prompt in self._prompts:
                 yield from (True for _ in prompt.begin(index))
             attention = LayerAttention(self._attention, self._prompts, index, self.rows, is_last)
-            for block in blocks(len(self.hidden)):
+            for block in blocks(len(self.hidden), self._block_rows):
                 rotation = self._rotation_of(block)
                 attention.attend(block, *layer.project(self.hidden[block], rotation))
                 yield True
@@ -73,7 +74,7 @@ class Prefill:
                 self.positions = self.positions[alive.cpu().numpy()]
                 self.hidden, self._rotation = self.hidden[alive], self._rotation_of(alive)
                 attended = attended[alive]
-            for _ in finish(layer, self.hidden, attended):
+            for _ in finish(layer, self.hidden, attended, self._block_rows):
                 yield True
             if not is_last:
                 for prompt in self._prompts:
@@ -105,7 +106,7 @@ class Prefill:
             rows = torch.arange(*span, device=alive.device)
             lost = rows[~torch.isin(rows, alive)]
             hidden = self.hidden[lost]
-            for _ in finish(layer, hidden, attention.out[lost]):
+            for _ in finish(layer, hidden, attention.out[lost], self._block_rows):
                 yield True
             prompt.leave(index, self.positions[lost.cpu().numpy()], hidden)
 

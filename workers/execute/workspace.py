@@ -3,12 +3,15 @@
 from workers.backends.interface import Backend
 from workers.model.config import ModelConfig
 
-# Rows of a prefill that pass through a layer together: bounds what is alive between its products.
-BLOCK_ROWS = 512
-
 
 def prefill_workspace_bytes(
-    model: ModelConfig, kernels: Backend, rows: int, surviving: int, window: int, itemsize: int
+    model: ModelConfig,
+    kernels: Backend,
+    rows: int,
+    surviving: int,
+    window: int,
+    itemsize: int,
+    block_rows: int,
 ) -> int:
     """Activations alive at the fullest point of a prefill of ``rows`` tokens, ``window`` of which score.
 
@@ -27,7 +30,7 @@ def prefill_workspace_bytes(
         return rotated + max(projected, scratch)
 
     whole = rows * ((model.hidden + heads) * each + 2 * kv_heads * itemsize + model.head_size * 4)
-    block, rest = min(rows, BLOCK_ROWS), rows % BLOCK_ROWS
+    block, rest = min(rows, block_rows), rows % block_rows
     widened = kernels.linear_scratch_bytes(block, 2 * model.intermediate, model.hidden)
     mlp = block * (model.hidden + 2 * model.intermediate) * each
     mlp += max(widened, block * model.intermediate * each)
@@ -43,8 +46,8 @@ def decode_workspace_bytes(model: ModelConfig, kernels: Backend, sequences: int)
 
 
 def step_workspace_bytes(
-    model: ModelConfig, kernels: Backend, longest: int, sequences: int, itemsize: int
+    model: ModelConfig, kernels: Backend, longest: int, sequences: int, itemsize: int, block_rows: int
 ) -> int:
     """The most that a prefill of ``longest`` rows and a decode between its blocks allocate together."""
-    prefill = prefill_workspace_bytes(model, kernels, longest, longest, longest, itemsize)
+    prefill = prefill_workspace_bytes(model, kernels, longest, longest, longest, itemsize, block_rows)
     return prefill + decode_workspace_bytes(model, kernels, sequences)

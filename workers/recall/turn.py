@@ -42,6 +42,7 @@ class ContinuedPrompt:
         lifted: LiftedRows,
         recall: bool,
         rotate: Rotate,
+        block_rows: int,
     ) -> None:
         """
         Args:
@@ -49,12 +50,14 @@ class ContinuedPrompt:
             lifted: rows of the past that come so from the shard before.
             recall: what is on the host comes back.
             rotate: rotations of lifted rows.
+            block_rows: how many of them are computed together.
         """
         self.plan = generation.plan(sequence)
         self.waits = self.plan.spills_hidden
         self._sequence, self._generation, self._cache = sequence, generation, cache
         self._layers = [cast(LlamaLayer, layer) for layer in model.layers]
         self._first_layer, self._recall, self._rotate = first_layer, recall, rotate
+        self._block_rows = block_rows
         self._lifted, self._lost = lifted, lifted.first(0)
 
     def begin(self, layer: int) -> Iterator[None]:
@@ -92,7 +95,7 @@ class ContinuedPrompt:
 
     def end(self, layer: int) -> Iterator[None]:
         if len(self._lifted):
-            yield from finish(self._layers[layer], self._lifted.hidden, self._lifted_out)
+            yield from finish(self._layers[layer], self._lifted.hidden, self._lifted_out, self._block_rows)
 
     def hand_on(self) -> tuple[Positions, torch.Tensor] | None:
         if not self.waits:
@@ -114,7 +117,8 @@ class ContinuedPrompt:
         if not len(lifted):
             return
         queries, kv = [], [past.kv]
-        for block in blocks(len(lifted)):
+        lifted_blocks = list(blocks(len(lifted), self._block_rows))
+        for block in lifted_blocks:
             rotation = self._rotate(lifted.positions[block])
             query, new = self._layers[layer].project(lifted.hidden[block], rotation)
             queries.append(query)
@@ -126,6 +130,6 @@ class ContinuedPrompt:
         merged = torch.cat(kv)[to_device(order, past.kv.device)]
         self._gathered = GatheredLayer(positions[order], places[order], merged)
         self._lifted_out = torch.cat([query.flatten(1) for query in queries])
-        for block, query in zip(blocks(len(lifted)), queries, strict=True):
+        for block, query in zip(lifted_blocks, queries, strict=True):
             self._lifted_out[block] = attend(query, lifted.positions[block], self._gathered)
             yield

@@ -8,12 +8,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from workers.backends import reference
 from workers.backends.cpu import native
 from workers.backends.cpu.build import KernelBuildError, load_library
 from workers.backends.cpu.native import CpuBackend
 from workers.backends.interface import Backend
 from workers.backends.reference import ReferenceBackend
+from workers.backends.tuning import DEFAULT_TUNING, ReferenceTuning
 from workers.budget.pages import PAGE_TOKENS, pages_for
 from workers.kv.pool import KVPool, PagedBatch
 from workers.kv.spilled_keys import SpilledKeys, unpack
@@ -21,7 +21,7 @@ from workers.kv.spilled_keys import SpilledKeys, unpack
 # (heads, KV heads): one key for each head, for groups of heads, for all of them.
 HEADS = [(4, 4), (6, 2), (9, 3), (4, 1), (1, 1)]
 DTYPES = [torch.float32, torch.bfloat16]
-KernelsFor = Callable[[torch.dtype], Backend]
+KernelsFor = Callable[..., Backend]
 seeds = st.integers(0, 2**32)
 heads = st.sampled_from(HEADS)
 dtypes = st.sampled_from(DTYPES)
@@ -38,10 +38,10 @@ def kernels_for(request: pytest.FixtureRequest) -> KernelsFor:
     except KernelBuildError as error:
         pytest.skip(f"no native kernels here: {error}")
 
-    def make(dtype: torch.dtype) -> Backend:
+    def make(dtype: torch.dtype, tuning: ReferenceTuning = DEFAULT_TUNING) -> Backend:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(native, "multiplies_bf16", lambda _: request.param != "native")
-            return CpuBackend(library, dtype)
+            return CpuBackend(library, dtype, tuning)
 
     return make
 
@@ -208,7 +208,7 @@ def test_a_step_attends_to_each_cache_up_to_its_length(
     gathered_bytes: int,
     spilled: int,
 ) -> None:
-    kernels = kernels_for(dtype)
+    kernels = kernels_for(dtype, ReferenceTuning(gather_bytes=gathered_bytes))
     query = draw(seed, len(lengths), heads[0], head_size).to(kernels.activations)
     batch, caches = scattered(seed + 1, lengths, heads[1], head_size, dtype)
     behind = [cache[:0] for cache in caches]
@@ -220,9 +220,7 @@ def test_a_step_attends_to_each_cache_up_to_its_length(
             behind[1:],
         )
         batch = dataclasses.replace(batch, spilled=there)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reference, "GATHER_BYTES", gathered_bytes)
-        attended = kernels.decode_attention(query, batch, tail)
+    attended = kernels.decode_attention(query, batch, tail)
     shares = attended.shares
     assert shares.shape == (len(lengths), tail)
     for row, (length, cache) in enumerate(zip(lengths, caches, strict=True)):

@@ -9,7 +9,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from workers.backends import attention
 from workers.backends.attention import prefill_attention, window_scores, window_weights
 
 Array = npt.NDArray[np.float64]
@@ -57,12 +56,15 @@ def test_rows_attend_to_all_before_them(seed: int, heads: tuple[int, int], rows:
     assert close(prefill_attention(query, key, value), expected)
 
 
-def check_scores(seed: int, heads: tuple[int, int], tokens: int, window: int, weight: float) -> None:
+def check_scores(
+    seed: int, heads: tuple[int, int], tokens: int, window: int, weight: float, at_once: int
+) -> None:
     query, key = draw(seed, (window, heads[0], HEAD_SIZE), (tokens, heads[1], HEAD_SIZE))
     _, probabilities = naive(query, key, key, range(tokens - window + 1, tokens + 1))
     weights = np.linspace(1, weight, window)
     expected = weights @ probabilities.mean(axis=1)[:, : tokens - window]
-    scores = window_scores(query, key, window_weights(window, weight, torch.device("cpu")), tokens - window)
+    weighted = window_weights(window, weight, torch.device("cpu"))
+    scores = window_scores(query, key, weighted, tokens - window, at_once)
     assert scores.shape == (tokens - window,)
     assert close(scores, expected)
 
@@ -72,12 +74,9 @@ def check_scores(seed: int, heads: tuple[int, int], tokens: int, window: int, we
 def test_scores_are_the_weighted_attention_of_the_window(
     seed: int, heads: tuple[int, int], window: int, context: int, weight: float, rows: int
 ) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attention, "SCORE_ROWS", rows)
-        check_scores(seed, heads, context + window, window, weight)
+    check_scores(seed, heads, context + window, window, weight, rows)
 
 
 @pytest.mark.parametrize("window", [128, 129, 260])
 def test_long_windows_are_scored_in_slices(window: int) -> None:
-    assert window >= attention.SCORE_ROWS
-    check_scores(3, (2, 1), window + 5, window, 1.2)
+    check_scores(3, (2, 1), window + 5, window, 1.2, 128)

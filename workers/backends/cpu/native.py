@@ -11,6 +11,7 @@ from workers.backends.cpu.shared import CHUNK, COLUMNS, LANES, PARTIAL
 from workers.backends.interface import Attended, FusedDecode
 from workers.backends.reference import ReferenceBackend
 from workers.backends.stopwatch import Stopwatch
+from workers.backends.tuning import DEFAULT_TUNING, ReferenceTuning
 from workers.budget.plan import KEYS_PER_ROW
 from workers.device import multiplies_bf16
 from workers.kv.pool import PagedBatch
@@ -42,8 +43,8 @@ class CpuBackend:
     is then rounded, or widened again, between two operations.
     """
 
-    def __init__(self, library: CDLL, dtype: torch.dtype) -> None:
-        """``dtype``, of weights and KV, is one of NATIVE_DTYPES."""
+    def __init__(self, library: CDLL, dtype: torch.dtype, tuning: ReferenceTuning = DEFAULT_TUNING) -> None:
+        """``dtype``, of weights and KV, is one of NATIVE_DTYPES; ``tuning``: of what has no kernel here."""
         for name, arguments in _ARGUMENTS.items():
             function = getattr(library, name)
             function.argtypes, function.restype = arguments, None
@@ -52,7 +53,7 @@ class CpuBackend:
         self._library = library
         self._dtype = dtype
         self.activations = dtype if multiplies_bf16(CPU) else torch.float32
-        self._reference = ReferenceBackend(self.activations)
+        self._reference = ReferenceBackend(self.activations, tuning)
         self.stopwatch = Stopwatch()
 
     def linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:

@@ -1,0 +1,29 @@
+"""What of the plain kernels was measured rather than derived; found on CPUs. Pure."""
+
+from dataclasses import dataclass, fields
+
+from pyramidserve.errors import ConfigurationError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceTuning:
+    """How much the kernels in plain torch hold at once, beside their results.
+
+    Attributes:
+        gather_bytes: KV gathered in a decode step, unless one sequence alone has more: what a cache holds.
+        score_rows: rows of the recent window scored at once: bounds their probabilities.
+        widened_columns: of the vocabulary, in a product that is widened to fp32: a small part of the head.
+    """
+
+    gather_bytes: int = 32 << 20
+    score_rows: int = 128
+    widened_columns: int = 1024
+
+    def __post_init__(self) -> None:
+        """Raises ConfigurationError, naming the value and its range."""
+        for name in (each.name for each in fields(self)):
+            if getattr(self, name) < 1:
+                raise ConfigurationError(f"{name} is {getattr(self, name)}; it must be 1 or more")
+
+
+DEFAULT_TUNING = ReferenceTuning()
