@@ -108,7 +108,7 @@ class EngineRunner:
                 loop = self._loop
                 self._on_report(Report(tuple(events), loop.memory, loop.idle, self._taken))
         except IntegrityError as error:
-            logger.exception("integrity_failed books=scheduler what=%r", str(error))
+            logger.exception("integrity_failed what=%r", str(error))
             self._on_failure(error)
         except BaseException as error:
             logger.exception("engine_failed")

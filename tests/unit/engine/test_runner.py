@@ -165,7 +165,7 @@ def test_books_that_do_not_balance_end_an_engine_that_becomes_idle(
     error, thread = running.failures.get(timeout=PATIENCE)
     assert (type(error), thread) == (IntegrityError, "engine")
     (record,) = caplog.records
-    assert record.getMessage() == f"integrity_failed books=scheduler what={str(error)!r}"
+    assert record.getMessage() == f"integrity_failed what={str(error)!r}"
     assert "are not [64] pages" in str(error)
 
 
