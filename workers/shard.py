@@ -21,6 +21,7 @@ from ray.serve.request_router import (
 from pyramidserve.types import StageState
 from pyramidserve.v1 import pipeline_pb2 as messages
 from pyramidserve.wire import stage_state_to_message
+from workers.budget.pages import IntegrityError
 from workers.device import device_of_rank
 from workers.engine.loop import EngineLoop
 from workers.engine.pipeline import LocalPipeline, Pipeline, pipeline_layout
@@ -194,6 +195,10 @@ class Shard:
     def _follow(self, stage: Stage, ring: Ring) -> None:
         try:
             follow(stage, ring)
+        except IntegrityError as error:
+            place = self._place
+            logger.exception("integrity_failed gang=%s rank=%d what=%r", place.gang, place.rank, str(error))
+            os._exit(1)
         except Exception:
             if self._let_go:  # the head has gone in order, and Serve ends this shard next
                 return
