@@ -168,7 +168,9 @@ class Simulation:
                     self._sessions.place(session_id, admitted.pipeline_id)
         for admitted in chosen:
             admitted.item.began = self._clock()
-            self._pipelines[admitted.pipeline_id].start(admitted.sequence_id, admitted.item)
+            self._pipelines[admitted.pipeline_id].start(
+                admitted.sequence_id, admitted.item, admitted.expected_tokens
+            )
             self._wake(admitted.pipeline_id)
 
     @contextmanager
@@ -187,7 +189,12 @@ class Simulation:
     def _attach(self) -> None:
         ledger = PipelineLedger(next(self._names), self._stages, self._setup.max_sequences)
         pipeline = SimulatedPipeline(
-            ledger, self._timing, self._setup.model.layers, self._setup.page_bytes, self._clock()
+            ledger,
+            self._timing,
+            self._setup.model.layers,
+            self._setup.page_bytes,
+            self._setup.max_prefill_tokens,
+            self._clock(),
         )
         self._pipelines[ledger.pipeline_id] = pipeline
         self._wakes[ledger.pipeline_id] = self._env.event()
@@ -201,7 +208,7 @@ class Simulation:
                 self._end(pipeline, ended)
             if pipeline.leaving and pipeline.idle:
                 break
-            wait = pipeline.until_change(self._busy)
+            wait = pipeline.until_change()
             self._wakes[name] = wake = self._env.event()
             yield wake if wait is None else wake | self._env.timeout(wait)
         self._past = self._past[0] + pipeline.page_seconds, self._past[1] + pipeline.capacity(self._clock())

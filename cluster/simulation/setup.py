@@ -8,6 +8,7 @@ from cluster.simulation.timing import Costs
 from pyramidserve.errors import InvalidRequestError
 from pyramidserve.types import Compression, StageState
 from workers.budget.pages import PAGE_TOKENS
+from workers.engine.settings import EngineSettings
 from workers.model.config import ModelConfig
 from workers.model.shapes import SHAPES
 from workers.model.work import Limits, weights_read
@@ -61,6 +62,7 @@ class Setup:
     pipelines: int = 1
     scaling: Scaling | None = None
     max_sequences: int = 256
+    max_prefill_tokens: int = EngineSettings.max_prefill_tokens
     queue_limit: int = 1024
 
     @property

@@ -1,5 +1,6 @@
 """How long a pipeline takes, from what its steps have to do at least. Pure."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from workers.budget.plan import KeepPlan
@@ -34,18 +35,20 @@ class Timing:
         self._model, self._shards, self._limits, self._costs = model, shards, limits, costs
         weights = weights_read(model)
         self._weights = costs.weights * weights * itemsize / limits.read_bytes_per_second
-        self._kv_byte = costs.kv / limits.read_bytes_per_second / shards
-        self._row = costs.rows * 2 * weights / limits.flops_per_second / shards
+        self._kv_byte = costs.kv / limits.read_bytes_per_second
+        self._row = costs.rows * 2 * weights / limits.flops_per_second
 
-    def decode_round(self, sequences: float, kv_bytes: float) -> float:
+    def decode_round(self, sequences: int, kv_bytes: float) -> float:
         """Seconds in which each of ``sequences``, with ``kv_bytes`` together, gets a token.
 
-        They go round in as many parts as there are shards, each of which reads its weights for every part.
+        They go round in as many parts as there are shards, each of which reads its weights for every part;
+        and take as long as the largest part.
         """
-        return self._weights + self._kv_byte * kv_bytes + self._row * sequences
+        part = -(-sequences // self._shards)
+        return self._weights + part * (self._kv_byte * kv_bytes / sequences + self._row)
 
-    def prefill(self, plan: KeepPlan) -> float:
-        """Seconds of a prompt among others, so that all shards have something to do."""
-        flops = prefill_flops(plan, self._model)
+    def prefill(self, plans: Sequence[KeepPlan]) -> float:
+        """Seconds that each shard takes for prompts that share a micro-batch."""
+        flops = sum(prefill_flops(plan, self._model) for plan in plans)
         products = self._costs.prefill * flops / self._limits.flops_per_second
         return max(products, self._weights) / self._shards

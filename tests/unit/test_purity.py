@@ -24,7 +24,7 @@ PURE = {
     "cluster.edge": "tenants",
     "cluster.route": "live pacer tuning",
     "cluster.load": "trace",
-    "cluster.simulation": "pipeline run setup timing turn",
+    "cluster.simulation": "pipeline prefills run sequence setup timing turn",
 }
 PROGRAM = """
 import importlib, sys
