@@ -167,8 +167,8 @@ def describe(model: str, shards: int, told: dict[str, Any]) -> str:
             f"  first token p50 {told['ttft_p50']:.2f} s, p90 {told['ttft_p90']:.2f} s, "
             f"p99 {told['ttft_p99']:.2f} s; in the queue p50 {told['queue_p50']:.2f} s, "
             f"p90 {told['queue_p90']:.2f} s, p99 {told['queue_p99']:.2f} s; "
-            f"inter-token p50 {told['inter_token_p50'] * 1000:.0f} ms, "
-            f"p99 {told['inter_token_p99'] * 1000:.0f} ms",
+            f"inter-token, means of turns, p50 {told['turn_inter_token_p50'] * 1000:.0f} ms, "
+            f"p99 {told['turn_inter_token_p99'] * 1000:.0f} ms",
             f"  memory filled {told['memory_filled']:.0%}, running {told['running_mean']:.0f}, "
             f"pipelines {told['pipelines_mean']:.1f} (at most {told['pipelines_most']}), "
             f"{told['preemptions']} preemptions; {told['decisions']} decisions, "

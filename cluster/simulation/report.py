@@ -1,4 +1,4 @@
-"""What a simulated run comes to, in the terms of `bench serve`."""
+"""What a simulated run comes to, in the terms of `bench serve` but for single gaps, as it has none."""
 
 from statistics import mean
 from typing import Any
@@ -16,7 +16,8 @@ _Seconds = npt.NDArray[np.float64]
 def summarise(run: Simulated, objective: Objective, warm_up: float) -> dict[str, Any]:
     """Numbers of the turns that came after ``warm_up`` seconds and could have ended within the run.
 
-    One that has not begun has waited at least until the end.
+    One that has not begun has waited at least until the end. ``turn_inter_token`` are seconds a token of
+    whole turns: a turn's mean, where `bench serve` has every gap.
     """
     turns, seconds = run.turns, run.seconds - warm_up
     arrived, began, first, ended = map(
@@ -41,7 +42,7 @@ def summarise(run: Simulated, objective: Objective, warm_up: float) -> dict[str,
         "output_tokens_per_second": answers[done].sum() / seconds,
         **{f"ttft_p{share}": value for share, value in ttft.items()},
         **{f"queue_p{share}": value for share, value in queue.items()},
-        **{f"inter_token_p{share}": value for share, value in pace.items()},
+        **{f"turn_inter_token_p{share}": value for share, value in pace.items()},
         "memory_filled": (last.page_seconds - since.page_seconds) / (last.capacity - since.capacity),
         "running_mean": mean(each.running for each in run.samples),
         "pipelines_mean": mean(each.pipelines for each in run.samples),
