@@ -94,7 +94,12 @@ class Scheduler:
         if self.roster.ready and decodes < len(self.layout.shards):
             return self._decode(moving)
         if self.memory.suspended:
-            return None if moving else self._room.resume() or self._room.make_of_parked()
+            if moving:
+                return None
+            if work := self._room.resume() or self._room.make_of_parked():
+                return work
+            self._wake_resting()  # they wait for prefills that do not begin before
+            return self._decode(moving) if self.roster.ready and not len(self._steps) else None
         if self.roster.waiting and kinds[StepKind.PREFILL] < len(self.layout.shards):
             if work := self._prefill(moving):
                 return work

@@ -653,3 +653,30 @@ def test_a_preempted_sequence_can_be_cancelled(when: str) -> None:
     run(scheduler, lambda: not scheduler.sequences)
     scheduler.check_integrity()
     assert scheduler.memory.ledger.free.tolist() == [PAGES]
+
+
+def test_those_that_rest_wake_when_one_that_made_room_cannot_come_back() -> None:
+    scheduler = Scheduler(layout(max_prefill_tokens=224))
+    assert admit(scheduler, request(0, 128, 19))
+    assert admit(scheduler, request(1, 128, 200))
+    while len(scheduler.sequences[1].output_ids) < 1:
+        for step in sent(scheduler):
+            finish(scheduler, step)
+    assert admit(scheduler, request(2, 224, 100))
+    assert admit(scheduler, request(3, 10, 5))
+    slow: Step | None = None
+    while 0 in scheduler.sequences:  # 0 grows, and 1 makes room, while 2 is prefilled
+        for step in sent(scheduler):
+            if step.kind is StepKind.PREFILL:
+                slow = step
+            else:
+                finish(scheduler, step)
+    assert slow is not None
+    assert slow.sequences == (2,)
+    assert list(scheduler.memory.suspended) == [1]
+    finish(scheduler, slow)
+    while scheduler.sequences:
+        steps = sent(scheduler)
+        assert steps, "nobody goes on"
+        for step in steps:
+            finish(scheduler, step)
