@@ -74,8 +74,8 @@ class ClusterConfig(EngineSettings):
     bind_seconds: float = 30.0
     drain_seconds: float = 5.0
     compression: Compression = field(default_factory=lambda: Compression("pyramid", "prune", kv_keep=0.45))
-    admit: AdmitTuning = field(default_factory=AdmitTuning)
-    route: RouteTuning = field(default_factory=RouteTuning)
+    admit: AdmitTuning = AdmitTuning()
+    route: RouteTuning = RouteTuning()
 
     def __post_init__(self) -> None:
         """Raises ConfigurationError, naming the value and its range."""

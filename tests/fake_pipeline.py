@@ -13,7 +13,7 @@ from workers.engine.pipeline import Outcome
 from workers.schedule.memory import PipelineLayout
 from workers.schedule.sequence import SequenceRequest
 from workers.schedule.step import PrefillTrace, ShardMemory, Step, StepKind, TopLogits
-from workers.schedule.tuning import DEFAULT_TUNING, ScheduleTuning
+from workers.schedule.tuning import ScheduleTuning
 
 LAYERS_PER_SHARD = 2
 PAGES = 64
@@ -25,7 +25,7 @@ def layout(
     max_prefill_tokens: int = 10,
     host_pages: int = PAGES,
     max_sessions: int = 4,
-    tuning: ScheduleTuning = DEFAULT_TUNING,
+    tuning: ScheduleTuning = ScheduleTuning(),
 ) -> PipelineLayout:
     bounds = range(0, LAYERS_PER_SHARD * shards, LAYERS_PER_SHARD)
     return PipelineLayout(

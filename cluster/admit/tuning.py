@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from pyramidserve.errors import ConfigurationError
+from workers.tuning import check_tuning
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,13 +37,13 @@ class AdmitTuning:
 
     def __post_init__(self) -> None:
         """Raises ConfigurationError, naming the value and its range."""
-        for name, sound, values in (
+        check_tuning(
+            "admit",
+            self,
             ("patience", 0 <= self.patience < math.inf, "finite and 0 or more"),
             ("lookahead", self.lookahead >= 0, "0 or more"),
             ("horizon", 0 < self.horizon <= 1, "in (0, 1]"),
             ("length_share", 0 < self.length_share <= 1, "in (0, 1]"),
             ("roomiest", self.roomiest >= 1, "1 or more"),
             ("affinity", 0 <= self.affinity <= 1, "in [0, 1]"),
-        ):
-            if not sound:
-                raise ConfigurationError(f"admit.{name} is {getattr(self, name)}; it must be {values}")
+        )

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from pyramidserve.errors import ConfigurationError
+from workers.tuning import check_tuning
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,10 +25,10 @@ class RouteTuning:
 
     def __post_init__(self) -> None:
         """Raises ConfigurationError, naming the value and its range."""
-        for name, sound, values in (
+        check_tuning(
+            "route",
+            self,
             ("messages_per_core", 0 < self.messages_per_core < math.inf, "finite and above 0"),
             ("longest_spacing", 0 <= self.longest_spacing < math.inf, "finite and 0 or more"),
             ("refusal_pause", 0 < self.refusal_pause < math.inf, "finite and above 0"),
-        ):
-            if not sound:
-                raise ConfigurationError(f"route.{name} is {getattr(self, name)}; it must be {values}")
+        )

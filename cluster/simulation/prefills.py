@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from cluster.simulation.sequence import SimulatedSequence
 from cluster.simulation.timing import Timing
 from workers.schedule.cohorts import Cohorts
-from workers.schedule.tuning import DEFAULT_TUNING
+from workers.schedule.tuning import ScheduleTuning
+
+TUNING = ScheduleTuning()
 
 # Of seconds, which are sums.
 ROUNDING = 1e-9
@@ -87,7 +89,7 @@ class SimulatedPrefills:
             left = max(self._shards * seconds, ahead + seconds)
             self._under_way.append(_Prefill(sequences, left, seconds))
             others_wait = busy or self.waiting
-            self.slice = DEFAULT_TUNING.busy_slice if others_wait else DEFAULT_TUNING.quiet_slice
+            self.slice = TUNING.busy_slice if others_wait else TUNING.quiet_slice
         return sequences
 
     def advance(self, seconds: float) -> Iterator[list[SimulatedSequence]]:
@@ -101,7 +103,7 @@ class SimulatedPrefills:
     def form_cohort(self) -> None:
         """Lets those that wait join the open cohort, or makes them one, as far as it has room."""
         if not self._cohorts.open:
-            self._cohort_room = DEFAULT_TUNING.cohort_prefills * self._max_tokens
+            self._cohort_room = TUNING.cohort_prefills * self._max_tokens
         joining: list[int] = []
         for each in self.waiting:
             if each.number in self._cohorts:

@@ -30,7 +30,7 @@ FLOORS = (
     "workers.policies",
     "workers.model",
     "workers.budget",
-    "workers.device workers.percentile",
+    "workers.device workers.percentile workers.tuning",
     "pyramidserve.cli",
     "pyramidserve.commands",
     "pyramidserve",

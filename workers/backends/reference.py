@@ -8,7 +8,7 @@ from torch.nn import functional
 from workers.backends.attention import prefill_attention, window_scores
 from workers.backends.interface import Attended, FusedDecode
 from workers.backends.stopwatch import Stopwatch
-from workers.backends.tuning import DEFAULT_TUNING, ReferenceTuning
+from workers.backends.tuning import ReferenceTuning
 from workers.budget.plan import KEYS_PER_ROW
 from workers.kv.pool import PagedBatch
 from workers.kv.spilled_keys import unpack
@@ -20,7 +20,7 @@ from workers.model.rope import Rotation
 class ReferenceBackend:
     """See ``Backend``. On any device, in any type."""
 
-    def __init__(self, dtype: torch.dtype, tuning: ReferenceTuning = DEFAULT_TUNING) -> None:
+    def __init__(self, dtype: torch.dtype, tuning: ReferenceTuning = ReferenceTuning()) -> None:
         """``dtype`` is of weights, KV and activations."""
         self.activations, self._tuning = dtype, tuning
         self.stopwatch = Stopwatch()

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, fields
 
-from pyramidserve.errors import ConfigurationError
+from workers.tuning import check_tuning
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,9 +21,8 @@ class ReferenceTuning:
 
     def __post_init__(self) -> None:
         """Raises ConfigurationError, naming the value and its range."""
-        for name in (each.name for each in fields(self)):
-            if getattr(self, name) < 1:
-                raise ConfigurationError(f"{name} is {getattr(self, name)}; it must be 1 or more")
-
-
-DEFAULT_TUNING = ReferenceTuning()
+        check_tuning(
+            "reference",
+            self,
+            *((each.name, getattr(self, each.name) >= 1, "1 or more") for each in fields(self)),
+        )

@@ -10,7 +10,7 @@ from workers.backends.cpu.build import KernelBuildError, load_library
 from workers.backends.cpu.native import NATIVE_DTYPES, CpuBackend
 from workers.backends.interface import Backend
 from workers.backends.reference import ReferenceBackend
-from workers.backends.tuning import DEFAULT_TUNING, ReferenceTuning
+from workers.backends.tuning import ReferenceTuning
 from workers.device import multiplies_bf16
 
 logger = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def choose_backend(
-    backend: str, device: torch.device, dtype: torch.dtype, tuning: ReferenceTuning = DEFAULT_TUNING
+    backend: str, device: torch.device, dtype: torch.dtype, tuning: ReferenceTuning = ReferenceTuning()
 ) -> Backend:
     """The kernels of ``backend`` for tensors of ``dtype`` on ``device``; the log says which.
 

@@ -1,6 +1,6 @@
 """What the shards of an engine have and may do, from configuration to stage. Pure."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 
 from workers.backends.tuning import ReferenceTuning
 from workers.execute.tuning import ExecuteTuning
@@ -33,9 +33,9 @@ class EngineSettings:
     max_sequences: int = 64
     max_sessions: int = 64
     max_prefill_tokens: int = 2048
-    schedule: ScheduleTuning = field(default_factory=ScheduleTuning)
-    execute: ExecuteTuning = field(default_factory=ExecuteTuning)
-    reference: ReferenceTuning = field(default_factory=ReferenceTuning)
+    schedule: ScheduleTuning = ScheduleTuning()
+    execute: ExecuteTuning = ExecuteTuning()
+    reference: ReferenceTuning = ReferenceTuning()
 
 
 def settings_of(config: EngineSettings) -> EngineSettings:

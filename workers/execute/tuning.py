@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from pyramidserve.errors import ConfigurationError
+from workers.tuning import check_tuning
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,5 +18,4 @@ class ExecuteTuning:
 
     def __post_init__(self) -> None:
         """Raises ConfigurationError, naming the value and its range."""
-        if self.block_rows < 1:
-            raise ConfigurationError(f"block_rows is {self.block_rows}; it must be 1 or more")
+        check_tuning("execute", self, ("block_rows", self.block_rows >= 1, "1 or more"))

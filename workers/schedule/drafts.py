@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from workers.schedule.tuning import DEFAULT_TUNING, ScheduleTuning
+from workers.schedule.tuning import ScheduleTuning
 
 
 @dataclass
@@ -16,7 +16,7 @@ class Drafting:
     """
 
     most: int
-    tuning: ScheduleTuning = DEFAULT_TUNING
+    tuning: ScheduleTuning = ScheduleTuning()
     drafted: int = 0
     accepted: int = 0
     _right: float = 0.8

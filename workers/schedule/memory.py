@@ -11,7 +11,7 @@ from workers.budget.ledger import Ledger
 from workers.budget.pages import IntegrityError
 from workers.policies.registry import plan
 from workers.schedule.sequence import RunningSequence, SequenceRequest
-from workers.schedule.tuning import DEFAULT_TUNING, ScheduleTuning
+from workers.schedule.tuning import ScheduleTuning
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class PipelineLayout:
     max_sequences: int
     max_sessions: int
     max_prefill_tokens: int
-    tuning: ScheduleTuning = DEFAULT_TUNING
+    tuning: ScheduleTuning = ScheduleTuning()
 
 
 class PipelineMemory:

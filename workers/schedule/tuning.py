@@ -1,9 +1,9 @@
 """What of scheduling was measured rather than derived; found on CPUs. Pure."""
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
-from pyramidserve.errors import ConfigurationError
+from workers.tuning import check_tuning
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,15 +32,11 @@ class ScheduleTuning:
 
     def __post_init__(self) -> None:
         """Raises ConfigurationError, naming the value and its range."""
-        if self.cohort_prefills < 1:
-            raise ConfigurationError(f"cohort_prefills is {self.cohort_prefills}; it must be 1 or more")
-        for name in (each.name for each in fields(self)):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ConfigurationError(f"{name} is {getattr(self, name)}; it must be finite and above 0")
-        if self.newest_verification > 1:
-            raise ConfigurationError(
-                f"newest_verification is {self.newest_verification}; it must be in (0, 1]"
-            )
-
-
-DEFAULT_TUNING = ScheduleTuning()
+        rates = ("quiet_slice", "busy_slice", "lifted_row", "verification_steps")
+        check_tuning(
+            "schedule",
+            self,
+            ("cohort_prefills", self.cohort_prefills >= 1, "1 or more"),
+            ("newest_verification", 0 < self.newest_verification <= 1, "in (0, 1]"),
+            *((name, 0 < getattr(self, name) < math.inf, "finite and above 0") for name in rates),
+        )

@@ -13,7 +13,7 @@ from workers.backends.cpu.build import KernelBuildError, load_library
 from workers.backends.cpu.native import CpuBackend
 from workers.backends.interface import Backend
 from workers.backends.reference import ReferenceBackend
-from workers.backends.tuning import DEFAULT_TUNING, ReferenceTuning
+from workers.backends.tuning import ReferenceTuning
 from workers.budget.pages import PAGE_TOKENS, pages_for
 from workers.kv.pool import KVPool, PagedBatch
 from workers.kv.spilled_keys import SpilledKeys, unpack
@@ -38,7 +38,7 @@ def kernels_for(request: pytest.FixtureRequest) -> KernelsFor:
     except KernelBuildError as error:
         pytest.skip(f"no native kernels here: {error}")
 
-    def make(dtype: torch.dtype, tuning: ReferenceTuning = DEFAULT_TUNING) -> Backend:
+    def make(dtype: torch.dtype, tuning: ReferenceTuning = ReferenceTuning()) -> Backend:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(native, "multiplies_bf16", lambda _: request.param != "native")
             return CpuBackend(library, dtype, tuning)

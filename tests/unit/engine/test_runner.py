@@ -13,7 +13,7 @@ from workers.engine import runner as runner_module
 from workers.engine.loop import EngineLoop, SequenceCancelled, SequenceFinished, SequenceTokens
 from workers.engine.pipeline import Outcome
 from workers.engine.runner import Cancel, EngineRunner, Report, SequenceRefused, Start
-from workers.schedule.tuning import DEFAULT_TUNING, ScheduleTuning
+from workers.schedule.tuning import ScheduleTuning
 
 PATIENCE = 60  # seconds that anything may take before the test fails
 
@@ -38,7 +38,7 @@ class Running:
     """A runner, and what it said."""
 
     max_sequences: int = 8
-    tuning: ScheduleTuning = DEFAULT_TUNING
+    tuning: ScheduleTuning = ScheduleTuning()
     pipeline: GatedPipeline = field(default_factory=GatedPipeline)
     reports: SimpleQueue[Report] = field(default_factory=SimpleQueue)
     failures: SimpleQueue[tuple[BaseException, str]] = field(default_factory=SimpleQueue)

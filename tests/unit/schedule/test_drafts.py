@@ -4,10 +4,10 @@ import pytest
 
 from workers.policies.registry import DRAFTS
 from workers.schedule.drafts import Drafting
-from workers.schedule.tuning import DEFAULT_TUNING, ScheduleTuning
+from workers.schedule.tuning import ScheduleTuning
 
 
-def settled(rounds: int, right: int, tuning: ScheduleTuning = DEFAULT_TUNING) -> Drafting:
+def settled(rounds: int, right: int, tuning: ScheduleTuning = ScheduleTuning()) -> Drafting:
     """After so many rounds of verification, in each of which at most ``right`` drafts are right."""
     drafting = Drafting(DRAFTS, tuning)
     for _ in range(rounds):

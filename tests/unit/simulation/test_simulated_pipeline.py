@@ -15,7 +15,7 @@ from pyramidserve.types import Compression
 from workers.model.config import ModelConfig
 from workers.model.work import Limits, prefill_flops, weights_read
 from workers.policies.registry import plan
-from workers.schedule.tuning import DEFAULT_TUNING
+from workers.schedule.tuning import ScheduleTuning
 
 MODEL = ModelConfig(
     layers=2,
@@ -131,7 +131,7 @@ def test_a_prefill_leaves_a_part_of_the_time_to_those_that_decode() -> None:
     simulated.step(began, False)
     simulated.start(2, late, 2)
     run(simulated, began)
-    share = DEFAULT_TUNING.quiet_slice / (1 + DEFAULT_TUNING.quiet_slice)
+    share = ScheduleTuning().quiet_slice / (1 + ScheduleTuning().quiet_slice)
     assert late.first_token == pytest.approx(began + prefill_seconds(1600) / share)
 
 

@@ -11,7 +11,7 @@ from workers.backends.cpu.shared import CHUNK, COLUMNS, LANES, PARTIAL
 from workers.backends.interface import Attended, FusedDecode
 from workers.backends.reference import ReferenceBackend
 from workers.backends.stopwatch import Stopwatch
-from workers.backends.tuning import DEFAULT_TUNING, ReferenceTuning
+from workers.backends.tuning import ReferenceTuning
 from workers.budget.plan import KEYS_PER_ROW
 from workers.device import multiplies_bf16
 from workers.kv.pool import PagedBatch
@@ -43,7 +43,9 @@ class CpuBackend:
     is then rounded, or widened again, between two operations.
     """
 
-    def __init__(self, library: CDLL, dtype: torch.dtype, tuning: ReferenceTuning = DEFAULT_TUNING) -> None:
+    def __init__(
+        self, library: CDLL, dtype: torch.dtype, tuning: ReferenceTuning = ReferenceTuning()
+    ) -> None:
         """``dtype``, of weights and KV, is one of NATIVE_DTYPES; ``tuning``: of what has no kernel here."""
         for name, arguments in _ARGUMENTS.items():
             function = getattr(library, name)
