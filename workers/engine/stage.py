@@ -195,8 +195,10 @@ class Stage:
             rows = to_device(positions.astype(np.int64), self.device)
             return self._rope.rotation(rows, [(len(positions), spec.prompt_tokens)])
 
-        parts = (spec.sequence, self._generation, self.cache, self.model, self.layout.first)
-        return ContinuedPrompt(*parts, lifted, spec.recall, rotate, self._settings.execute.block_rows)
+        return ContinuedPrompt(
+            *(spec.sequence, self._generation, self.cache, self.model, self.layout.first),
+            *(lifted, spec.recall, rotate, self._settings.execute.block_rows, self._backend.stopwatch),
+        )
 
     def finish(self, prefill: Prefill) -> Work:
         """Ends a prefill all of whose blocks are done; returns as ``run``."""

@@ -144,9 +144,10 @@ class ShardCache:
 
     def extend(self, sequences: Sequence[int], beyond: PagedLayers | None = None) -> PagedStep:
         """Makes room for the next token of each of ``sequences``, as ``DeviceStore.extend`` does."""
-        for sequence, count in Counter(sequences).items():
+        counts = Counter(sequences)
+        for sequence, count in counts.items():
             self._sequences[sequence].fed += count
-        return self.device.extend(sequences, beyond)
+        return self.device.extend(sequences, counts, beyond)
 
     def take_back(self, sequence: int, tokens: int) -> None:
         """Forgets the newest ``tokens`` tokens."""

@@ -1,7 +1,6 @@
 """What sequences hold on the device: the KV of their slots, their scores, and the index of spilled keys."""
 
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -78,20 +77,23 @@ class DeviceStore:
         self._tables.resize(sequence, layer, len(kv))
         self.pool.write(self._slots(sequence, layer), kv)
 
-    def extend(self, sequences: Sequence[int], beyond: PagedLayers | None = None) -> PagedStep:
+    def extend(
+        self, sequences: Sequence[int], counts: Mapping[int, int], beyond: PagedLayers | None
+    ) -> PagedStep:
         """Makes room for a new token of each of ``sequences`` in every layer; says where all KV lies.
 
-        One may be there several times in a row, with as many tokens. ``beyond`` is what they attend to
-        beside what is on the device.
+        One may be there several times in a row, with as many tokens: ``counts`` says how many of each.
+        ``beyond`` is what they attend to beside what is on the device.
         """
-        counts = Counter(sequences)
         if len(counts) == len(sequences):
             slots = self._tables.extend(sequences)
+            pages, lengths = self._tables.batch(sequences)
         else:
             slots = np.concatenate([self._grow(*grown) for grown in counts.items()], axis=1)
-        pages, lengths = self._tables.batch(sequences)
-        # A token does not attend to those behind it.
-        lengths -= np.concatenate([np.arange(count)[::-1] for count in counts.values()]).astype(np.int32)
+            pages, lengths = self._tables.batch(sequences)
+            # A token does not attend to those behind it.
+            behind = np.concatenate([np.arange(count)[::-1] for count in counts.values()])
+            lengths -= behind.astype(np.int32)
         return PagedStep(
             self.pool.rows,
             self._on_device(slots),

@@ -1,5 +1,6 @@
 """Recall "exact": drafts are verified over all KV, of the device and the host, in one step."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 import torch
@@ -16,23 +17,20 @@ def verify(
     step: Step, inputs: torch.Tensor, decoder: Decoder, cache: ShardCache, generation: Generation
 ) -> torch.Tensor:
     """Takes the rows of a verification through a shard; ``inputs`` and result as in ``Decoder.run``."""
-    paged, copy = feed(step.sequences, step.rows, cache, generation)
+    paged, copy = feed(step.fed, cache, generation)
     hidden, _ = decoder.run(step, inputs, paged)
     copy.wait_on_device()
     return hidden
 
 
-def feed(
-    sequences: Sequence[int], rows: Sequence[int], cache: ShardCache, generation: Generation
-) -> tuple[PagedStep, Copy]:
-    """Makes room for ``rows`` new tokens of each sequence, in place of what is not verified.
+def feed(fed: Sequence[int], cache: ShardCache, generation: Generation) -> tuple[PagedStep, Copy]:
+    """Makes room for new tokens, ``fed`` naming the sequence of each, in place of what is not verified.
 
     Returns where all KV lies, also what is on the host, with a row for each new token; and a copy that
     must be done before the step is.
     """
-    for sequence, count in zip(sequences, rows, strict=True):
+    for sequence, count in Counter(fed).items():
         cache.take_back(sequence, generation.unverified(sequence))
         generation.fed_to_verify(sequence, count)
-    fed = [sequence for sequence, count in zip(sequences, rows, strict=True) for _ in range(count)]
     on_host, copy = cache.host.attend(fed, cache.layers)
     return cache.extend(fed, on_host), copy

@@ -22,20 +22,23 @@ class BestOfHost:
         """``sequences``: one for each row of a step; some of them have an index."""
         rows = [row for row, sequence in enumerate(sequences) if sequence in cache.device.keys]
         self._sequences = [sequences[row] for row in rows]
-        self._rows, self._step_rows = torch.tensor(rows), len(sequences)
+        # Those of the step that recall; None where all do.
+        self._rows = torch.tensor(rows) if len(rows) < len(sequences) else None
+        self._step_rows = len(sequences)
         self._host, self._attention = cache.host, attention
         self._index = cache.device.keys.batch(self._sequences)
         self._spilled = self._host.view(self._sequences, cache.layers)
+        self._wanted = -(-self._spilled.lengths // RECALLED_OF)
+        self._most: list[int] = self._wanted.amax(dim=1).tolist()
 
     def __call__(self, layer: int, query: torch.Tensor) -> PagedBatch:
-        spilled = self._spilled.batch(layer)
-        wanted = -(-spilled.lengths // RECALLED_OF)
-        most = int(wanted.max())
+        spilled, wanted, most = self._spilled.batch(layer), self._wanted[layer], self._most[layer]
         if not most:
             return self._for_all_rows(spilled)
         counts = to_device(spilled.lengths, query.device)
-        asking = query[to_device(self._rows, query.device)]
-        shares = self._attention.indexed_shares(asking, self._index.batch(layer), counts)
+        if self._rows is not None:
+            query = query[to_device(self._rows, query.device)]
+        shares = self._attention.indexed_shares(query, self._index.batch(layer), counts)
         best = shares.topk(most, dim=1).indices.cpu()
         # Those of which fewer are wanted have anything behind them.
         best.masked_fill_(torch.arange(most) >= wanted[:, None], 0)
@@ -48,7 +51,7 @@ class BestOfHost:
 
     def _for_all_rows(self, batch: PagedBatch) -> PagedBatch:
         """``batch``, with nothing for the rows that do not recall."""
-        if len(self._rows) == self._step_rows:
+        if self._rows is None:
             return batch
         pages = batch.pages.new_zeros(self._step_rows, batch.pages.shape[1])
         lengths = batch.lengths.new_zeros(self._step_rows)

@@ -6,6 +6,7 @@ from typing import cast
 import numpy as np
 import torch
 
+from workers.backends.stopwatch import Stopwatch
 from workers.device import to_device
 from workers.execute.blocks import blocks, finish
 from workers.execute.generation import Generation
@@ -43,6 +44,7 @@ class ContinuedPrompt:
         recall: bool,
         rotate: Rotate,
         block_rows: int,
+        stopwatch: Stopwatch,
     ) -> None:
         """
         Args:
@@ -57,7 +59,7 @@ class ContinuedPrompt:
         self._sequence, self._generation, self._cache = sequence, generation, cache
         self._layers = [cast(LlamaLayer, layer) for layer in model.layers]
         self._first_layer, self._recall, self._rotate = first_layer, recall, rotate
-        self._block_rows = block_rows
+        self._block_rows, self._stopwatch = block_rows, stopwatch
         self._lifted, self._lost = lifted, lifted.first(0)
 
     def begin(self, layer: int) -> Iterator[None]:
@@ -80,7 +82,8 @@ class ContinuedPrompt:
         keep = torch.arange(tokens, device=kv.device)
         if kept < tokens:
             recent = kept - min(plan.sinks, kept) if scores is None else min(plan.recent, rows)
-            keep = keep_of_prompt(scores, tokens, kept, recent, plan.sinks, kv.device)
+            with self._stopwatch.on("selection"):
+                keep = keep_of_prompt(scores, tokens, kept, recent, plan.sinks, kv.device)
         positions = np.concatenate([self._gathered.positions, positions])
         places = np.concatenate([self._gathered.places, np.full(rows, -1)])
         self._cache.replace(self._sequence, layer, GatheredLayer(positions, places, kv), keep)

@@ -93,19 +93,17 @@ class Scheduler:
             return work
         if self.roster.ready and decodes < len(self.layout.shards):
             return self._decode(moving)
+        work = None
         if self.memory.suspended:
             if moving:
                 return None
-            if work := self._room.resume() or self._room.make_of_parked():
-                return work
-            self._wake_resting()  # they wait for prefills that do not begin before
-            return self._decode(moving) if self.roster.ready and not len(self._steps) else None
-        if self.roster.waiting and kinds[StepKind.PREFILL] < len(self.layout.shards):
-            if work := self._prefill(moving):
-                return work
-            if self.roster.ready and not len(self._steps):  # woken, as there was no room
-                return self._decode(moving)
-        return None
+            if not (work := self._room.resume() or self._room.make_of_parked()):
+                self._wake_resting()
+        elif self.roster.waiting and kinds[StepKind.PREFILL] < len(self.layout.shards):
+            work = self._prefill(moving)
+        # Where nobody finds room, some that rested may have been woken.
+        wakes = not work and self.roster.ready and not len(self._steps)
+        return self._decode(moving) if wakes else work
 
     def finish_step(self, step: Step) -> None:
         """Takes note that ``step`` has passed all shards; outputs have been accepted before."""

@@ -173,7 +173,7 @@ class Recalling(RuleBasedStateMachine):
         for layer in LAYERS:
             del session.kv[layer][len(session.kv[layer]) - session.drafts :]
         before = len(session.kv[0])
-        paged, copy = feed([session.name], [rows], self.cache, self.generation)
+        paged, copy = feed([session.name] * rows, self.cache, self.generation)
         new = self._new(session, rows)
         for layer in LAYERS:
             paged.write(layer, new[layer])
