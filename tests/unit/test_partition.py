@@ -11,22 +11,12 @@ from hypothesis import strategies as st
 from cluster.partition import boundaries, layer_costs
 from pyramidserve.types import Compression
 from workers.model.config import ModelConfig
+from workers.model.shapes import SHAPES
 
 # LLaMA-2-7B; its head is small beside its layers.
-MODEL = ModelConfig(
-    layers=32,
-    hidden=4096,
-    heads=32,
-    kv_heads=32,
-    head_size=128,
-    intermediate=11008,
-    vocabulary=32000,
-    norm_epsilon=1e-5,
-    attention_bias=False,
-    mlp_bias=False,
-    tied_embeddings=False,
+MODEL = replace(
+    SHAPES["llama-2-7b"],
     context=4096,
-    eos_ids=(2,),
     dtype="float16",
 )
 FULL = Compression()

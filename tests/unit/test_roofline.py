@@ -8,10 +8,11 @@ from workers.bench.measure import Run
 from workers.bench.roofline import floor
 from workers.bench.workload import Workload
 from workers.budget.plan import KeepPlan
-from workers.model.config import ModelConfig
+from workers.model.shapes import SHAPES
 from workers.model.work import Limits, prefill_flops
 
-MODEL = ModelConfig(
+MODEL = dataclasses.replace(
+    SHAPES["toy"],
     layers=2,
     hidden=4,
     heads=2,
@@ -19,13 +20,8 @@ MODEL = ModelConfig(
     head_size=2,
     intermediate=8,
     vocabulary=10,
-    norm_epsilon=1e-5,
-    attention_bias=False,
-    mlp_bias=False,
-    tied_embeddings=False,
     context=64,
     eos_ids=(),
-    dtype="float32",
 )
 FULL = KeepPlan(10, (10, 10), 10)
 

@@ -17,9 +17,11 @@ from workers.execute.decode import DecodeAttend
 from workers.kv.pool import PagedLayers, PagedStep
 from workers.model.config import ModelConfig
 from workers.model.llama import LlamaStage
+from workers.model.shapes import SHAPES
 
 LAYERS = 3
-MODEL = ModelConfig(
+MODEL = dataclasses.replace(
+    SHAPES["toy"],
     layers=LAYERS,
     hidden=48,
     heads=6,
@@ -27,13 +29,8 @@ MODEL = ModelConfig(
     head_size=16,
     intermediate=80,
     vocabulary=30,
-    norm_epsilon=1e-5,
-    attention_bias=False,
-    mlp_bias=False,
-    tied_embeddings=False,
     context=1024,
     eos_ids=(),
-    dtype="float32",
 )
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -10,11 +11,12 @@ from cluster.edge.validation import validate_request
 from pyramidserve.errors import InvalidRequestError
 from pyramidserve.types import ChatMessage, Compression
 from pyramidserve.v1 import inference_pb2 as pb
-from workers.model.config import ModelConfig
+from workers.model.shapes import SHAPES
 from workers.model.transcript import Transcript
 
 CONTEXT, VOCABULARY = 300, 100
-FACTS = ModelConfig(
+FACTS = replace(
+    SHAPES["toy"],
     layers=2,
     hidden=8,
     heads=2,
@@ -22,13 +24,8 @@ FACTS = ModelConfig(
     head_size=4,
     intermediate=8,
     vocabulary=VOCABULARY,
-    norm_epsilon=1e-5,
-    attention_bias=False,
-    mlp_bias=False,
     tied_embeddings=True,
     context=CONTEXT,
-    eos_ids=(2,),
-    dtype="float32",
 )
 DEFAULT = Compression("pyramid", "evict", kv_keep=0.5)
 

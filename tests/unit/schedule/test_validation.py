@@ -1,16 +1,17 @@
 """A request that cannot run is refused by its value, with the way out; a sound one is completed."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 
 from pyramidserve.errors import InvalidRequestError
 from pyramidserve.types import Compression, Sampling, Stopping
-from workers.model.config import ModelConfig
+from workers.model.shapes import SHAPES
 from workers.schedule.validation import DEFAULT_MAX_TOKENS, Terms, settle
 
-MODEL = ModelConfig(
+MODEL = replace(
+    SHAPES["toy"],
     layers=2,
     hidden=8,
     heads=2,
@@ -18,13 +19,7 @@ MODEL = ModelConfig(
     head_size=4,
     intermediate=16,
     vocabulary=100,
-    norm_epsilon=1e-5,
-    attention_bias=False,
-    mlp_bias=False,
-    tied_embeddings=False,
     context=1000,
-    eos_ids=(2,),
-    dtype="float32",
 )
 
 

@@ -1,6 +1,7 @@
 """A simulated pipeline against times and pages counted by hand."""
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -12,12 +13,13 @@ from cluster.simulation.setup import Setup
 from cluster.simulation.timing import Costs, Timing
 from cluster.simulation.turn import SimulatedTurn, simulated_turn
 from pyramidserve.types import Compression
-from workers.model.config import ModelConfig
+from workers.model.shapes import SHAPES
 from workers.model.work import Limits, prefill_flops, weights_read
 from workers.policies.registry import plan
 from workers.schedule.tuning import ScheduleTuning
 
-MODEL = ModelConfig(
+MODEL = replace(
+    SHAPES["toy"],
     layers=2,
     hidden=8,
     heads=2,
@@ -25,13 +27,8 @@ MODEL = ModelConfig(
     head_size=4,
     intermediate=16,
     vocabulary=50,
-    norm_epsilon=1e-5,
-    attention_bias=False,
-    mlp_bias=False,
-    tied_embeddings=False,
     context=4096,
     eos_ids=(),
-    dtype="float32",
 )
 LIMITS, COSTS = Limits(1e6, 1e8), Costs(weights=2.0, kv=3.0, rows=4.0, prefill=5.0)
 FULL = Compression("full")
