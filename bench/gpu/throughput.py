@@ -7,15 +7,14 @@ import random
 import time
 from dataclasses import dataclass
 from functools import partial
-from inspect import signature
-from statistics import mean, median
+from statistics import median
 from typing import Any
 
 import torch
-from transformers import DynamicCache, LlamaForCausalLM
 
-from bench.gpu.card import limits
 from bench.gpu.context import Context, Section, free
+from bench.gpu.load import GIGABYTE, Load, decoded, random_ids, whole
+from bench.gpu.transformers_batch import transformers_at_most
 from bench.gpu.twin import transformers_twin
 from pyramidserve.types import Compression, Stopping
 from workers.backends.reference import ReferenceBackend
@@ -36,36 +35,11 @@ from workers.schedule.step import StepKind
 
 POLICIES = {"full": Compression(), "prune": Compression("pyramid", "prune", kv_keep=0.454)}
 TRANSFORMERS = "transformers"
-# What transformers calls its cache, before and since 5.24.
-CACHE = ({"cache", "past_key_values"} & signature(LlamaForCausalLM.forward).parameters.keys()).pop()
 MAX_PREFILL_TOKENS, MAX_SEQUENCES = 8192, 640
 # What is left to the allocator and the libraries.
 RESERVE, TINY_POOL, HOST_BYTES = 5 << 29, 16 << 20, 2 << 30
 # Of the memory that is free, what transformers' cache may come to; it copies a layer of it at every step.
-SHARE_FOR_CACHE, FEWER = 0.85, 0.85
-GIGABYTE = 1e9
-
-
-@dataclass(frozen=True)
-class Load:
-    """``batch`` prompts at once and ``output`` tokens of each, ``steps`` of them at each end measured."""
-
-    prompt: int
-    output: int
-    batch: int
-    steps: int = 32
-    repetitions: int = 2
-
-    @property
-    def name(self) -> str:
-        return f"{self.prompt}+{self.output}"
-
-    @property
-    def ends(self) -> tuple[tuple[int, int], ...]:
-        """Tokens that are there when the steps begin, and those that are still to come."""
-        left = 2 * self.steps  # those that come first decode while the others are prefilled
-        return (self.prompt, self.output), (self.prompt + self.output - left, left)
-
+SHARE_FOR_CACHE = 0.85
 
 TINY = (Load(256, 16, 4, steps=4, repetitions=1), Load(384, 16, 2, steps=4, repetitions=1))
 CHAT, LONG = Load(512, 256, 32), Load(4096, 128, 8, repetitions=1)
@@ -113,7 +87,8 @@ def _throughput(shape: str, loads: tuple[Load, ...], context: Context, results: 
     model = engine.model
     del engine, stage, bench.engine  # the pool goes with them, the weights stay
     free(context.device)
-    exhausted[TRANSFORMERS] = _transformers(context, twin, model, loads[0])
+    room = TINY_POOL if context.tiny else int(free_bytes(context.device) * SHARE_FOR_CACHE)
+    exhausted[TRANSFORMERS] = transformers_at_most(context, twin, model, loads[0], room, MAX_SEQUENCES)
     results["ratios"] = ratios(results[loads[0].name], f"batch {loads[0].batch}")
 
 
@@ -204,101 +179,4 @@ class Bench:
             engine.cancel(number)
         while not engine.idle:
             engine.step()
-        return end(self.context, engine.model, batch, prompt, first_tokens, steps, held)
-
-
-def random_ids(draw: random.Random, count: int, model: ModelConfig) -> list[int]:
-    """Ids of a prompt."""
-    return [draw.randrange(3, model.vocabulary) for _ in range(count)]
-
-
-def end(
-    context: Context,
-    model: ModelConfig,
-    batch: int,
-    prompt: int,
-    first_tokens: float,
-    steps: list[float],
-    held: int,
-) -> dict[str, Any]:
-    """What decode ``steps`` behind prompts come to, with ``held`` bytes of KV behind the last.
-
-    ``roofline``: the least that the card needs to read weights and KV once, and to multiply, over a step.
-    """
-    step, card, weights = median(steps), limits(context), weights_read(model)
-    itemsize = 4 if context.tiny else 2
-    least = max(
-        (weights * itemsize + held) / card.read_bytes_per_second,
-        2 * weights * batch / card.flops_per_second,
-    )
-    return {
-        "prompt": prompt,
-        "first_tokens_s": round(first_tokens, 3),
-        "steps": len(steps),
-        "step_ms": round(step * 1e3, 3),
-        "slowest_step_ms": round(max(steps) * 1e3, 3),
-        "decode_tokens_s": round(batch / step, 1),
-        "kv_gb": round(held / GIGABYTE, 4),
-        "roofline": round(least / step, 4),
-    }
-
-
-def whole(load: Load, batch: int, ends: list[dict[str, Any]]) -> dict[str, float]:
-    """Of the whole output, from its two ends: tokens a second, and the most KV."""
-    seconds = ends[0]["first_tokens_s"] + (load.output - 1) * mean(each["step_ms"] for each in ends) / 1e3
-    return {
-        "tokens_s": round(batch * load.output / seconds, 2),
-        "kv_gb": max(each["kv_gb"] for each in ends),
-    }
-
-
-def _transformers(context: Context, twin: Any, model: ModelConfig, load: Load) -> dict[str, Any]:
-    """The same by transformers with its dynamic cache, at the largest batch that it takes."""
-    dtype = next(twin.parameters()).dtype
-    per_token = model.layers * 2 * model.kv_heads * model.head_size * dtype.itemsize
-    per_sequence = (load.prompt + load.output) * per_token
-    room = TINY_POOL if context.tiny else free_bytes(context.device) * SHARE_FOR_CACHE
-    batch, tried = max(1, min(MAX_SEQUENCES, int(room // per_sequence))), []
-    while True:
-        context.check_time()
-        try:
-            ends = [
-                _transformers_end(context, twin, model, load, batch, prompt, per_token)
-                for prompt, _ in load.ends
-            ]
-        except torch.OutOfMemoryError:
-            tried.append(batch)
-            batch = int(batch * FEWER)
-            free(context.device)
-            if not batch:
-                raise
-        else:
-            return {
-                "batch": batch,
-                **whole(load, batch, ends),
-                "device_gb": round(device_memory(context.device).peak / GIGABYTE, 2),
-                "out_of_memory_at": tried,
-                "ends": ends,
-            }
-
-
-def _transformers_end(
-    context: Context, twin: Any, model: ModelConfig, load: Load, batch: int, prompt: int, per_token: int
-) -> dict[str, Any]:
-    draw = random.Random(prompt)
-    prompts = [random_ids(draw, prompt, model) for _ in range(batch)]
-    began = time.perf_counter()
-    ids, cache, steps = torch.tensor(prompts, device=context.device), {CACHE: DynamicCache()}, []
-    with torch.inference_mode():
-        for number in range(load.steps + 1):
-            logits = twin(ids, **cache, use_cache=True, logits_to_keep=1).logits
-            ids = logits.argmax(dim=-1)
-            ids.tolist()  # as a server does, to stop what has ended
-            now = time.perf_counter()
-            if number:
-                steps.append(now - began)
-            else:
-                first_tokens = now - began
-            began = now
-    held = batch * (prompt + load.steps) * per_token
-    return end(context, model, batch, prompt, first_tokens, steps, held)
+        return decoded(self.context, engine.model, batch, prompt, first_tokens, steps, held)

@@ -13,8 +13,8 @@ from bench.gpu import check
 from bench.gpu.check import SECTIONS, describe, is_wrong, main
 from bench.gpu.context import Context, OutOfTimeError
 from bench.gpu.kernels import kernels
+from bench.gpu.load import Load, whole
 from bench.gpu.report import NOTHING, table
-from bench.gpu.throughput import Load, whole
 from workers.backends.reference import ReferenceBackend
 
 CPU = torch.device("cpu")
