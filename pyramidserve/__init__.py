@@ -47,9 +47,10 @@ from pyramidserve.types import (
 )
 
 if TYPE_CHECKING:
-    from pyramidserve._requests import DEFAULT_TARGET, MAX_MESSAGE_BYTES, Prompt, RequestOptions
+    from pyramidserve._requests import DEFAULT_TARGET, MAX_MESSAGE_BYTES, RequestOptions
     from pyramidserve.aio import AsyncClient, AsyncReplyStream
     from pyramidserve.client import Client, ReplyStream
+    from pyramidserve.prompt import Prompt
 
     __version__: str
 
@@ -100,9 +101,10 @@ __all__ = [
 ]
 
 _HOMES = {
-    "_requests": ("DEFAULT_TARGET", "MAX_MESSAGE_BYTES", "Prompt", "RequestOptions"),
+    "_requests": ("DEFAULT_TARGET", "MAX_MESSAGE_BYTES", "RequestOptions"),
     "aio": ("AsyncClient", "AsyncReplyStream"),
     "client": ("Client", "ReplyStream"),
+    "prompt": ("Prompt",),
 }
 
 

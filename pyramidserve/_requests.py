@@ -3,12 +3,13 @@
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import TypedDict
 from uuid import uuid4
 
 import grpc
 
 from pyramidserve.errors import EngineError, InvalidRequestError
+from pyramidserve.prompt import Prompt, read_prompt, token_ids
 from pyramidserve.types import (
     ChatMessage,
     Compression,
@@ -27,13 +28,10 @@ from pyramidserve.wire import (
     priority_to_message,
     sampling_to_message,
     stopping_to_message,
-    whole_number,
 )
 
 DEFAULT_TARGET = "127.0.0.1:8700"
 MAX_MESSAGE_BYTES = 8 * 2**20
-
-Prompt = str | Sequence[int] | Sequence[ChatMessage]
 
 
 class RequestOptions(TypedDict, total=False):
@@ -85,7 +83,7 @@ def generate_request(
             stopping=stopping_to_message(stopping) if stopping else None,
             compression=compression_to_message(compression) if compression else None,
             session_id=session_id,
-            resume_output_ids=_token_ids("resume_output_ids", resume_output_ids),
+            resume_output_ids=token_ids("resume_output_ids", resume_output_ids),
             priority=priority_to_message(priority),
         )
         _set_prompt(request, prompt)
@@ -160,19 +158,14 @@ def assemble(events: Iterable[Event]) -> Reply:
 
 
 def _set_prompt(request: pb.GenerateRequest, prompt: Prompt) -> None:
-    if isinstance(prompt, str):
-        request.text = prompt
+    read = read_prompt(prompt)
+    if isinstance(read, str):
+        request.text = read
         return
-    messages = [message for message in prompt if isinstance(message, ChatMessage)]
-    if messages and len(messages) == len(prompt):
-        for message in messages:
-            request.chat.messages.add(role=message.role, content=message.content)
-        return
-    # An empty prompt is sent as well: which prompts are too short is for the server to say.
-    request.token_ids.SetInParent()
-    request.token_ids.ids.extend(_token_ids("prompt", prompt))
-
-
-def _token_ids(name: str, values: Iterable[Any]) -> list[int]:
-    each = f"each id of {name}"
-    return [whole_number(each, value) for value in values]
+    for item in read:
+        if isinstance(item, ChatMessage):
+            request.chat.messages.add(role=item.role, content=item.content)
+        else:
+            request.token_ids.ids.append(item)
+    if not read:
+        request.token_ids.SetInParent()

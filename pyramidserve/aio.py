@@ -1,7 +1,7 @@
 """The asyncio client."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Self, Unpack
@@ -12,7 +12,6 @@ from pyramidserve._requests import (
     DEFAULT_TARGET,
     MAX_MESSAGE_BYTES,
     Access,
-    Prompt,
     RequestOptions,
     assemble,
     channel_options,
@@ -21,6 +20,7 @@ from pyramidserve._requests import (
 )
 from pyramidserve._resume import RESUME_SECONDS, Resumption
 from pyramidserve.errors import PyramidServeError, RequestCancelledError
+from pyramidserve.prompt import Prompt
 from pyramidserve.types import ChatMessage, ClusterState, Event, Reply
 from pyramidserve.v1 import inference_pb2 as pb
 from pyramidserve.v1.inference_pb2_grpc import InferenceStub
@@ -154,7 +154,7 @@ class AsyncClient:
 
     async def chat(
         self,
-        messages: Sequence[ChatMessage],
+        messages: Sequence[ChatMessage | Mapping[str, str]],
         *,
         timeout: float | None = None,
         **options: Unpack[RequestOptions],

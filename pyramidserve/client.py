@@ -1,7 +1,7 @@
 """The blocking client."""
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Self, TypeAlias, Unpack
 
@@ -11,7 +11,6 @@ from pyramidserve._requests import (
     DEFAULT_TARGET,
     MAX_MESSAGE_BYTES,
     Access,
-    Prompt,
     RequestOptions,
     assemble,
     channel_options,
@@ -20,6 +19,7 @@ from pyramidserve._requests import (
 )
 from pyramidserve._resume import RESUME_SECONDS, Resumption
 from pyramidserve.errors import PyramidServeError
+from pyramidserve.prompt import Prompt
 from pyramidserve.types import ChatMessage, ClusterState, Event, Reply
 from pyramidserve.v1 import inference_pb2 as pb
 from pyramidserve.v1.inference_pb2_grpc import InferenceStub
@@ -163,7 +163,7 @@ class Client:
 
     def chat(
         self,
-        messages: Sequence[ChatMessage],
+        messages: Sequence[ChatMessage | Mapping[str, str]],
         *,
         timeout: float | None = None,
         **options: Unpack[RequestOptions],

@@ -1,5 +1,6 @@
 """The nouns of a request and its reply, shared by clients and servers."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Literal
@@ -41,13 +42,17 @@ class Stopping:
 
     Attributes:
         max_tokens: output tokens at most; None lets the server choose.
-        stop: generation ends before the first of these in the text.
+        stop: generation ends before the first of these in the text; one text is taken as one.
         ignore_eos: go on after the end-of-sequence token.
     """
 
     max_tokens: int | None = None
-    stop: tuple[str, ...] = ()
+    stop: Sequence[str] = ()
     ignore_eos: bool = False
+
+    def __post_init__(self) -> None:
+        """A text is a sequence of its letters, which nobody means."""
+        object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop))
 
 
 @dataclass(frozen=True)

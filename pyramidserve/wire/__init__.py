@@ -20,7 +20,6 @@ from pyramidserve.wire.request import (
     sampling_to_message,
     stopping_from_message,
     stopping_to_message,
-    whole_number,
 )
 from pyramidserve.wire.state import (
     cluster_state_from_message,
@@ -56,5 +55,4 @@ __all__ = [
     "stopping_to_message",
     "tokens_from_message",
     "tokens_to_message",
-    "whole_number",
 ]

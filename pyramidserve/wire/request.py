@@ -1,13 +1,13 @@
 """What a request says about sampling, stopping and compression, to and from its messages."""
 
-import operator
 from dataclasses import replace
-from typing import Any, SupportsIndex, TypeVar
+from typing import Any, TypeVar
 
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
 from pyramidserve.errors import InvalidRequestError
+from pyramidserve.integers import INT32_MAX, whole_number
 from pyramidserve.types import (
     Compression,
     Priority,
@@ -26,27 +26,11 @@ _PRIORITY_TO_MESSAGE: dict[Priority, pb.Priority.ValueType] = {
     "low": pb.PRIORITY_LOW,
 }
 _PRIORITY_FROM_MESSAGE = {message: priority for priority, message in _PRIORITY_TO_MESSAGE.items()}
-_INT32_MAX = 2**31 - 1
 # Every int32 of a request is a count; its one int64 is the seed.
 _RANGES = {
-    FieldDescriptor.CPPTYPE_INT32: (0, _INT32_MAX),
+    FieldDescriptor.CPPTYPE_INT32: (0, INT32_MAX),
     FieldDescriptor.CPPTYPE_INT64: (-(2**63), 2**63 - 1),
 }
-
-
-def whole_number(name: str, value: SupportsIndex, low: int = 0, high: int = _INT32_MAX) -> int:
-    """``value`` as an int of the wire.
-
-    Raises:
-        InvalidRequestError: it is not a whole number in [low, high].
-    """
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = low - 1
-    if not low <= number <= high:
-        raise InvalidRequestError(f"{name} must be a whole number from {low} to {high}, not {value!r}")
-    return number
 
 
 def priority_to_message(priority: Priority) -> "pb.Priority.ValueType":

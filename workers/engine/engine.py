@@ -7,6 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from pyramidserve.errors import RequestTooLargeError
+from pyramidserve.prompt import Prompt, read_prompt
 from pyramidserve.types import (
     ChatMessage,
     Compression,
@@ -31,13 +32,10 @@ from workers.engine.stage import StageConfig
 from workers.model.checkpoint import EMBEDDED, resolve_checkpoint
 from workers.model.config import read_config
 from workers.model.tokenizer import Tokenizer
-from workers.model.transcript import Transcript
 from workers.schedule.sequence import SequenceRequest
 from workers.schedule.validation import settle
 
 GREEDY, UNTIL_EOS, FULL = Sampling(), Stopping(), Compression()
-
-Prompt = str | Sequence[int] | Sequence[ChatMessage]
 
 
 @dataclass(frozen=True)
@@ -93,7 +91,8 @@ class Engine:
         connected = connect(_stage_configs(config, checkpoint, self.model.layers))
         self.facts, self.stages = connected.facts, connected.stages
         layout = pipeline_layout(self.facts, self.model.layers, config)
-        self.loop = EngineLoop(layout, connected.pipeline, self.tokenizer.decode, self.model.eos_ids)
+        ends = {*self.model.eos_ids, *self.tokenizer.end_ids}
+        self.loop = EngineLoop(layout, connected.pipeline, self.tokenizer.decode, ends)
         self._waiting: deque[SequenceRequest] = deque()
         self._submitted = 0
         self.conversations = Conversations(config.max_sessions)
@@ -103,8 +102,14 @@ class Engine:
 
         Raises InvalidRequestError, or RequestTooLargeError when the pool could never hold it.
         """
-        messages = _messages(request.prompt)
-        prompt_ids = self._tokenise(request.prompt, self.conversations.last_turn(request.session_id))
+        messages: tuple[ChatMessage, ...] = ()
+        prompt = read_prompt(request.prompt)
+        if isinstance(prompt, str):
+            prompt_ids = self.tokenizer.encode(prompt)
+        elif messages := tuple(item for item in prompt if isinstance(item, ChatMessage)):
+            prompt_ids = self.tokenizer.chat(messages, self.conversations.last_turn(request.session_id))
+        else:
+            prompt_ids = [item for item in prompt if isinstance(item, int)]
         terms = settle(
             prompt_ids,
             request.sampling,
@@ -218,13 +223,6 @@ class Engine:
         for stage in self.stages:
             stage.cache.check_integrity()
 
-    def _tokenise(self, prompt: Prompt, last: Transcript | None) -> list[int]:
-        if isinstance(prompt, str):
-            return self.tokenizer.encode(prompt)
-        if messages := _messages(prompt):
-            return self.tokenizer.chat(messages, last)
-        return [item for item in prompt if isinstance(item, int)]
-
 
 @dataclass(frozen=True)
 class TracedReply:
@@ -232,10 +230,6 @@ class TracedReply:
 
     reply: Reply
     traced: SequenceTraced | None
-
-
-def _messages(prompt: Prompt) -> tuple[ChatMessage, ...]:
-    return tuple(item for item in prompt if isinstance(item, ChatMessage))
 
 
 def _stage_configs(config: EngineConfig, checkpoint: Path, layers: int) -> list[StageConfig]:

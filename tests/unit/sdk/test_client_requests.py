@@ -1,7 +1,9 @@
 """What the blocking client sends, and what it refuses to send."""
 
+from array import array
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 from scripted_inference import ScriptedInference, receipt
 
@@ -79,12 +81,40 @@ def test_token_ids_are_sent_as_they_are(
 
 
 @pytest.mark.parametrize(
+    "ids", [np.array([1, 50]), [np.int64(1), np.uint8(50)], (1, 50), array("i", [1, 50])]
+)
+def test_token_ids_may_be_of_any_integer_type(
+    client: Client, scripted: ScriptedInference, ids: Sequence[int]
+) -> None:
+    scripted.script = lambda request, context: iter([receipt(request.request_id, 0)])
+    client.generate(ids)
+    assert scripted.requests[0].token_ids.ids == [1, 50]
+
+
+def test_messages_may_be_dictionaries(client: Client, scripted: ScriptedInference) -> None:
+    client.chat([{"role": "system", "content": "be brief"}, ChatMessage("user", "hello")])
+    sent = scripted.requests[0].chat.messages
+    assert [(message.role, message.content) for message in sent] == [
+        ("system", "be brief"),
+        ("user", "hello"),
+    ]
+
+
+def test_a_stop_given_as_one_text_is_one(client: Client, scripted: ScriptedInference) -> None:
+    client.generate("word", stopping=Stopping(stop="END"))
+    assert scripted.requests[0].stopping.stop == ["END"]
+    assert Stopping(stop=["a", "b"]).stop == ("a", "b")
+
+
+@pytest.mark.parametrize(
     ("prompt", "words"),
     [
         ([1, -1], "prompt .* not -1"),
         ([2**31], "prompt .* not 2147483648"),
         ([1.5], "prompt .* not 1.5"),
-        ([ChatMessage("user", "hi"), 5], "prompt .* not ChatMessage"),
+        ([ChatMessage("user", "hi"), 5], "item 0 of the prompt is a message, but not all are"),
+        ([{"role": "user", "content": "hi", "name": "Ann"}], "a 'role' and a 'content'.* 'name': 'Ann'"),
+        ([{"role": "user", "content": None}], "both of them text.*None"),
         ("\ud800", "surrogates"),
         (5, "wire"),
     ],

@@ -2,7 +2,7 @@
 
 import math
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -17,6 +17,7 @@ from pyramidserve.errors import (
     EngineError,
     InvalidRequestError,
 )
+from pyramidserve.integers import whole_number
 from pyramidserve.types import (
     ClusterState,
     Compression,
@@ -47,7 +48,7 @@ def anything(kind: Any) -> st.SearchStrategy[Any]:
         return PLAIN[kind]
     if isinstance(kind, types.UnionType):
         return st.one_of([st.none() if arm is type(None) else anything(arm) for arm in get_args(kind)])
-    if get_origin(kind) is tuple:
+    if get_origin(kind) in (tuple, Sequence):
         return st.lists(anything(get_args(kind)[0]), max_size=3).map(tuple)
     if issubclass(kind, Enum):
         return st.sampled_from(kind)
@@ -153,7 +154,7 @@ def test_compression_takes_from_the_default_what_it_leaves_open(
             ),
             "window .* not -5",
         ),
-        (lambda: wire.whole_number("each id", 1.5), "each id .* not 1.5"),  # type: ignore[arg-type]
+        (lambda: whole_number("each id", 1.5), "each id .* not 1.5"),  # type: ignore[arg-type]
     ],
 )
 def test_numbers_that_do_not_fit_are_named(convert: Callable[[], object], words: str) -> None:

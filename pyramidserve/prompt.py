@@ -1,0 +1,48 @@
+"""What may be given as a prompt, and what it is once it has been read."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, SupportsIndex, cast
+
+from pyramidserve.errors import InvalidRequestError
+from pyramidserve.integers import whole_number
+from pyramidserve.types import ChatMessage, Role
+
+# A text; token ids, of any integer type; or a conversation, in messages or {"role": …, "content": …}.
+Prompt = str | Sequence[SupportsIndex] | Sequence[ChatMessage | Mapping[str, str]]
+
+
+def read_prompt(prompt: Prompt) -> str | list[int] | list[ChatMessage]:
+    """``prompt`` in its own types; empty ids stay: which prompts are too short is for the server to say.
+
+    Raises InvalidRequestError naming what it cannot be.
+    """
+    if isinstance(prompt, str):
+        return prompt
+    items: list[Any] = list(prompt)
+    if items and all(isinstance(item, ChatMessage | Mapping) for item in items):
+        return [_message(item) for item in items]
+    for number, item in enumerate(items):
+        if isinstance(item, ChatMessage | Mapping):
+            raise InvalidRequestError(
+                f"item {number} of the prompt is a message, but not all are; "
+                "give a text, token ids or messages"
+            )
+    return token_ids("prompt", items)
+
+
+def token_ids(name: str, values: Iterable[SupportsIndex]) -> list[int]:
+    """``values`` as ints of the wire. Raises InvalidRequestError."""
+    each = f"each id of {name}"
+    return [whole_number(each, value) for value in values]
+
+
+def _message(item: ChatMessage | Mapping[str, str]) -> ChatMessage:
+    if isinstance(item, ChatMessage):
+        return item
+    role, content = item.get("role"), item.get("content")
+    if item.keys() != {"role", "content"} or not isinstance(role, str) or not isinstance(content, str):
+        raise InvalidRequestError(
+            "a message has a 'role' and a 'content', both of them text, and nothing else; this is "
+            f"{dict(item)!r:.200}"
+        )
+    return ChatMessage(cast(Role, role), content)
