@@ -24,7 +24,8 @@ class ClusterConfig(EngineSettings):
     """One model, served by one router and a number of pipelines; of shards, see ``EngineSettings``.
 
     Attributes:
-        model: checkpoint: "smollm2-135m-instruct", a folder, a .gguf file or a hub repository.
+        model: checkpoint: "smollm2-135m-instruct", a folder, a .gguf file or a hub repository; see
+            ``resolve_checkpoint``.
         pipelines: gangs of shards, each a whole model; with ``max_pipelines``, the fewest there are.
         max_pipelines: the most that the autoscaler makes of them; 0 turns it off.
         target_pressure: the share of the KV memory that the autoscaler wants to be used.

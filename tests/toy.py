@@ -37,6 +37,14 @@ KINDS: dict[str, dict[str, Any]] = {
             "rope_theta": 5e5,
         }
     },
+    "yarn": {
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "factor": 4.0,
+            "original_max_position_embeddings": 64,
+            "rope_theta": 1e4,
+        }
+    },
     "long": {"max_position_embeddings": 4096},
     "wide-kv": {"max_position_embeddings": 4096, "head_dim": 128, "num_key_value_heads": 4},
     "wide": {

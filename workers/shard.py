@@ -173,7 +173,8 @@ class Shard:
         def on_report(report: Report) -> None:
             events.call_soon_threadsafe(head.take, report)
 
-        loop = EngineLoop(layout, pipeline, tokenizer.decode, model.eos_ids, config.session_seconds)
+        ends = {*model.eos_ids, *tokenizer.end_ids}
+        loop = EngineLoop(layout, pipeline, tokenizer.decode, ends, config.session_seconds)
         self._runner = EngineRunner(loop, on_report, lambda error: os._exit(1))
         self._runner.start()
         self._spawn(self._serve(head))

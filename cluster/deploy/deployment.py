@@ -16,7 +16,7 @@ from cluster.edge.tenants import read_tenants
 from pyramidserve.errors import ConfigurationError, PortInUseError
 from workers.model.checkpoint import resolve_checkpoint
 from workers.model.config import read_config
-from workers.model.weights import CheckpointFiles
+from workers.model.weights import open_weights
 
 Progress = Callable[[str], None]
 
@@ -60,8 +60,9 @@ def check_files(config: ClusterConfig, progress: Progress) -> None:
     read_tenants(config.tenants_file)
     server_credentials(config.tls_certificate, config.tls_key)
     checkpoint = resolve_checkpoint(config.model, progress)
-    shard_settings(config, read_config(checkpoint))
-    CheckpointFiles(checkpoint)
+    model = read_config(checkpoint)
+    shard_settings(config, model)
+    open_weights(checkpoint, model)
 
 
 def check_port(config: ClusterConfig) -> None:

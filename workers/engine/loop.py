@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
@@ -63,7 +63,7 @@ class EngineLoop:
         layout: PipelineLayout,
         pipeline: Pipeline,
         decode: Decode,
-        eos_ids: Sequence[int],
+        eos_ids: Collection[int],
         session_seconds: float = math.inf,
     ) -> None:
         """``session_seconds``: how long a session is parked at most."""

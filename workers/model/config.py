@@ -1,5 +1,6 @@
 """What a LLaMA-family checkpoint says of itself."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,8 @@ from pyramidserve.errors import CheckpointError
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 # The setting of config.json that says that weights are random; see ``random_model``.
 RANDOM_SEED = "pyramidserve_random_seed"
-ROPE_TYPES = ("default", "linear", "dynamic", "llama3")
+GENERATION = "generation_config.json"
+ROPE_TYPES = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
 
 
 @dataclass(frozen=True)
@@ -41,10 +43,6 @@ class ModelConfig:
 def read_config(checkpoint: Path) -> ModelConfig:
     """Reads ``config.json`` of a checkpoint folder. Raises CheckpointError."""
     config = transformers_config(checkpoint)
-    rope = rope_parameters(config)
-    scaling = float(rope.get("factor", 1.0)) if rope["rope_type"] == "dynamic" else 1.0
-    eos = config.eos_token_id
-    eos_ids = () if eos is None else (eos,) if isinstance(eos, int) else tuple(eos)
     return ModelConfig(
         layers=config.num_hidden_layers,
         hidden=config.hidden_size,
@@ -57,11 +55,31 @@ def read_config(checkpoint: Path) -> ModelConfig:
         attention_bias=config.attention_bias,
         mlp_bias=config.mlp_bias,
         tied_embeddings=config.tie_word_embeddings,
-        context=int(config.max_position_embeddings * scaling),
-        eos_ids=eos_ids,
+        context=_context(config),
+        eos_ids=_end_ids(checkpoint, config),
         dtype=str(config.dtype or "float32").removeprefix("torch."),
         random_seed=getattr(config, RANDOM_SEED, None),
     )
+
+
+def _context(config: Any) -> int:
+    """The tokens that positions are scaled to reach, as vLLM derives them."""
+    rope = rope_parameters(config)
+    trained = config.max_position_embeddings
+    if rope["rope_type"] == "yarn":
+        trained = rope.get("original_max_position_embeddings") or trained
+    return int(trained * rope["factor"]) if rope["rope_type"] in ("linear", "dynamic", "yarn") else trained
+
+
+def _end_ids(checkpoint: Path, config: Any) -> tuple[int, ...]:
+    """What ends a reply, by ``config.json`` and ``generation_config.json``, where chat models name more."""
+    generation = checkpoint / GENERATION
+    try:
+        also = json.loads(generation.read_text()).get("eos_token_id") if generation.is_file() else None
+        both = [ids if isinstance(ids, list) else [ids] for ids in (config.eos_token_id, also)]
+        return tuple(dict.fromkeys(int(each) for ids in both for each in ids if each is not None))
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{generation} cannot be read: {error}") from error
 
 
 def transformers_config(checkpoint: Path) -> Any:
@@ -86,10 +104,16 @@ def transformers_config(checkpoint: Path) -> Any:
         raise CheckpointError(
             f"the checkpoint at {checkpoint} has activation {config.hidden_act!r}; LLaMA has 'silu'"
         )
-    rope = rope_parameters(config)["rope_type"]
+    parameters = rope_parameters(config)
+    rope = parameters["rope_type"]
     if rope not in ROPE_TYPES:
         raise CheckpointError(
             f"the checkpoint at {checkpoint} has rope_type {rope!r}; supported are {', '.join(ROPE_TYPES)}"
+        )
+    if rope == "longrope" and parameters["short_factor"] != parameters["long_factor"]:
+        raise CheckpointError(
+            f"the checkpoint at {checkpoint} turns positions otherwise beyond a length (rope_type "
+            "'longrope' with two kinds of factors), which keys that are cached cannot follow"
         )
     return config
 

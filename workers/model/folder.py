@@ -1,5 +1,6 @@
 """Folders that appear whole or not at all."""
 
+import fcntl
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,3 +23,12 @@ def made_whole(folder: Path) -> Iterator[Path]:
         except OSError:
             if not folder.is_dir():
                 raise
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Makes other processes of this machine that want to fill ``folder`` wait."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with (folder.parent / f".{folder.name}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

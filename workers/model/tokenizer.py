@@ -20,6 +20,12 @@ class Tokenizer:
         except (OSError, ValueError, KeyError) as error:
             raise CheckpointError(f"the tokenizer of {checkpoint} cannot be read: {error}") from error
 
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """What ends a reply, by the tokenizer."""
+        end = self._tokenizer.eos_token_id
+        return () if end is None else (int(end),)
+
     def encode(self, text: str) -> list[int]:
         """Ids of ``text``, with what the model wants in front."""
         ids: list[int] = self._tokenizer(text).input_ids

@@ -1,6 +1,5 @@
 """Loads one shard's weights from a checkpoint, and nothing else."""
 
-import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,17 +8,18 @@ from typing import cast
 import torch
 from accelerate import init_empty_weights
 from accelerate.utils import set_module_tensor_to_device
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from pyramidserve.errors import CheckpointError
 from workers.model.config import ModelConfig
+from workers.model.files import CheckpointFiles
 from workers.model.llama import LlamaStage
 from workers.model.operations import Operations
 from workers.model.random_model import fill
 
 logger = logging.getLogger(__name__)
 
+EMBEDDING, FINAL_NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
 # Our parameter → the checkpoint's, concatenated along the output dimension.
 LAYER_TENSORS = {
     "input_norm.weight": ("input_layernorm.weight",),
@@ -35,40 +35,26 @@ LAYER_TENSORS = {
 }
 
 
-class CheckpointFiles:
-    """The safetensors files of a checkpoint folder, read a tensor at a time."""
+def open_weights(checkpoint: Path, config: ModelConfig) -> CheckpointFiles | None:
+    """The files of a checkpoint, whose tensors are just those of the model; None where weights are random.
 
-    def __init__(self, checkpoint: Path) -> None:
-        self.checkpoint = checkpoint
-        self._files: dict[str, Path] = {}
-        index = checkpoint / "model.safetensors.index.json"
-        try:
-            if index.is_file():
-                weight_map = json.loads(index.read_text())["weight_map"]
-                parts = {checkpoint / file for file in weight_map.values()}
-            else:
-                parts = {checkpoint / "model.safetensors"}
-            for part in parts:
-                with safe_open(part, "pt") as tensors:
-                    self._files |= dict.fromkeys(tensors.keys(), part)
-        except (OSError, SafetensorError, ValueError, KeyError) as error:
-            raise CheckpointError(
-                f"the weights of {checkpoint} cannot be read: {error}; "
-                "model.safetensors (or its index and all its parts) must be there and whole"
-            ) from error
-
-    def read(self, name: str) -> torch.Tensor:
-        """Reads one tensor. Raises CheckpointError if it is not there or damaged."""
-        if name not in self._files:
-            raise CheckpointError(f"the checkpoint has no tensor {name!r}; is it a LLaMA, whole?")
-        try:
-            with safe_open(self._files[name], "pt") as tensors:
-                tensor: torch.Tensor = tensors.get_tensor(name)
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(
-                f"tensor {name!r} cannot be read from {self._files[name]}: {error}"
-            ) from error
-        return tensor
+    Raises CheckpointError.
+    """
+    if config.random_seed is not None:
+        return None
+    files = CheckpointFiles(checkpoint)
+    biases = dict.fromkeys(("qkv.bias", "output.bias"), config.attention_bias)
+    biases |= dict.fromkeys(("gate_up.bias", "down.bias"), config.mlp_bias)
+    own = [
+        f"model.layers.{layer}.{source}"
+        for layer in range(config.layers)
+        for parameter, sources in LAYER_TENSORS.items()
+        if biases.get(parameter, True)
+        for source in sources
+    ]
+    head = () if config.tied_embeddings else (HEAD,)
+    files.check_names((EMBEDDING, *own, FINAL_NORM, *head), unused=(HEAD,))
+    return files
 
 
 def load_stage(
@@ -84,7 +70,7 @@ def load_stage(
 
     Returns the shard and the names of the checkpoint's tensors that it holds. Raises CheckpointError.
     """
-    files = None if config.random_seed is not None else CheckpointFiles(checkpoint)
+    files = open_weights(checkpoint, config)
     with init_empty_weights():
         stage = LlamaStage(config, first, end, operations)
     tied = config.tied_embeddings and stage.embedding is not None
@@ -123,10 +109,10 @@ def _copy(files: CheckpointFiles, sources: Sequence[str], value: torch.Tensor, n
 def source_names(name: str, first: int, config: ModelConfig) -> tuple[str, ...]:
     """Names of the checkpoint's tensors that make up our parameter ``name``."""
     if name == "embedding.weight":
-        return ("model.embed_tokens.weight",)
+        return (EMBEDDING,)
     if name == "final_norm.weight":
-        return ("model.norm.weight",)
+        return (FINAL_NORM,)
     if name == "head.weight":
-        return ("model.embed_tokens.weight" if config.tied_embeddings else "lm_head.weight",)
+        return (EMBEDDING if config.tied_embeddings else HEAD,)
     _, index, parameter = name.split(".", 2)
     return tuple(f"model.layers.{first + int(index)}.{source}" for source in LAYER_TENSORS[parameter])

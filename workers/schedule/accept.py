@@ -1,7 +1,7 @@
 """What the ids that a step has drawn mean to its sequences. Pure."""
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from pyramidserve.types import Tokens
 from workers.schedule.sequence import RunningSequence
@@ -12,7 +12,7 @@ def accept(
     step: Step,
     drawn: Sequence[int],
     sequences: Mapping[int, RunningSequence],
-    eos_ids: Sequence[int],
+    eos_ids: Collection[int],
     now: float,
 ) -> list[tuple[int, Tokens]]:
     """Takes in what a prefill, a decode or a verification has drawn.
@@ -47,7 +47,7 @@ def accept(
 
 
 def _output(
-    sequence: RunningSequence, ids: Sequence[int], eos_ids: Sequence[int], now: float
+    sequence: RunningSequence, ids: Sequence[int], eos_ids: Collection[int], now: float
 ) -> Tokens | None:
     """Takes in the next outputs of a sequence; returns those that were not known, if any."""
     new: list[int] = []

@@ -1,6 +1,6 @@
 """One sequence as the head of a pipeline sees it, from its request to its end. Pure."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from pyramidserve.types import Compression, FinishReason, Sampling, Stopping
@@ -130,7 +130,7 @@ class RunningSequence:
         self.drafts = []
         return list(drawn[: right + 1])
 
-    def accept(self, token: int, now: float, eos_ids: Sequence[int]) -> str:
+    def accept(self, token: int, now: float, eos_ids: Collection[int]) -> str:
         """Takes one output id; sets ``finish_reason`` if it is the last. Returns the new text."""
         stopping = self.request.stopping
         self.reached += 1
