@@ -1,8 +1,10 @@
 """A checkpoint of any kind says what transformers says of it, or is refused by name; nothing is silent."""
 
 import json
+import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 from gguf import GGMLQuantizationType
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from toy import write_toy
 from toy_gguf import with_bytes_and_pair, write_gguf
@@ -27,8 +31,8 @@ MARGIN = 1e-3
 Quantise = Callable[[str, torch.Tensor], tuple[dict[str, torch.Tensor], torch.Tensor]]
 
 
-def _says(checkpoint: Path, **settings: Any) -> list[Reply]:
-    engine = Engine(EngineConfig(str(checkpoint), dtype="float32", **settings))
+def _says(checkpoint: Path, **changed: Any) -> list[Reply]:
+    engine = Engine(EngineConfig(str(checkpoint), dtype="float32", **changed))
     stopping = Stopping(24, ignore_eos=True)
     return engine.generate([EngineRequest(ids, stopping=stopping) for ids in PROMPTS])
 
@@ -130,6 +134,9 @@ def test_a_tensor_that_nobody_asked_for_is_refused_by_name(tmp_path: Path) -> No
         _says(folder)
     _edit(folder / "config.json", num_hidden_layers=1)
     with pytest.raises(CheckpointError, match=r"model.layers.1.*and 5 more"):
+        _says(folder)
+    _edit(folder / "config.json", num_hidden_layers=2**40)
+    with pytest.raises(CheckpointError, match=r"22 tensors, too few for the 1099511627776 layers"):
         _says(folder)
 
 
@@ -327,6 +334,24 @@ def test_a_damaged_gguf_file_is_an_error_that_names_it(
     path.write_bytes(content[: int(left if left > 1 else left * len(content))])
     with pytest.raises(CheckpointError, match=r"toy.gguf cannot be read"):
         resolve_checkpoint(str(path))
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_gguf_file_with_any_header_is_read_or_refused(
+    model: LlamaForCausalLM, tmp_path: Path, data: st.DataObject
+) -> None:
+    path = tmp_path / "toy.gguf"
+    content = bytearray((path if path.exists() else write_gguf(path, model)).read_bytes())
+    header = content.index(b"blk.2.ffn_down.weight")
+    changed = bytearray(content)
+    for _ in range(data.draw(st.integers(1, 3))):
+        changed[data.draw(st.integers(0, header))] = data.draw(st.integers(0, 255))
+    damaged = tmp_path / "damaged.gguf"
+    damaged.write_bytes(changed)
+    with suppress(CheckpointError):
+        folder = _converted(damaged)
+        shutil.rmtree(folder)
 
 
 @pytest.mark.usefixtures("_own_cache")

@@ -1,6 +1,7 @@
 """What a LLaMA-family checkpoint says of itself."""
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,32 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 # The setting of config.json that says that weights are random; see ``random_model``.
 RANDOM_SEED = "pyramidserve_random_seed"
 GENERATION = "generation_config.json"
-ROPE_TYPES = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
+# How positions may be scaled → the numbers that that needs.
+ROPE_TYPES: dict[str, tuple[str, ...]] = {
+    "default": (),
+    "linear": ("factor",),
+    "dynamic": ("factor",),
+    "yarn": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+    "longrope": (),
+}
+
+
+# A size of a model → what config.json calls it.
+SIZES = {
+    "layers": "num_hidden_layers",
+    "hidden": "hidden_size",
+    "heads": "num_attention_heads",
+    "kv_heads": "num_key_value_heads",
+    "head_size": "head_dim",
+    "intermediate": "intermediate_size",
+    "vocabulary": "vocab_size",
+}
+# Settings of positions that are numbers above 0, where they are there.
+ROPE_NUMBERS = (
+    *("rope_theta", "factor", "original_max_position_embeddings", "partial_rotary_factor"),
+    *("low_freq_factor", "high_freq_factor", "attention_factor", "beta_fast", "beta_slow"),
+)
 
 
 @dataclass(frozen=True)
@@ -43,29 +69,38 @@ class ModelConfig:
 def read_config(checkpoint: Path) -> ModelConfig:
     """Reads ``config.json`` of a checkpoint folder. Raises CheckpointError."""
     config = transformers_config(checkpoint)
+    sizes = {name: _size(checkpoint, config, key) for name, key in SIZES.items()}
+    if sizes["heads"] % sizes["kv_heads"]:
+        raise CheckpointError(
+            f"the checkpoint at {checkpoint} has {sizes['heads']} heads, which cannot share "
+            f"{sizes['kv_heads']} KV heads evenly"
+        )
+    epsilon = config.rms_norm_eps
+    if not isinstance(epsilon, float) or not 0 <= epsilon < 1:
+        raise CheckpointError(f"rms_norm_eps of {checkpoint} is {epsilon!r}; it must be in [0, 1)")
     return ModelConfig(
-        layers=config.num_hidden_layers,
-        hidden=config.hidden_size,
-        heads=config.num_attention_heads,
-        kv_heads=config.num_key_value_heads,
-        head_size=config.head_dim,
-        intermediate=config.intermediate_size,
-        vocabulary=config.vocab_size,
-        norm_epsilon=config.rms_norm_eps,
-        attention_bias=config.attention_bias,
-        mlp_bias=config.mlp_bias,
-        tied_embeddings=config.tie_word_embeddings,
-        context=_context(config),
+        **sizes,
+        norm_epsilon=epsilon,
+        attention_bias=bool(config.attention_bias),
+        mlp_bias=bool(config.mlp_bias),
+        tied_embeddings=bool(config.tie_word_embeddings),
+        context=_context(checkpoint, config),
         eos_ids=_end_ids(checkpoint, config),
         dtype=str(config.dtype or "float32").removeprefix("torch."),
         random_seed=getattr(config, RANDOM_SEED, None),
     )
 
 
-def _context(config: Any) -> int:
+def _size(checkpoint: Path, config: Any, key: str) -> int:
+    value = getattr(config, key, None)
+    if type(value) is not int or value < 1:
+        raise CheckpointError(f"{key} of {checkpoint} is {value!r}; it must be a whole number above 0")
+    return value
+
+
+def _context(checkpoint: Path, config: Any) -> int:
     """The tokens that positions are scaled to reach, as vLLM derives them."""
-    rope = rope_parameters(config)
-    trained = config.max_position_embeddings
+    rope, trained = rope_parameters(config), _size(checkpoint, config, "max_position_embeddings")
     if rope["rope_type"] == "yarn":
         trained = rope.get("original_max_position_embeddings") or trained
     return int(trained * rope["factor"]) if rope["rope_type"] in ("linear", "dynamic", "yarn") else trained
@@ -93,7 +128,7 @@ def transformers_config(checkpoint: Path) -> Any:
         )
     try:
         config = AutoConfig.from_pretrained(checkpoint)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # transformers computes with what it reads before it checks it
         raise CheckpointError(f"{checkpoint / 'config.json'} cannot be read: {error}") from error
     if config.model_type != "llama":
         raise CheckpointError(
@@ -104,18 +139,27 @@ def transformers_config(checkpoint: Path) -> Any:
         raise CheckpointError(
             f"the checkpoint at {checkpoint} has activation {config.hidden_act!r}; LLaMA has 'silu'"
         )
-    parameters = rope_parameters(config)
-    rope = parameters["rope_type"]
-    if rope not in ROPE_TYPES:
+    _check_rope(checkpoint, rope_parameters(config))
+    return config
+
+
+def _check_rope(checkpoint: Path, parameters: Any) -> None:
+    kind = parameters.get("rope_type") if isinstance(parameters, dict) else None
+    if not isinstance(kind, str) or kind not in ROPE_TYPES:
         raise CheckpointError(
-            f"the checkpoint at {checkpoint} has rope_type {rope!r}; supported are {', '.join(ROPE_TYPES)}"
+            f"the checkpoint at {checkpoint} has rope_type {kind!r}; supported are {', '.join(ROPE_TYPES)}"
         )
-    if rope == "longrope" and parameters["short_factor"] != parameters["long_factor"]:
+    for name in ROPE_NUMBERS:
+        value = parameters.get(name)
+        if value is None and name in ("rope_theta", *ROPE_TYPES[kind]):
+            raise CheckpointError(f"rope_type {kind!r} of {checkpoint} needs {name}, which is not there")
+        if value is not None and (type(value) not in (int, float) or not 0 < value < math.inf):
+            raise CheckpointError(f"{name} of {checkpoint} is {value!r}; it must be a number above 0")
+    if kind == "longrope" and parameters["short_factor"] != parameters["long_factor"]:
         raise CheckpointError(
             f"the checkpoint at {checkpoint} turns positions otherwise beyond a length (rope_type "
             "'longrope' with two kinds of factors), which keys that are cached cannot follow"
         )
-    return config
 
 
 def rope_parameters(config: Any) -> dict[str, Any]:

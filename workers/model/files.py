@@ -49,6 +49,9 @@ class CheckpointFiles:
                 f"{WHOLE} (or its index and all its parts) must be there and whole"
             ) from error
 
+    def __len__(self) -> int:
+        return len(self._files)
+
     def check_names(self, expected: Collection[str], unused: Collection[str] = ()) -> None:
         """Raises CheckpointError unless the files hold ``expected`` and nothing that is not known.
 

@@ -46,12 +46,21 @@ class GGUFCheckpoint:
         """Reads the headers; ``path``: the file, or any of its parts. Raises CheckpointError."""
         from gguf import GGUFReader
 
+        class BoundedReader(GGUFReader):
+            """Does not read on behind the end of the file, where a damaged count may lead it."""
+
+            def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> Any:
+                found = super()._get(offset, dtype, count, override_order)
+                if len(found) < count:
+                    raise ValueError(f"it ends before {count} values at byte {offset}")
+                return found
+
         self.path = path
         self.parts = parts_of(path)
         self._readers: list[GGUFReader] = []
         for part in self.parts:
             try:
-                self._readers.append(GGUFReader(part))
+                self._readers.append(BoundedReader(part))
             except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
                 raise CheckpointError(f"{part} cannot be read as GGUF: {error}") from error
         told = self._value("split.count", 1)

@@ -17,7 +17,7 @@ class Tokenizer:
 
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(checkpoint)
-        except (OSError, ValueError, KeyError) as error:
+        except Exception as error:  # the tokenizers library raises just that
             raise CheckpointError(f"the tokenizer of {checkpoint} cannot be read: {error}") from error
 
     @property

@@ -43,6 +43,11 @@ def open_weights(checkpoint: Path, config: ModelConfig) -> CheckpointFiles | Non
     if config.random_seed is not None:
         return None
     files = CheckpointFiles(checkpoint)
+    if config.layers > len(files):
+        raise CheckpointError(
+            f"{checkpoint} has {len(files)} tensors, too few for the {config.layers} layers that its "
+            "config.json tells of"
+        )
     biases = dict.fromkeys(("qkv.bias", "output.bias"), config.attention_bias)
     biases |= dict.fromkeys(("gate_up.bias", "down.bias"), config.mlp_bias)
     own = [
