@@ -11,7 +11,6 @@ import grpc
 from pyramidserve.errors import EngineError, InvalidRequestError
 from pyramidserve.prompt import Prompt, read_prompt, token_ids
 from pyramidserve.types import (
-    ChatMessage,
     Compression,
     Event,
     Priority,
@@ -161,11 +160,10 @@ def _set_prompt(request: pb.GenerateRequest, prompt: Prompt) -> None:
     read = read_prompt(prompt)
     if isinstance(read, str):
         request.text = read
-        return
-    for item in read:
-        if isinstance(item, ChatMessage):
-            request.chat.messages.add(role=item.role, content=item.content)
-        else:
-            request.token_ids.ids.append(item)
-    if not read:
+    elif isinstance(read, tuple):
+        for message in read:
+            request.chat.messages.add(role=message.role, content=message.content)
+    else:
+        # An empty prompt is sent as well: which prompts are too short is for the server to say.
         request.token_ids.SetInParent()
+        request.token_ids.ids.extend(read)

@@ -11,8 +11,8 @@ from pyramidserve.types import ChatMessage, Role
 Prompt = str | Sequence[SupportsIndex] | Sequence[ChatMessage | Mapping[str, str]]
 
 
-def read_prompt(prompt: Prompt) -> str | list[int] | list[ChatMessage]:
-    """``prompt`` in its own types; empty ids stay: which prompts are too short is for the server to say.
+def read_prompt(prompt: Prompt) -> str | tuple[ChatMessage, ...] | list[int]:
+    """A text, a conversation, or token ids; none at all are ids.
 
     Raises InvalidRequestError naming what it cannot be.
     """
@@ -20,7 +20,7 @@ def read_prompt(prompt: Prompt) -> str | list[int] | list[ChatMessage]:
         return prompt
     items: list[Any] = list(prompt)
     if items and all(isinstance(item, ChatMessage | Mapping) for item in items):
-        return [_message(item) for item in items]
+        return tuple(map(_message, items))
     for number, item in enumerate(items):
         if isinstance(item, ChatMessage | Mapping):
             raise InvalidRequestError(

@@ -1,5 +1,6 @@
 """Toy random LLaMA checkpoints of every kind, written as transformers writes them."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from workers.schedule.tuning import ScheduleTuning
 
 VOCABULARY = len(SPECIAL) + 256
 CONTEXT = 256
+# Logits that are closer than this are a tie.
+MARGIN = 1e-3
 # Sessions never prefill again what they could lift.
 LIFT_AT_ONCE = ScheduleTuning(lifted_row=1e-9)
 
@@ -57,6 +60,15 @@ KINDS: dict[str, dict[str, Any]] = {
     },
     "codellama": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}},
 }
+
+
+def check_best(model: LlamaForCausalLM, prompt: Sequence[int], said: Sequence[int]) -> None:
+    """Asserts that each token of ``said`` is ``model``'s best behind those before it, but for near ties."""
+    tokens = torch.tensor([*prompt, *said])
+    with torch.no_grad():
+        logits = model(tokens[None]).logits[0, len(prompt) - 1 : -1]
+    chosen = logits.gather(1, tokens[len(prompt) :, None])[:, 0]
+    assert (logits.max(dim=1).values - chosen).max() < MARGIN
 
 
 def write_toy(folder: Path, kind: str = "gqa", layers: int = 6, seed: int = 0) -> Path:

@@ -32,7 +32,7 @@ from workers.engine.transport import Ring, RingPipeline, follow
 from workers.head import Head
 from workers.model.checkpoint import resolve_checkpoint
 from workers.model.config import ModelConfig, read_config
-from workers.model.tokenizer import Tokenizer
+from workers.model.tokenizer import Tokenizer, end_ids
 from workers.rendezvous import meet, node_address, router_key
 
 logger = logging.getLogger("ray.serve")
@@ -173,7 +173,7 @@ class Shard:
         def on_report(report: Report) -> None:
             events.call_soon_threadsafe(head.take, report)
 
-        ends = {*model.eos_ids, *tokenizer.end_ids}
+        ends = end_ids(model, tokenizer)
         loop = EngineLoop(layout, pipeline, tokenizer.decode, ends, config.session_seconds)
         self._runner = EngineRunner(loop, on_report, lambda error: os._exit(1))
         self._runner.start()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from toy import KINDS, VOCABULARY
+from toy import KINDS, VOCABULARY, check_best
 from transformers import LlamaForCausalLM
 
 from pyramidserve.types import Stopping
@@ -49,11 +49,7 @@ def test_decoded_tokens_are_those_of_transformers(
         [EngineRequest(p, stopping=Stopping(max_tokens=30, ignore_eos=True)) for p in prompts]
     )
     for prompt, reply in zip(prompts, replies, strict=True):
-        tokens = torch.tensor([*prompt, *reply.token_ids])
-        with torch.no_grad():
-            logits = model(tokens[None]).logits[0, len(prompt) - 1 : -1]
-        chosen = logits.gather(1, tokens[len(prompt) :, None])[:, 0]
-        assert (logits.max(dim=1).values - chosen).max() < 1e-3
+        check_best(model, prompt, reply.token_ids)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

@@ -9,7 +9,6 @@ from pathlib import Path
 from pyramidserve.errors import RequestTooLargeError
 from pyramidserve.prompt import Prompt, read_prompt
 from pyramidserve.types import (
-    ChatMessage,
     Compression,
     Event,
     Reply,
@@ -31,7 +30,7 @@ from workers.engine.settings import EngineSettings, settings_of
 from workers.engine.stage import StageConfig
 from workers.model.checkpoint import EMBEDDED, resolve_checkpoint
 from workers.model.config import read_config
-from workers.model.tokenizer import Tokenizer
+from workers.model.tokenizer import Tokenizer, end_ids
 from workers.schedule.sequence import SequenceRequest
 from workers.schedule.validation import settle
 
@@ -91,7 +90,7 @@ class Engine:
         connected = connect(_stage_configs(config, checkpoint, self.model.layers))
         self.facts, self.stages = connected.facts, connected.stages
         layout = pipeline_layout(self.facts, self.model.layers, config)
-        ends = {*self.model.eos_ids, *self.tokenizer.end_ids}
+        ends = end_ids(self.model, self.tokenizer)
         self.loop = EngineLoop(layout, connected.pipeline, self.tokenizer.decode, ends)
         self._waiting: deque[SequenceRequest] = deque()
         self._submitted = 0
@@ -102,14 +101,13 @@ class Engine:
 
         Raises InvalidRequestError, or RequestTooLargeError when the pool could never hold it.
         """
-        messages: tuple[ChatMessage, ...] = ()
         prompt = read_prompt(request.prompt)
         if isinstance(prompt, str):
             prompt_ids = self.tokenizer.encode(prompt)
-        elif messages := tuple(item for item in prompt if isinstance(item, ChatMessage)):
-            prompt_ids = self.tokenizer.chat(messages, self.conversations.last_turn(request.session_id))
+        elif isinstance(prompt, tuple):
+            prompt_ids = self.tokenizer.chat(prompt, self.conversations.last_turn(request.session_id))
         else:
-            prompt_ids = [item for item in prompt if isinstance(item, int)]
+            prompt_ids = prompt
         terms = settle(
             prompt_ids,
             request.sampling,
@@ -139,8 +137,8 @@ class Engine:
                 "engine more kv_bytes or host_bytes, or ask for recall 'off'"
             )
         self._waiting.append(sequence)
-        if messages and request.session_id and not request.resume_output_ids:
-            self.conversations.begin(self._submitted, request.session_id, messages, sequence.prompt_ids)
+        if isinstance(prompt, tuple) and request.session_id and not request.resume_output_ids:
+            self.conversations.begin(self._submitted, request.session_id, prompt, sequence.prompt_ids)
         return self._submitted, Started(len(prompt_ids), terms.sampling.seed or 0)
 
     def step(self) -> list[LoopEvent]:

@@ -136,20 +136,21 @@ def convert_gguf(gguf: Path, folder: Path, progress: Progress, dtype: str | None
 
     from workers.model.gguf_file import GGUFCheckpoint
 
-    with locked(folder), made_whole(folder) as made:
+    with locked(folder):
         if folder.is_dir():
             return
         progress(f"converting {gguf.name} to safetensors, once")
-        try:
-            source = GGUFCheckpoint(gguf)
-            settings, dtype = source.settings(), dtype or source.dtype()
-            LlamaConfig(**settings, dtype=dtype).save_pretrained(made)
-            source.write_tensors(made, settings, getattr(torch, dtype))
-            (made / GENERATION).write_text(json.dumps({"eos_token_id": source.end_ids()}))
-            first = source.parts[0]
-            AutoTokenizer.from_pretrained(first.parent, gguf_file=first.name).save_pretrained(made)
-            open_weights(made, read_config(made))
-        except CheckpointError:
-            raise
-        except Exception as error:  # a damaged file fails anywhere in what reads it
-            raise CheckpointError(f"{gguf} cannot be read as a GGUF checkpoint: {error}") from error
+        with made_whole(folder) as made:
+            try:
+                source = GGUFCheckpoint(gguf)
+                settings, dtype = source.settings(), dtype or source.dtype()
+                LlamaConfig(**settings, dtype=dtype).save_pretrained(made)
+                source.write_tensors(made, settings, getattr(torch, dtype))
+                (made / GENERATION).write_text(json.dumps({"eos_token_id": source.end_ids()}))
+                first = source.parts[0]
+                AutoTokenizer.from_pretrained(first.parent, gguf_file=first.name).save_pretrained(made)
+                open_weights(made, read_config(made))
+            except CheckpointError:
+                raise
+            except Exception as error:  # a damaged file fails anywhere in what reads it
+                raise CheckpointError(f"{gguf} cannot be read as a GGUF checkpoint: {error}") from error

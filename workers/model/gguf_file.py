@@ -6,7 +6,6 @@ Every tensor of the file is used, or it is refused by name; none is made up. The
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +32,7 @@ OF_LAYER = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
-ROPE_FACTORS = "rope_freqs.weight"
+EMBEDDING, ROPE_FACTORS = "token_embd.weight", "rope_freqs.weight"
 SPLIT = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 # Bytes after which a file is written: what a conversion holds in memory at most, and a tensor.
 PART_BYTES = 1 << 27
@@ -57,12 +56,14 @@ class GGUFCheckpoint:
 
         self.path = path
         self.parts = parts_of(path)
-        self._readers: list[GGUFReader] = []
+        readers: list[GGUFReader] = []
         for part in self.parts:
             try:
-                self._readers.append(BoundedReader(part))
+                readers.append(BoundedReader(part))
             except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
                 raise CheckpointError(f"{part} cannot be read as GGUF: {error}") from error
+        self._fields = readers[0].fields
+        self._tensors = {tensor.name: tensor for reader in readers for tensor in reader.tensors}
         told = self._value("split.count", 1)
         if told != len(self.parts):
             raise CheckpointError(
@@ -78,7 +79,8 @@ class GGUFCheckpoint:
     def settings(self) -> dict[str, Any]:
         """What ``LlamaConfig`` is to be made with. Raises CheckpointError."""
         heads, hidden = self._needed("attention.head_count"), self._needed("embedding_length")
-        names = {tensor.name for tensor in self._tensors()}
+        if EMBEDDING not in self._tensors:
+            raise CheckpointError(f"{self.path} lacks {EMBEDDING}; is it whole?")
         rope: dict[str, Any] = {"rope_type": "default", "rope_theta": self._of("rope.freq_base", 10000.0)}
         return {
             "num_hidden_layers": self._needed("block_count"),
@@ -87,12 +89,12 @@ class GGUFCheckpoint:
             "num_key_value_heads": self._of("attention.head_count_kv", heads),
             "head_dim": self._of("attention.key_length", hidden // heads),
             "intermediate_size": self._needed("feed_forward_length"),
-            "vocab_size": self._vocabulary(),
+            "vocab_size": int(self._tensors[EMBEDDING].shape[1]),
             "rms_norm_eps": self._needed("attention.layer_norm_rms_epsilon"),
             "max_position_embeddings": self._needed("context_length"),
-            "tie_word_embeddings": "output.weight" not in names,
-            "attention_bias": "blk.0.attn_q.bias" in names,
-            "mlp_bias": "blk.0.ffn_gate.bias" in names,
+            "tie_word_embeddings": "output.weight" not in self._tensors,
+            "attention_bias": "blk.0.attn_q.bias" in self._tensors,
+            "mlp_bias": "blk.0.ffn_gate.bias" in self._tensors,
             "rope_parameters": rope | self._scaling(),
             "bos_token_id": self._value("tokenizer.ggml.bos_token_id", None),
             "eos_token_id": self._value("tokenizer.ggml.eos_token_id", None),
@@ -100,7 +102,7 @@ class GGUFCheckpoint:
 
     def dtype(self) -> str:
         """What keeps the file's precision: its own type, or bfloat16 for what is quantised."""
-        types = {each.tensor_type.name for each in self._tensors() if len(each.shape) == 2}
+        types = {each.tensor_type.name for each in self._tensors.values() if len(each.shape) == 2}
         return "float32" if types == {"F32"} else "float16" if types == {"F16"} else "bfloat16"
 
     def end_ids(self) -> list[int]:
@@ -122,7 +124,7 @@ class GGUFCheckpoint:
             batch.clear()
             size = 0
 
-        for tensor in self._tensors():
+        for tensor in self._tensors.values():
             if tensor.name == ROPE_FACTORS:
                 continue
             batch[_name(tensor.name, self.path)] = value = _floats(tensor, settings, self.path).to(dtype)
@@ -137,29 +139,16 @@ class GGUFCheckpoint:
         index = {"metadata": {"total_size": total}, "weight_map": written}
         (folder / INDEX).write_text(json.dumps(index, indent=2))
 
-    def _tensors(self) -> Iterator["ReaderTensor"]:
-        for reader in self._readers:
-            yield from reader.tensors
-
-    def _vocabulary(self) -> int:
-        embedding = next((each for each in self._tensors() if each.name == "token_embd.weight"), None)
-        if embedding is None:
-            raise CheckpointError(f"{self.path} lacks token_embd.weight; is it whole?")
-        return int(embedding.shape[1])
-
     def _scaling(self) -> dict[str, Any]:
         """How frequencies are scaled, as ``rope_parameters`` of transformers."""
-        factors = next((each for each in self._tensors() if each.name == ROPE_FACTORS), None)
-        if (
-            factors is not None
-        ):  # llama.cpp's form of Llama 3.1: each frequency over a factor, at any length
-            each = factors.data.astype(float).tolist()
-            length = self._needed("context_length")
+        if ROPE_FACTORS in self._tensors:
+            # llama.cpp's form of Llama 3.1: each frequency over a factor of its own, at any length.
+            factors = self._tensors[ROPE_FACTORS].data.astype(float).tolist()
             return {
                 "rope_type": "longrope",
-                "short_factor": each,
-                "long_factor": each,
-                "original_max_position_embeddings": length,
+                "short_factor": factors,
+                "long_factor": factors,
+                "original_max_position_embeddings": self._needed("context_length"),
                 "attention_factor": 1.0,
                 "factor": 1.0,
             }
@@ -195,7 +184,7 @@ class GGUFCheckpoint:
         return value
 
     def _value(self, key: str, default: Any) -> Any:
-        field = self._readers[0].fields.get(key)
+        field = self._fields.get(key)
         return default if field is None else field.contents()
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from pyramidserve.errors import CheckpointError, InvalidRequestError
 from pyramidserve.types import ChatMessage
+from workers.model.config import ModelConfig
 from workers.model.transcript import Transcript
 
 
@@ -21,10 +22,10 @@ class Tokenizer:
             raise CheckpointError(f"the tokenizer of {checkpoint} cannot be read: {error}") from error
 
     @property
-    def end_ids(self) -> tuple[int, ...]:
-        """What ends a reply, by the tokenizer."""
-        end = self._tokenizer.eos_token_id
-        return () if end is None else (int(end),)
+    def end_id(self) -> int | None:
+        """What ends a text, if anything does."""
+        end: int | None = self._tokenizer.eos_token_id
+        return end
 
     def encode(self, text: str) -> list[int]:
         """Ids of ``text``, with what the model wants in front."""
@@ -70,3 +71,8 @@ class Tokenizer:
             list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
         return str(text)
+
+
+def end_ids(model: ModelConfig, tokenizer: Tokenizer) -> set[int]:
+    """All that ends a reply, by the model's configurations and by the tokenizer."""
+    return {*model.eos_ids, *(() if tokenizer.end_id is None else (tokenizer.end_id,))}

@@ -19,7 +19,7 @@ from workers.model.random_model import fill
 
 logger = logging.getLogger(__name__)
 
-EMBEDDING, FINAL_NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
+HEAD = "lm_head.weight"
 # Our parameter → the checkpoint's, concatenated along the output dimension.
 LAYER_TENSORS = {
     "input_norm.weight": ("input_layernorm.weight",),
@@ -51,14 +51,15 @@ def open_weights(checkpoint: Path, config: ModelConfig) -> CheckpointFiles | Non
     biases = dict.fromkeys(("qkv.bias", "output.bias"), config.attention_bias)
     biases |= dict.fromkeys(("gate_up.bias", "down.bias"), config.mlp_bias)
     own = [
-        f"model.layers.{layer}.{source}"
+        f"layers.{layer}.{parameter}"
         for layer in range(config.layers)
-        for parameter, sources in LAYER_TENSORS.items()
+        for parameter in LAYER_TENSORS
         if biases.get(parameter, True)
-        for source in sources
     ]
-    head = () if config.tied_embeddings else (HEAD,)
-    files.check_names((EMBEDDING, *own, FINAL_NORM, *head), unused=(HEAD,))
+    names = ("embedding.weight", *own, "final_norm.weight", "head.weight")
+    files.check_names(
+        [source for name in names for source in source_names(name, 0, config)], unused=(HEAD,)
+    )
     return files
 
 
@@ -114,10 +115,10 @@ def _copy(files: CheckpointFiles, sources: Sequence[str], value: torch.Tensor, n
 def source_names(name: str, first: int, config: ModelConfig) -> tuple[str, ...]:
     """Names of the checkpoint's tensors that make up our parameter ``name``."""
     if name == "embedding.weight":
-        return (EMBEDDING,)
+        return ("model.embed_tokens.weight",)
     if name == "final_norm.weight":
-        return (FINAL_NORM,)
+        return ("model.norm.weight",)
     if name == "head.weight":
-        return (EMBEDDING if config.tied_embeddings else HEAD,)
+        return ("model.embed_tokens.weight" if config.tied_embeddings else HEAD,)
     _, index, parameter = name.split(".", 2)
     return tuple(f"model.layers.{first + int(index)}.{source}" for source in LAYER_TENSORS[parameter])
