@@ -84,10 +84,11 @@ class Footprints:
         """The most pages behind a step, ``generated`` of whose tokens are verified: [rows, shards].
 
         With ``coming`` tokens more that are not compressed yet. A shard learns with the next step what has
-        been verified, and compresses only then; an index may have been filled by that already.
+        been verified, and compresses only then; an index is filled before the pages of its tokens are free.
         """
-        tokens = self._tokens(rows, generated, self._lag[rows]) + (self._drafts[rows] + coming)[:, None]
-        each = pages_for(tokens) + self._index_pages(rows, generated)
+        unverified = self._drafts[rows] + coming
+        tokens = self._tokens(rows, generated, self._lag[rows]) + unverified[:, None]
+        each = pages_for(tokens) + self._index_pages(rows, generated + unverified)
         held: Counts = self._by_shard(each) + self._scores[rows]
         return held
 
@@ -98,7 +99,10 @@ class Footprints:
             self._tokens([each], fed, self._lag[[each]]) + self._drafts[each]
             for each, fed in ((row, now), (heir, nothing))
         ]
-        index = [self._index_pages([each], fed) for each, fed in ((row, now), (heir, nothing))]
+        index = [
+            self._index_pages([each], fed + self._drafts[each])
+            for each, fed in ((row, now), (heir, nothing))
+        ]
         each = np.maximum(*map(pages_for, tokens)) + np.maximum(*index)
         held: Counts = self._by_shard(each) + np.maximum(self._scores[row], self._scores[heir])
         return held

@@ -82,12 +82,13 @@ def test_pages_held_follow_every_token(plan: KeepPlan, layout: ShardLayout) -> N
 def test_drafts_and_indexes_are_counted_at_the_most_that_they_may_be(
     plan: KeepPlan, layout: ShardLayout, fed: int
 ) -> None:
-    """A step may bring ``drafts`` more, and compresses what the one before has verified."""
+    """A step may bring ``drafts`` more, compresses what the one before has verified, and may index them."""
     verified_before = max(0, fed - (plan.drafts + 1 if plan.drafts else 0))
     pages = score_pages(plan, layout)
     for layer in range(layout.first, layout.end):
         tokens = plan.tokens(layer, verified_before) + fed - verified_before + plan.drafts
-        spilled = plan.prompt_tokens + fed - plan.tokens(layer, fed)
+        most = fed + plan.drafts
+        spilled = plan.prompt_tokens + most - plan.tokens(layer, most)
         rows = len(range(0, spilled, 16)) + bool(spilled) if plan.indexes else 0
         pages += len(range(0, tokens, 16)) + len(range(0, rows, 16))
     assert pages_held(plan, layout, fed) == pages

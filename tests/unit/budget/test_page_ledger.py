@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from kv_plans import plans, with_recall
 
@@ -10,16 +10,26 @@ from pyramidserve.types import Compression
 from workers.budget.footprint import ShardLayout, pages_held, peak_pages
 from workers.budget.ledger import Ledger
 from workers.budget.pages import IntegrityError
-from workers.budget.plan import KeepPlan
+from workers.budget.plan import GenerationPlan, KeepPlan
 from workers.policies.registry import plan
 
 LAYERS = 5
 SHARDS = (ShardLayout(0, 2, 512), ShardLayout(2, 5, 512))
 FULL = plan(Compression(), 20, LAYERS)
+# Its first chunk is verified, and indexed, before it is compressed.
+INDEXED_LATE = KeepPlan(
+    prompt_tokens=1,
+    kept=(1,) * LAYERS,
+    recent=1,
+    generation=GenerationPlan(chunk=16, window=49, start=(10,) * LAYERS, keeps=(0,) * LAYERS),
+    drafts=1,
+    indexes=True,
+)
 
 
 @settings(deadline=None)
 @given(st.lists(st.tuples(with_recall(plans(LAYERS, 60)), st.integers(0, 200)), min_size=1, max_size=4))
+@example([(INDEXED_LATE, 65)])
 def test_needs_are_what_the_footprint_says(wanted: list[tuple[KeepPlan, int]]) -> None:
     ledger = Ledger(SHARDS, (10_000, 10_000), sequences=4)
     for key, (keep, _) in enumerate(wanted):
