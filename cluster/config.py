@@ -46,6 +46,7 @@ class ClusterConfig(EngineSettings):
             `pyramidserve rollout` sets it.
         bind_seconds: how long the router waits for its port.
         drain_seconds: how long requests may go on when the cluster shuts down.
+        control_tokens_in_messages: control tokens that a message has typed count as such; else as text.
         compression: of requests that do not ask for any.
         admit, route: what may suit another machine better, see ``AdmitTuning`` and ``RouteTuning``.
     """
@@ -74,6 +75,7 @@ class ClusterConfig(EngineSettings):
     session_max_age: float = 3600.0
     bind_seconds: float = 30.0
     drain_seconds: float = 5.0
+    control_tokens_in_messages: bool = False
     compression: Compression = field(default_factory=lambda: Compression("pyramid", "prune", kv_keep=0.45))
     admit: AdmitTuning = AdmitTuning()
     route: RouteTuning = RouteTuning()

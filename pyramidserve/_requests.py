@@ -9,7 +9,7 @@ from uuid import uuid4
 import grpc
 
 from pyramidserve.errors import EngineError, InvalidRequestError
-from pyramidserve.prompt import Prompt, read_prompt, token_ids
+from pyramidserve.prompt import Prompt, goes_on, read_prompt, token_ids
 from pyramidserve.types import (
     Compression,
     Event,
@@ -46,6 +46,8 @@ class RequestOptions(TypedDict, total=False):
             is joined, not run twice.
         resume_output_ids: output ids that the caller already has, from index 0; generation
             continues behind them. Send the seed of the first ``Started`` with them.
+        continue_final_message: whether the reply goes on with the last message; unless given, it does
+            where that is the assistant's.
         priority: "high" counts as having arrived 30 seconds sooner, "low" 30 seconds later.
     """
 
@@ -55,6 +57,7 @@ class RequestOptions(TypedDict, total=False):
     session_id: str
     request_id: str
     resume_output_ids: Sequence[int]
+    continue_final_message: bool | None
     priority: Priority
 
 
@@ -68,6 +71,7 @@ def generate_request(
     session_id: str = "",
     request_id: str | None = None,
     resume_output_ids: Sequence[int] = (),
+    continue_final_message: bool | None = None,
     priority: Priority = "normal",
 ) -> pb.GenerateRequest:
     """The message of a request.
@@ -85,7 +89,7 @@ def generate_request(
             resume_output_ids=token_ids("resume_output_ids", resume_output_ids),
             priority=priority_to_message(priority),
         )
-        _set_prompt(request, prompt)
+        _set_prompt(request, prompt, continue_final_message)
     except (TypeError, ValueError) as error:
         raise InvalidRequestError(f"the request cannot be put on the wire: {error}") from error
     size = request.ByteSize()
@@ -156,13 +160,15 @@ def assemble(events: Iterable[Event]) -> Reply:
     raise EngineError("the reply ended without a receipt")
 
 
-def _set_prompt(request: pb.GenerateRequest, prompt: Prompt) -> None:
+def _set_prompt(request: pb.GenerateRequest, prompt: Prompt, continues: bool | None) -> None:
     read = read_prompt(prompt)
+    continues = goes_on(read, continues)
     if isinstance(read, str):
         request.text = read
     elif isinstance(read, tuple):
         for message in read:
             request.chat.messages.add(role=message.role, content=message.content)
+        request.chat.continue_final_message = continues
     else:
         # An empty prompt is sent as well: which prompts are too short is for the server to say.
         request.token_ids.SetInParent()

@@ -82,6 +82,15 @@ class EngineError(PyramidServeError):
     reason = "engine_error"
 
 
+def not_finite(request_id: str) -> EngineError:
+    """What ends a request whose logits are not finite."""
+    return EngineError(
+        f"the model's output for request {request_id!r} is not a number (NaN or infinite); that is the "
+        "checkpoint's fault or that of its dtype: try dtype float32, or another checkpoint",
+        reason="not_finite",
+    )
+
+
 class ConfigurationError(PyramidServeError):
     reason = "configuration"
 

@@ -30,6 +30,22 @@ def read_prompt(prompt: Prompt) -> str | tuple[ChatMessage, ...] | list[int]:
     return token_ids("prompt", items)
 
 
+def goes_on(prompt: str | Sequence[ChatMessage] | Sequence[int], wanted: bool | None) -> bool:
+    """Whether the reply goes on with the last message: if that is the assistant's, unless not ``wanted``.
+
+    Raises InvalidRequestError where it is wanted and cannot be.
+    """
+    last = prompt[-1] if prompt and not isinstance(prompt, str) else None
+    begun = isinstance(last, ChatMessage) and last.role == "assistant"
+    if wanted and not begun:
+        what = f"the last is the {last.role}'s" if isinstance(last, ChatMessage) else "there is none"
+        raise InvalidRequestError(
+            f"continue_final_message goes on with a last message of the assistant, but {what}; "
+            "leave it out, or end the conversation with what the assistant has begun to say"
+        )
+    return begun if wanted is None else wanted
+
+
 def token_ids(name: str, values: Iterable[SupportsIndex]) -> list[int]:
     """``values`` as ints of the wire. Raises InvalidRequestError."""
     each = f"each id of {name}"

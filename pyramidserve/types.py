@@ -1,9 +1,11 @@
 """The nouns of a request and its reply, shared by clients and servers."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Literal
+
+from pyramidserve.integers import whole_number
 
 Role = Literal["system", "user", "assistant"]
 Priority = Literal["high", "normal", "low"]
@@ -42,17 +44,27 @@ class Stopping:
 
     Attributes:
         max_tokens: output tokens at most; None lets the server choose.
-        stop: generation ends before the first of these in the text; one text is taken as one.
+        stop: generation ends before the first of these in the text, or in what special tokens say; one text
+            is taken as one.
         ignore_eos: go on after the end-of-sequence token.
+        stop_token_ids: generation ends with the first of these; one id is taken as one.
     """
 
     max_tokens: int | None = None
     stop: Sequence[str] = ()
     ignore_eos: bool = False
+    stop_token_ids: Sequence[int] = ()
 
     def __post_init__(self) -> None:
-        """A text is a sequence of its letters, which nobody means."""
+        """Makes tuples of what is given. A text is a sequence of its letters, which nobody means.
+
+        Raises InvalidRequestError where an id is no whole number.
+        """
         object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop))
+        ids = self.stop_token_ids
+        ids = ids if isinstance(ids, Iterable) else (ids,)
+        whole = tuple(whole_number("each id of stop_token_ids", each) for each in ids)
+        object.__setattr__(self, "stop_token_ids", whole)
 
 
 @dataclass(frozen=True)

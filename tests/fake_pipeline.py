@@ -1,7 +1,7 @@
 """A pipeline without a model: the tokens are whatever a test wants them to be."""
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -62,8 +62,25 @@ def request(
 
 
 def decode(ids: Sequence[int]) -> str:
-    """A tokenizer of single bytes."""
-    return bytes(ids).decode("utf-8", "replace")
+    """A tokenizer of single bytes; others say nothing."""
+    return bytes(each for each in ids if each < 256).decode("utf-8", "replace")
+
+
+class Spoken:
+    """A vocabulary whose ids say what a function makes of them; special ones have texts of their own."""
+
+    def __init__(
+        self,
+        text: Callable[[Sequence[int]], str] = decode,
+        special: Mapping[int, str] | None = None,
+    ) -> None:
+        self._text, self._special = text, special or {}
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self._text([each for each in ids if each not in self._special])
+
+    def decode_special(self, token: int) -> str:
+        return self._special.get(token, "")
 
 
 def released(shard: int) -> ReleasedSequence:

@@ -11,7 +11,7 @@ from pyramidserve import wire
 from pyramidserve.types import Compression
 from pyramidserve.v1 import pipeline_pb2 as messages
 from pyramidserve.v1.pipeline_pb2_grpc import PipelineRegistryStub
-from workers.engine.loop import SequenceCancelled, SequenceFinished, SequenceTokens
+from workers.engine.loop import SequenceBroken, SequenceCancelled, SequenceFinished, SequenceTokens
 from workers.engine.runner import Cancel, EndSession, EngineRunner, Report, SequenceRefused, Start
 from workers.rendezvous import look_up
 from workers.schedule.sequence import SequenceRequest
@@ -138,6 +138,8 @@ def _step_report(report: Report) -> messages.StepReport:
                 message.finished.add(sequence_id=sequence, receipt=wire.receipt_to_message(receipt))
             case SequenceCancelled(sequence):
                 message.failed.add(sequence_id=sequence, cause=failed.CAUSE_CANCELLED)
+            case SequenceBroken(sequence):
+                message.failed.add(sequence_id=sequence, cause=failed.CAUSE_NOT_FINITE)
             case SequenceRefused(sequence):
                 message.failed.add(sequence_id=sequence, cause=failed.CAUSE_NO_ROOM)
     return message

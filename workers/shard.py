@@ -174,7 +174,7 @@ class Shard:
             events.call_soon_threadsafe(head.take, report)
 
         ends = end_ids(model, tokenizer)
-        loop = EngineLoop(layout, pipeline, tokenizer.decode, ends, config.session_seconds)
+        loop = EngineLoop(layout, pipeline, tokenizer, ends, config.session_seconds)
         self._runner = EngineRunner(loop, on_report, lambda error: os._exit(1))
         self._runner.start()
         self._spawn(self._serve(head))

@@ -5,6 +5,7 @@ from collections import deque
 
 from cluster.admit.request import ValidatedRequest
 from workers.budget.pages import PAGE_TOKENS, pages_for
+from workers.schedule.validation import EXPECTED_TOKENS
 
 # So many replies are remembered; with fewer than LEAST nothing is concluded from them.
 REMEMBERED, LEAST = 256, 16
@@ -33,8 +34,10 @@ class OutputLengths:
 
         In whole pages, so that it changes seldom.
         """
-        if len(self._ordered) < LEAST or request.stopping.ignore_eos:
+        known = len(self._ordered) >= LEAST
+        if request.stopping.ignore_eos or (request.limited and not known):
             return request.max_tokens
-        usual = PAGE_TOKENS * pages_for(self._ordered[round(self._share * (len(self._ordered) - 1))])
+        last = self._ordered[round(self._share * (len(self._ordered) - 1))] if known else EXPECTED_TOKENS
+        usual = PAGE_TOKENS * pages_for(last)
         least = len(request.resume_output_ids) + 1
         return max(least, min(usual, request.max_tokens))

@@ -14,7 +14,9 @@ class ValidatedRequest:
         sampling: its seed is always set.
         stopping: its ``max_tokens`` is always set.
         seed_given: the client chose the seed.
+        limited: the client chose ``max_tokens``.
         messages: what was asked, if it was a conversation.
+        continues: the reply goes on with the last of them.
     """
 
     request_id: str
@@ -25,8 +27,10 @@ class ValidatedRequest:
     session_id: str
     resume_output_ids: tuple[int, ...]
     seed_given: bool
+    limited: bool = True
     priority: Priority = "normal"
     messages: tuple[ChatMessage, ...] = ()
+    continues: bool = False
 
     @property
     def seed(self) -> int:
@@ -38,11 +42,12 @@ class ValidatedRequest:
 
     @property
     def fingerprint(self) -> tuple[object, ...]:
-        """All that decides the reply but the seed, which a client need not know yet."""
-        sampling = replace(self.sampling, seed=None)
-        return self.prompt_ids, sampling, self.stopping, self.compression, self.session_id
+        """All that decides the reply but what a client need not know yet: the seed, and ``max_tokens``."""
+        sampling, stopping = replace(self.sampling, seed=None), replace(self.stopping, max_tokens=None)
+        return self.prompt_ids, sampling, stopping, self.compression, self.session_id
 
     def same_reply(self, live: "ValidatedRequest") -> bool:
         """Whether this asks for the reply that ``live`` is already getting."""
         same_seed = not self.seed_given or self.seed == live.seed
-        return same_seed and self.fingerprint == live.fingerprint
+        same_limit = not self.limited or self.max_tokens == live.max_tokens
+        return same_seed and same_limit and self.fingerprint == live.fingerprint

@@ -32,7 +32,7 @@ class Edge:
         self._telling: asyncio.Task[None] | None = None
         checkpoint = await asyncio.to_thread(resolve_checkpoint, config.model)
         model = read_config(checkpoint)
-        tokenizer = await asyncio.to_thread(Tokenizer, checkpoint)
+        tokenizer = await asyncio.to_thread(Tokenizer, checkpoint, config.control_tokens_in_messages)
 
         def validate(request: messages.GenerateRequest, last: Transcript | None) -> ValidatedRequest:
             return validate_request(request, last, tokenizer, model, config.compression)

@@ -5,6 +5,7 @@ from typing import Protocol, cast, get_args
 
 from cluster.admit.request import ValidatedRequest
 from pyramidserve.errors import InvalidRequestError
+from pyramidserve.prompt import goes_on
 from pyramidserve.types import ChatMessage, Compression, Role
 from pyramidserve.v1 import inference_pb2 as pb
 from pyramidserve.wire import (
@@ -27,7 +28,9 @@ class Tokenizer(Protocol):
         """The ids of ``text`` as it stands."""
         ...
 
-    def chat(self, messages: Sequence[ChatMessage], last: Transcript | None = None) -> list[int]:
+    def chat(
+        self, messages: Sequence[ChatMessage], last: Transcript | None = None, continues: bool | None = None
+    ) -> list[int]:
         """The ids of a conversation in the model's chat template, going on from ``last`` if it does."""
         ...
 
@@ -65,8 +68,10 @@ def validate_request(
         session_id=message.session_id,
         resume_output_ids=resumed,
         seed_given=sampling.seed is not None,
+        limited=terms.limited,
         priority=priority_from_message(message.priority),
         messages=messages,
+        continues=bool(messages) and continues(message.chat, messages),
     )
 
 
@@ -88,11 +93,17 @@ def _prompt(
             return tuple(tokenizer.encode(message.text)), ()
         case "chat":
             messages = _chat_messages(message.chat)
-            return tuple(tokenizer.chat(messages, last)), messages
+            return tuple(tokenizer.chat(messages, last, continues(message.chat, messages))), messages
         case "token_ids":
             return tuple(message.token_ids.ids), ()
         case None:
             raise InvalidRequestError("the request has no prompt; set one of text, chat and token_ids")
+
+
+def continues(prompt: pb.ChatPrompt, messages: Sequence[ChatMessage]) -> bool:
+    """Whether the reply goes on with the last message. Raises InvalidRequestError where it cannot."""
+    given = prompt.HasField("continue_final_message")
+    return goes_on(messages, prompt.continue_final_message if given else None)
 
 
 def _chat_messages(prompt: pb.ChatPrompt) -> tuple[ChatMessage, ...]:

@@ -1,7 +1,6 @@
 """A request that waits or runs, and the streams that watch it."""
 
 import asyncio
-from array import array
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -78,8 +77,8 @@ class LiveRequest:
         if not request.messages or request.resume_output_ids:
             return None
         reply = "".join(chunk.text for chunk in self._chunks)
-        return Transcript(
-            request.messages, reply, array("i", request.prompt_ids), array("i", self.output_ids)
+        return Transcript.of(
+            request.messages, request.continues, reply, request.prompt_ids, self.output_ids
         )
 
     @property

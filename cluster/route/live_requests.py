@@ -9,7 +9,13 @@ from cluster.admit.request import ValidatedRequest
 from cluster.admit.sessions import Sessions
 from cluster.route.attached_pipeline import AttachedPipeline
 from cluster.route.live import Follower, LiveRequest
-from pyramidserve.errors import EngineError, PyramidServeError, RequestConflictError, UnavailableError
+from pyramidserve.errors import (
+    EngineError,
+    PyramidServeError,
+    RequestConflictError,
+    UnavailableError,
+    not_finite,
+)
 from pyramidserve.v1 import pipeline_pb2 as pb
 from pyramidserve.wire import receipt_from_message, tokens_from_message
 from workers.budget.pages import IntegrityError
@@ -113,6 +119,8 @@ class LiveRequests:
             self._admission.decisions["no_room"] += 1
             self._admission.requeue(live)
             log.info("request_requeued request_id=%r", live.request.request_id)
+        elif failed.cause == failed.CAUSE_NOT_FINITE:
+            self.fail(live, not_finite(live.request.request_id))
         else:
             self.replay(live, pipeline)
 

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 
-from cluster.admit.admission import Admission
+from cluster.admit.admission import Admission, too_large
 from cluster.admit.request import ValidatedRequest
 from cluster.admit.sessions import Sessions
 from cluster.admit.tuning import AdmitTuning
@@ -24,6 +24,7 @@ from pyramidserve.errors import (
 from pyramidserve.types import ClusterState
 from pyramidserve.v1 import pipeline_pb2 as pb
 from workers.model.transcript import Transcript
+from workers.schedule.validation import lowered
 
 log = logging.getLogger(__name__)
 
@@ -96,6 +97,8 @@ class Router:
         if live is not None:
             return self._live.join(live, request)
         self._refuse_when_draining()
+        if not request.limited:
+            request = lowered(request, lambda less: not too_large(less, self._pipelines.ledgers()))
         now = self._clock()
         live = LiveRequest(request, tenant, now, now + seconds_left, self._cancel, self._pacer)
         self._admission.enqueue(live, self._pipelines.ledgers())

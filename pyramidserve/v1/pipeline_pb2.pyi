@@ -227,6 +227,8 @@ class SequenceFailed(_message.Message):
         """The router asked for it."""
         CAUSE_NO_ROOM: SequenceFailed._Cause.ValueType  # 2
         """The pipeline has no room now; the request goes back to the queue."""
+        CAUSE_NOT_FINITE: SequenceFailed._Cause.ValueType  # 4
+        """Its logits were not finite; that is no fault of the pipeline, so that no other is tried."""
 
     class Cause(_Cause, metaclass=_CauseEnumTypeWrapper):
         """Why."""
@@ -237,6 +239,8 @@ class SequenceFailed(_message.Message):
     """The router asked for it."""
     CAUSE_NO_ROOM: SequenceFailed.Cause.ValueType  # 2
     """The pipeline has no room now; the request goes back to the queue."""
+    CAUSE_NOT_FINITE: SequenceFailed.Cause.ValueType  # 4
+    """Its logits were not finite; that is no fault of the pipeline, so that no other is tried."""
 
     SEQUENCE_ID_FIELD_NUMBER: _builtins.int
     CAUSE_FIELD_NUMBER: _builtins.int

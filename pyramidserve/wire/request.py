@@ -86,6 +86,7 @@ def stopping_from_message(message: pb.Stopping) -> Stopping:
         max_tokens=message.max_tokens if message.HasField("max_tokens") else None,
         stop=tuple(message.stop),
         ignore_eos=message.ignore_eos,
+        stop_token_ids=tuple(message.stop_token_ids),
     )
 
 
@@ -130,7 +131,7 @@ def compression_from_message(message: pb.Compression, default: Compression) -> C
 def _message(kind: type[_Message], source: object) -> _Message:
     values = dict(vars(source))
     for field in kind.DESCRIPTOR.fields:
-        if field.cpp_type in _RANGES and values[field.name] is not None:
+        if field.cpp_type in _RANGES and not field.is_repeated and values[field.name] is not None:
             low, high = _RANGES[field.cpp_type]
             values[field.name] = whole_number(field.name, values[field.name], low, high)
     return kind(**values)

@@ -1,12 +1,17 @@
 """What was said in conversations, as their next turns need it."""
 
-from array import array
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from pyramidserve.types import ChatMessage
-from workers.engine.loop import LoopEvent, SequenceCancelled, SequenceFinished, SequenceTokens
+from workers.engine.loop import (
+    LoopEvent,
+    SequenceBroken,
+    SequenceCancelled,
+    SequenceFinished,
+    SequenceTokens,
+)
 from workers.model.transcript import Transcript
 
 
@@ -17,6 +22,7 @@ class _Turn:
     session_id: str
     messages: tuple[ChatMessage, ...]
     prompt_ids: Sequence[int]
+    continues: bool
     text: str = ""
     output_ids: list[int] = field(default_factory=list)
 
@@ -41,10 +47,18 @@ class Conversations:
         return self._last_turns.get(session_id)
 
     def begin(
-        self, sequence: int, session_id: str, messages: tuple[ChatMessage, ...], prompt_ids: Sequence[int]
+        self,
+        sequence: int,
+        session_id: str,
+        messages: tuple[ChatMessage, ...],
+        prompt_ids: Sequence[int],
+        continues: bool = False,
     ) -> None:
-        """Takes note of a turn that ``messages`` ask for, the whole conversation so far."""
-        self._running[sequence] = _Turn(session_id, messages, prompt_ids)
+        """Takes note of a turn that ``messages`` ask for, the whole conversation so far.
+
+        ``continues``: it goes on with the last of them.
+        """
+        self._running[sequence] = _Turn(session_id, messages, prompt_ids, continues)
 
     def take_down(self, event: LoopEvent) -> None:
         """Takes note of what has come of a turn; one that has ended well is its session's last."""
@@ -55,13 +69,13 @@ class Conversations:
             turn.text += event.tokens.text
             turn.output_ids += event.tokens.token_ids
         elif isinstance(event, SequenceFinished):
-            prompt_ids, output_ids = array("i", turn.prompt_ids), array("i", turn.output_ids)
-            transcript = Transcript(turn.messages, turn.text, prompt_ids, output_ids)
-            self._last_turns[turn.session_id] = transcript
+            self._last_turns[turn.session_id] = Transcript.of(
+                turn.messages, turn.continues, turn.text, turn.prompt_ids, turn.output_ids
+            )
             self._last_turns.move_to_end(turn.session_id)
             if len(self._last_turns) > self._limit:
                 self._last_turns.popitem(last=False)
-        if isinstance(event, SequenceFinished | SequenceCancelled):
+        if isinstance(event, SequenceFinished | SequenceCancelled | SequenceBroken):
             self.cancel(event.sequence)
 
     def cancel(self, sequence: int) -> None:

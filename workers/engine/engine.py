@@ -6,8 +6,8 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 
-from pyramidserve.errors import RequestTooLargeError
-from pyramidserve.prompt import Prompt, read_prompt
+from pyramidserve.errors import RequestTooLargeError, not_finite
+from pyramidserve.prompt import Prompt, goes_on, read_prompt
 from pyramidserve.types import (
     Compression,
     Event,
@@ -21,6 +21,7 @@ from workers.engine.conversations import Conversations
 from workers.engine.loop import (
     EngineLoop,
     LoopEvent,
+    SequenceBroken,
     SequenceFinished,
     SequenceTokens,
     SequenceTraced,
@@ -32,7 +33,7 @@ from workers.model.checkpoint import EMBEDDED, resolve_checkpoint
 from workers.model.config import read_config
 from workers.model.tokenizer import Tokenizer, end_ids
 from workers.schedule.sequence import SequenceRequest
-from workers.schedule.validation import settle
+from workers.schedule.validation import lowered, settle
 
 GREEDY, UNTIL_EOS, FULL = Sampling(), Stopping(), Compression()
 
@@ -45,6 +46,7 @@ class EngineConfig(EngineSettings):
         checkpoint: see ``resolve_checkpoint``.
         boundaries: first layers of the shards behind the first; none: one shard.
         kv_bytes, host_bytes: of all shards together, divided between them by their layers.
+        control_tokens_in_messages: see ``Tokenizer``.
     """
 
     checkpoint: str = EMBEDDED
@@ -52,6 +54,7 @@ class EngineConfig(EngineSettings):
     kv_bytes: int = field(default=512 << 20, kw_only=True)
     host_bytes: int = field(default=512 << 20, kw_only=True)
     max_sessions: int = field(default=16, kw_only=True)
+    control_tokens_in_messages: bool = field(default=False, kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,8 @@ class EngineRequest:
 
     Attributes:
         session_id: names a conversation; its next turn goes on with the KV that this one leaves.
+        continue_final_message: whether the reply goes on with the last message; None: where that is the
+            assistant's.
     """
 
     prompt: Prompt
@@ -68,6 +73,7 @@ class EngineRequest:
     compression: Compression = FULL
     resume_output_ids: tuple[int, ...] = ()
     session_id: str = ""
+    continue_final_message: bool | None = None
     trace: bool = False
 
 
@@ -86,12 +92,12 @@ class Engine:
         """
         checkpoint = resolve_checkpoint(config.checkpoint)
         self.model = read_config(checkpoint)
-        self.tokenizer = Tokenizer(checkpoint)
+        self.tokenizer = Tokenizer(checkpoint, config.control_tokens_in_messages)
         connected = connect(_stage_configs(config, checkpoint, self.model.layers))
         self.facts, self.stages = connected.facts, connected.stages
         layout = pipeline_layout(self.facts, self.model.layers, config)
         ends = end_ids(self.model, self.tokenizer)
-        self.loop = EngineLoop(layout, connected.pipeline, self.tokenizer.decode, ends)
+        self.loop = EngineLoop(layout, connected.pipeline, self.tokenizer, ends)
         self._waiting: deque[SequenceRequest] = deque()
         self._submitted = 0
         self.conversations = Conversations(config.max_sessions)
@@ -102,10 +108,12 @@ class Engine:
         Raises InvalidRequestError, or RequestTooLargeError when the pool could never hold it.
         """
         prompt = read_prompt(request.prompt)
+        continues = goes_on(prompt, request.continue_final_message)
         if isinstance(prompt, str):
             prompt_ids = self.tokenizer.encode(prompt)
         elif isinstance(prompt, tuple):
-            prompt_ids = self.tokenizer.chat(prompt, self.conversations.last_turn(request.session_id))
+            last = self.conversations.last_turn(request.session_id)
+            prompt_ids = self.tokenizer.chat(prompt, last, continues)
         else:
             prompt_ids = prompt
         terms = settle(
@@ -125,10 +133,13 @@ class Engine:
             stopping=terms.stopping,
             compression=request.compression,
             forced_output_ids=request.resume_output_ids,
+            expected_tokens=terms.expected_tokens,
             session_id=request.session_id,
             trace=request.trace,
         )
         memory = self.loop.scheduler.memory
+        if not terms.limited:
+            sequence = lowered(sequence, memory.could_ever_hold)
         if not memory.could_ever_hold(sequence):
             raise RequestTooLargeError(
                 f"the request needs {list(memory.growth(sequence).most)} pages of pools of "
@@ -138,7 +149,9 @@ class Engine:
             )
         self._waiting.append(sequence)
         if isinstance(prompt, tuple) and request.session_id and not request.resume_output_ids:
-            self.conversations.begin(self._submitted, request.session_id, prompt, sequence.prompt_ids)
+            self.conversations.begin(
+                self._submitted, request.session_id, prompt, sequence.prompt_ids, continues
+            )
         return self._submitted, Started(len(prompt_ids), terms.sampling.seed or 0)
 
     def step(self) -> list[LoopEvent]:
@@ -170,7 +183,10 @@ class Engine:
         return self.loop.idle and not self._waiting
 
     def stream(self, request: EngineRequest) -> Generator[Event, None, None]:
-        """Runs one request and yields its events. Closing the iterator cancels it."""
+        """Runs one request and yields its events. Closing the iterator cancels it.
+
+        Raises EngineError where its logits are not finite.
+        """
         sequence, started = self.submit(request)
         try:
             yield started
@@ -180,13 +196,18 @@ class Engine:
                         yield event.tokens
                     elif isinstance(event, SequenceFinished):
                         yield event.receipt
+                    elif isinstance(event, SequenceBroken):
+                        raise not_finite(str(event.sequence))
         finally:
             self.cancel(sequence)
             while not self.idle:
                 self.step()
 
     def generate(self, requests: Sequence[EngineRequest]) -> list[Reply]:
-        """Runs requests together and returns their replies in order."""
+        """Runs requests together and returns their replies in order.
+
+        Raises EngineError where the logits of one are not finite, once the others have ended.
+        """
         return [run.reply for run in self.trace(requests)]
 
     def trace(self, requests: Sequence[EngineRequest]) -> list["TracedReply"]:
@@ -195,6 +216,7 @@ class Engine:
         tokens: dict[int, list[Tokens]] = {number: [] for number in numbers}
         traced: dict[int, SequenceTraced] = {}
         finished: dict[int, SequenceFinished] = {}
+        broken: list[int] = []
         while not self.idle:
             for event in self.step():
                 if isinstance(event, SequenceTokens):
@@ -203,6 +225,10 @@ class Engine:
                     traced[event.sequence] = event
                 elif isinstance(event, SequenceFinished):
                     finished[event.sequence] = event
+                elif isinstance(event, SequenceBroken):
+                    broken.append(event.sequence)
+        if broken:
+            raise not_finite(str(broken[0]))
         return [
             TracedReply(
                 Reply(

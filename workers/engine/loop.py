@@ -9,9 +9,10 @@ import torch
 
 from pyramidserve.types import Receipt, Tokens
 from workers.engine.pipeline import Pipeline
+from workers.model.vocabulary import Vocabulary
 from workers.policies.registry import plan
 from workers.schedule.accept import accept
-from workers.schedule.detokenizer import Decode, Detokenizer
+from workers.schedule.detokenizer import Detokenizer
 from workers.schedule.drafts import Drafting
 from workers.schedule.memory import PipelineLayout
 from workers.schedule.receipt import receipt
@@ -44,6 +45,13 @@ class SequenceCancelled:
 
 
 @dataclass(frozen=True)
+class SequenceBroken:
+    """A sequence's logits were not finite; its memory is free on every shard."""
+
+    sequence: int
+
+
+@dataclass(frozen=True)
 class SequenceTraced:
     """What a traced prefill kept, shard by shard, and its first token's best logits."""
 
@@ -52,7 +60,7 @@ class SequenceTraced:
     top: TopLogits
 
 
-LoopEvent = SequenceTokens | SequenceFinished | SequenceCancelled | SequenceTraced
+LoopEvent = SequenceTokens | SequenceFinished | SequenceCancelled | SequenceBroken | SequenceTraced
 
 
 class EngineLoop:
@@ -62,7 +70,7 @@ class EngineLoop:
         self,
         layout: PipelineLayout,
         pipeline: Pipeline,
-        decode: Decode,
+        vocabulary: Vocabulary,
         eos_ids: Collection[int],
         session_seconds: float = math.inf,
     ) -> None:
@@ -70,7 +78,7 @@ class EngineLoop:
         self.scheduler = Scheduler(layout)
         self.memory: tuple[ShardMemory, ...] = ()
         self._pipeline = pipeline
-        self._decode = decode
+        self._vocabulary = vocabulary
         self._eos_ids = eos_ids
         self._session_seconds = session_seconds
         self._checked = True
@@ -88,7 +96,7 @@ class EngineLoop:
             RunningSequence(
                 request=request,
                 plan=keep,
-                detokenizer=Detokenizer(self._decode, request.stopping.stop),
+                detokenizer=Detokenizer(self._vocabulary, request.prompt_ids, request.stopping.stop),
                 started=time.monotonic(),
                 drafting=Drafting(keep.drafts, self.scheduler.layout.tuning) if keep.drafts else None,
             )
@@ -144,11 +152,14 @@ class EngineLoop:
         events: list[LoopEvent] = []
         for row, key in enumerate(step.sequences):
             sequence = self.scheduler.sequences.get(key)
-            if sequence is None:  # a session was given up
+            # Others were sessions that are given up, or make room for others.
+            if sequence is None:
                 continue
             if sequence.cancelled:
                 events.append(SequenceCancelled(key))
-            elif sequence.finish_reason is not None:  # else its KV makes room for others
+            elif sequence.finish_reason is not None:
                 reports = [shard[row] for shard in step.released]
                 events.append(SequenceFinished(key, receipt(sequence, reports)))
+            elif sequence.broken:
+                events.append(SequenceBroken(key))
         return events

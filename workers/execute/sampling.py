@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from pyramidserve.types import Sampling
+from workers.schedule.step import NO_TOKEN
 
 _MASK = (1 << 64) - 1
 
@@ -21,16 +22,17 @@ def uniform(seed: int, index: int) -> float:
 
 
 def sample(logits: torch.Tensor, samplings: Sequence[Sampling], output_indices: Sequence[int]) -> list[int]:
-    """Draws one token a row.
+    """Draws one token a row; NO_TOKEN where the best logit is not finite, as nothing follows from such.
 
     Args:
         logits: fp32 [rows, vocabulary].
         samplings: how to draw; those with a temperature have a seed.
         output_indices: output index of each drawn token.
     """
-    tokens: list[int] = logits.argmax(dim=-1).tolist()
+    best = logits.max(dim=-1)  # NaN is above all
+    tokens: list[int] = torch.where(best.values.isfinite(), best.indices, NO_TOKEN).tolist()
     for row, sampling in enumerate(samplings):
-        if sampling.temperature > 0:
+        if sampling.temperature > 0 and tokens[row] != NO_TOKEN:
             assert sampling.seed is not None
             point = uniform(sampling.seed, output_indices[row])
             tokens[row] = _draw(logits[row], sampling, point)

@@ -4,22 +4,37 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pyramidserve.errors import CheckpointError, InvalidRequestError
+from pyramidserve.prompt import goes_on
 from pyramidserve.types import ChatMessage
 from workers.model.config import ModelConfig
+from workers.model.control_tokens import ControlTokens
 from workers.model.transcript import Transcript
 
 
 class Tokenizer:
-    """A checkpoint's tokenizer and chat template."""
+    """A checkpoint's tokenizer and chat template.
 
-    def __init__(self, checkpoint: Path) -> None:
-        """Raises CheckpointError when the checkpoint has no tokenizer."""
+    Control tokens are those that the tokenizer calls special, and others that its chat template writes.
+    Where a message has typed one it is encoded as text, unless it is wanted there.
+    """
+
+    def __init__(self, checkpoint: Path, control_tokens_in_messages: bool = False) -> None:
+        """Raises CheckpointError when the checkpoint has no tokenizer.
+
+        Args:
+            control_tokens_in_messages: those that a message has typed count as such.
+        """
         from transformers import AutoTokenizer
 
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(checkpoint)
         except Exception as error:  # the tokenizers library raises just that
             raise CheckpointError(f"the tokenizer of {checkpoint} cannot be read: {error}") from error
+        added = self._tokenizer.added_tokens_decoder
+        self._special = {token: str(each) for token, each in added.items() if each.special}
+        template = self._tokenizer.chat_template or ""
+        control = [str(each) for each in added.values() if each.special or str(each).strip() in template]
+        self._control = None if control_tokens_in_messages else ControlTokens(filter(str.strip, control))
 
     @property
     def end_id(self) -> int | None:
@@ -28,42 +43,61 @@ class Tokenizer:
         return end
 
     def encode(self, text: str) -> list[int]:
-        """Ids of ``text``, with what the model wants in front."""
+        """Ids of ``text``, control tokens included, with what the model wants in front, once."""
         ids: list[int] = self._tokenizer(text).input_ids
-        return ids
+        begin = self._tokenizer.bos_token_id
+        return ids[1:] if begin is not None and ids[:2] == [begin, begin] else ids
 
     def encode_part(self, text: str) -> list[int]:
-        """Ids of ``text`` as it stands, with nothing in front."""
-        ids: list[int] = self._tokenizer(text, add_special_tokens=False).input_ids
+        """Ids of ``text`` as it stands, with nothing in front; what was made ``plain`` stays that."""
+        from transformers.utils.chat_template_utils import encode_marked_chat
+
+        if self._control is None:
+            ids: list[int] = self._tokenizer(text, add_special_tokens=False).input_ids
+            return ids
+        try:
+            ids = encode_marked_chat(self._tokenizer, text)
+        except ValueError as error:
+            raise InvalidRequestError(f"a message cannot be encoded as text: {error}") from error
         return ids
 
-    def chat(self, messages: Sequence[ChatMessage], last: Transcript | None = None) -> list[int]:
+    def chat(
+        self, messages: Sequence[ChatMessage], last: Transcript | None = None, continues: bool | None = None
+    ) -> list[int]:
         """Ids of a conversation, up to where the assistant speaks next.
 
         Args:
             last: a turn; where the conversation goes on from it, its own ids come first.
+            continues: the assistant goes on with the last message; None: where that is its own.
 
         Raises InvalidRequestError when the model has no chat template or the template refuses.
         """
-        going_on = last.go_on(self, messages) if last else None
-        return going_on or self.encode_part(self.render(messages))
+        going_on = last.go_on(self, messages, continues) if last else None
+        return going_on or self.encode_part(self.render(messages, continues))
 
-    def render(self, messages: Sequence[ChatMessage]) -> str:
-        """The text that ``chat`` gives the ids of. Raises InvalidRequestError as ``chat`` does."""
+    def render(self, messages: Sequence[ChatMessage], continues: bool | None = None) -> str:
+        """The text that ``chat`` gives the ids of, contents made ``plain``. Raises as ``chat`` does."""
         import jinja2
 
-        turns = [{"role": message.role, "content": message.content} for message in messages]
+        continues = goes_on(messages, continues)
+        turns = [{"role": message.role, "content": self.plain(message.content)} for message in messages]
         try:
-            text = self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+            text = self._tokenizer.apply_chat_template(
+                turns, tokenize=False, add_generation_prompt=not continues, continue_final_message=continues
+            )
         except (ValueError, jinja2.TemplateError) as error:
             raise InvalidRequestError(
                 f"the conversation does not fit the model's chat template: {error}"
             ) from error
         return str(text)
 
+    def plain(self, content: str) -> str:
+        """What a message says, marked so that ``encode_part`` takes it as text alone."""
+        return content if self._control is None else self._control.mark(content)
+
     def decode_special(self, token: int) -> str:
         """The text of a special token; nothing of another."""
-        return str(self._tokenizer.decode([token])) if token in self._tokenizer.all_special_ids else ""
+        return self._special.get(token, "")
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ``ids``, special tokens left out."""

@@ -6,25 +6,22 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from pyramidserve.types import ChatMessage
+from workers.model.vocabulary import Vocabulary, text_behind
 
 
-class Text(Protocol):
+class Text(Vocabulary, Protocol):
     """What going on needs of a tokenizer; see ``workers.model.tokenizer``."""
 
-    def render(self, messages: Sequence[ChatMessage]) -> str:
-        """The text of a conversation, up to where the assistant speaks next."""
+    def render(self, messages: Sequence[ChatMessage], continues: bool | None = None) -> str:
+        """The text of a conversation, up to where the assistant speaks next, or goes on speaking."""
+        ...
+
+    def plain(self, content: str) -> str:
+        """What a message says, as ``render`` writes it."""
         ...
 
     def encode_part(self, text: str) -> list[int]:
         """Ids of ``text`` as it stands, with nothing in front."""
-        ...
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """Text of ``ids``, special tokens left out."""
-        ...
-
-    def decode_special(self, token: int) -> str:
-        """The text of a special token; nothing of another."""
         ...
 
 
@@ -34,32 +31,53 @@ class Transcript:
 
     Attributes:
         messages: the conversation up to the reply.
-        reply: its text; shorter than that of ``output_ids`` where a stop string ended it.
+        begun: what of the reply was asked for already.
+        reply: the text behind that; shorter than that of ``output_ids`` where a stop string ended it.
         prompt_ids, output_ids: int32.
     """
 
     messages: tuple[ChatMessage, ...]
+    begun: str
     reply: str
     prompt_ids: "array[int]"
     output_ids: "array[int]"
 
-    def go_on(self, text: Text, messages: Sequence[ChatMessage]) -> list[int] | None:
+    @classmethod
+    def of(
+        cls,
+        messages: tuple[ChatMessage, ...],
+        continues: bool,
+        reply: str,
+        prompt_ids: Sequence[int],
+        output_ids: Sequence[int],
+    ) -> "Transcript":
+        """A turn that ``messages`` asked for; with ``continues``, the last of them began the reply."""
+        asked, begun = (messages[:-1], messages[-1].content) if continues else (messages, "")
+        return cls(asked, begun, reply, array("i", prompt_ids), array("i", output_ids))
+
+    def go_on(
+        self, text: Text, messages: Sequence[ChatMessage], continues: bool | None = None
+    ) -> list[int] | None:
         """Ids of a conversation that goes on from here; None where it does not.
 
         The turn's own ids, and then those of the text behind the reply: tokenising the reply rarely gives
         the ids back that the model wrote.
         """
         asked = len(self.messages)
-        so_far = (*self.messages, ChatMessage("assistant", self.reply))
-        whole, before = text.render(messages), text.render(self.messages) + self.reply
+        said = self.begun + self.reply
+        so_far = (*self.messages, ChatMessage("assistant", said))
+        whole, before = (
+            text.render(messages, continues),
+            text.render(self.messages, False) + text.plain(said),
+        )
         if tuple(messages[: asked + 1]) != so_far or not whole.startswith(before):
             return None
         output, rest = list(self.output_ids), whole[len(before) :]
-        while not self.reply.startswith(written := text.decode(output)):
+        while not self.reply.startswith(written := text_behind(text, self.prompt_ids, output)):
             output.pop()
         if output and (closing := text.decode_special(output[-1])):
             if rest.startswith(closing):
                 rest = rest[len(closing) :]
             else:
                 output.pop()
-        return [*self.prompt_ids, *output, *text.encode_part(self.reply[len(written) :] + rest)]
+        return [*self.prompt_ids, *output, *text.encode_part(text.plain(self.reply[len(written) :]) + rest)]

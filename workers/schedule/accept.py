@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from pyramidserve.types import Tokens
 from workers.schedule.sequence import RunningSequence
-from workers.schedule.step import Step, StepKind
+from workers.schedule.step import NO_TOKEN, Step, StepKind
 
 
 def accept(
@@ -22,7 +22,7 @@ def accept(
     along come before it.
 
     Args:
-        drawn: one id of each sequence, or in a verification one of each row.
+        drawn: one id of each sequence, or in a verification one of each row; NO_TOKEN breaks it.
         sequences: all that the step is about; they are changed.
 
     Returns:
@@ -37,7 +37,7 @@ def accept(
         if step.kind is StepKind.VERIFY:
             taken = sequence.verify(taken)
         elif step.kind is StepKind.DECODE and sequence.drafting is not None:
-            sequence.drafts += taken
+            sequence.drafts += (max(token, 0) for token in taken)  # what is verified shows what is broken
             continue
         elif step.kind is StepKind.DECODE:
             taken = [*sequence.known_ahead(step.rows[row] - 1), *taken]
@@ -53,6 +53,9 @@ def _output(
     new: list[int] = []
     text = ""
     for token in ids:
+        if token == NO_TOKEN:
+            sequence.broken = True
+            break
         known = sequence.reached < len(sequence.known_ids)
         added = sequence.accept(token, now, eos_ids)
         if not known:

@@ -50,6 +50,7 @@ class RunningSequence:
         recomputed_rows: see ``ParkedSession``.
         drafts: outputs that are to be verified next.
         drafting: how many there are to be; None where outputs are not drafted.
+        broken: its logits were not finite, so that nothing follows.
     """
 
     request: SequenceRequest
@@ -67,12 +68,13 @@ class RunningSequence:
     drafts: list[int] = field(default_factory=list)
     drafting: Drafting | None = None
     finish_reason: FinishReason | None = None
+    broken: bool = False
     cancelled: bool = False
 
     @property
     def ended(self) -> bool:
         """Whether it gets no more output."""
-        return self.cancelled or self.finish_reason is not None
+        return self.cancelled or self.broken or self.finish_reason is not None
 
     @property
     def known_ids(self) -> Sequence[int]:
@@ -141,6 +143,8 @@ class RunningSequence:
         text = self.detokenizer.push(token)
         if token in eos_ids and not stopping.ignore_eos:
             self.finish_reason = FinishReason.EOS
+        elif token in stopping.stop_token_ids:
+            self.finish_reason = FinishReason.STOP
         elif len(self.output_ids) == self.request.max_tokens:
             self.finish_reason = FinishReason.LENGTH
         if self.finish_reason is not None:

@@ -13,6 +13,9 @@ from workers.budget.released import ReleasedSequence
 VERIFIED_ROWS = 64
 NO_POSITIONS: npt.NDArray[np.int32] = np.zeros(0, dtype=np.int32)
 
+# Drawn in place of an id where logits are not finite.
+NO_TOKEN = -1
+
 
 class StepKind(Enum):
     """What a step does with its sequences."""

@@ -2,25 +2,37 @@
 
 import math
 import secrets
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol, TypeVar
 
 from pyramidserve.errors import InvalidRequestError
 from pyramidserve.types import Compression, Sampling, Stopping
 from workers.model.config import ModelConfig
 from workers.policies.registry import validate
 
-DEFAULT_MAX_TOKENS = 256
-MOST_STOP_STRINGS = 16
+# Of a reply whose length nobody has limited, until it is known how long they become.
+EXPECTED_TOKENS = 256
+MOST_STOPS = 16
 LONGEST_STOP_STRING = 256
 
 
 @dataclass(frozen=True)
 class Terms:
-    """Sampling with its seed and stopping with its ``max_tokens``, valid for one prompt."""
+    """Sampling with its seed and stopping with its ``max_tokens``, valid for one prompt.
+
+    ``limited``: the request has chosen ``max_tokens``; else they are what the context has room for.
+    """
 
     sampling: Sampling
     stopping: Stopping
+    limited: bool
+
+    @property
+    def expected_tokens(self) -> int:
+        """How long the reply will probably be; 0: as long as it may be."""
+        return 0 if self.limited else EXPECTED_TOKENS
 
 
 def settle(
@@ -41,7 +53,12 @@ def settle(
     """
     if not prompt_ids:
         raise InvalidRequestError("the prompt is empty; give at least one token")
-    for name, ids in (("prompt", prompt_ids), ("resume_output_ids", output_ids)):
+    given = (
+        ("prompt", prompt_ids),
+        ("resume_output_ids", output_ids),
+        ("stop_token_ids", stopping.stop_token_ids),
+    )
+    for name, ids in given:
         for token in ids:
             if not 0 <= token < model.vocabulary:
                 raise InvalidRequestError(
@@ -56,7 +73,7 @@ def settle(
     validate_sampling(sampling)
     validate_stopping(stopping)
     validate(compression)
-    max_tokens = stopping.max_tokens or min(DEFAULT_MAX_TOKENS, room)
+    max_tokens = stopping.max_tokens or room
     if max_tokens > room:
         raise InvalidRequestError(
             f"max_tokens is {max_tokens}, but behind a prompt of {len(prompt_ids)} tokens the context of "
@@ -72,7 +89,33 @@ def settle(
                 "resume_output_ids with a temperature needs the seed that the first stream reported"
             )
         sampling = replace(sampling, seed=secrets.randbits(63))
-    return Terms(sampling, replace(stopping, max_tokens=max_tokens))
+    return Terms(sampling, replace(stopping, max_tokens=max_tokens), stopping.max_tokens is not None)
+
+
+class Stops(Protocol):
+    """A request whose ``stopping`` has its ``max_tokens``; a frozen dataclass."""
+
+    @property
+    def stopping(self) -> Stopping: ...
+
+    @property
+    def max_tokens(self) -> int: ...
+
+
+Request = TypeVar("Request", bound=Stops)
+
+
+def lowered(request: Request, fits: Callable[[Request], bool]) -> Request:
+    """``request`` with as many ``max_tokens``, of those that it has, as fit; itself where none do."""
+
+    def at_most(max_tokens: int) -> Request:
+        changed: Request = replace(request, stopping=replace(request.stopping, max_tokens=max_tokens))  # type: ignore[type-var]
+        return changed
+
+    if fits(request) or not fits(at_most(1)):
+        return request
+    too_many = bisect_left(range(1, request.max_tokens), True, key=lambda most: not fits(at_most(most)))
+    return at_most(too_many)
 
 
 def validate_sampling(sampling: Sampling) -> None:
@@ -90,10 +133,9 @@ def validate_stopping(stopping: Stopping) -> None:
     """Raises InvalidRequestError."""
     if stopping.max_tokens is not None and stopping.max_tokens < 1:
         raise InvalidRequestError(f"max_tokens is {stopping.max_tokens}; it must be 1 or more")
-    if len(stopping.stop) > MOST_STOP_STRINGS:
-        raise InvalidRequestError(
-            f"{len(stopping.stop)} stop strings were given; at most {MOST_STOP_STRINGS} are allowed"
-        )
+    for name, stops in (("stop strings", stopping.stop), ("stop_token_ids", stopping.stop_token_ids)):
+        if len(stops) > MOST_STOPS:
+            raise InvalidRequestError(f"{len(stops)} {name} were given; at most {MOST_STOPS} are allowed")
     for stop in stopping.stop:
         if not 1 <= len(stop) <= LONGEST_STOP_STRING:
             raise InvalidRequestError(

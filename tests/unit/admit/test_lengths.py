@@ -8,6 +8,7 @@ from fake_head import request
 from cluster.admit.lengths import LEAST, REMEMBERED, OutputLengths
 from cluster.admit.tuning import AdmitTuning
 from pyramidserve.types import Stopping
+from workers.schedule.validation import EXPECTED_TOKENS
 
 SHARE = AdmitTuning().length_share
 ASKED = replace(request(), stopping=Stopping(max_tokens=100))
@@ -20,6 +21,16 @@ def test_nothing_is_concluded_from_a_few_replies() -> None:
     assert lengths.expected(ASKED) == 100
     lengths.count(ASKED, 10)
     assert lengths.expected(ASKED) == 16
+
+
+def test_what_nobody_has_limited_is_not_expected_to_fill_the_context() -> None:
+    lengths = OutputLengths(SHARE)
+    unlimited = replace(ASKED, stopping=Stopping(max_tokens=8000), limited=False)
+    assert lengths.expected(unlimited) == EXPECTED_TOKENS
+    assert lengths.expected(replace(unlimited, stopping=Stopping(max_tokens=40))) == 40
+    for _ in range(LEAST):
+        lengths.count(unlimited, 700)
+    assert lengths.expected(unlimited) == 704
 
 
 @pytest.mark.parametrize(("share", "expected"), [(SHARE, 80), (0.25, 32)])

@@ -36,12 +36,18 @@ class Letters:
     def encode(self, text: str) -> list[int]:
         return [0, *(ord(letter) % VOCABULARY for letter in text)]
 
-    def chat(self, messages: Sequence[ChatMessage], last: Transcript | None = None) -> list[int]:
-        going_on = last.go_on(self, messages) if last else None
-        return going_on or self.encode(self.render(messages))
+    def chat(
+        self, messages: Sequence[ChatMessage], last: Transcript | None = None, continues: bool | None = None
+    ) -> list[int]:
+        going_on = last.go_on(self, messages, continues) if last else None
+        return going_on or self.encode(self.render(messages, continues))
 
-    def render(self, messages: Sequence[ChatMessage]) -> str:
-        return "".join(f"{each.role}:{each.content};" for each in messages)
+    def render(self, messages: Sequence[ChatMessage], continues: bool | None = None) -> str:
+        text = "".join(f"{each.role}:{each.content};" for each in messages)
+        return text[:-1] if continues else text
+
+    def plain(self, content: str) -> str:
+        return content
 
     def encode_part(self, text: str) -> list[int]:
         return self.encode(text)[1:]
@@ -68,10 +74,14 @@ def chat(*turns: tuple[str, str]) -> pb.ChatPrompt:
     return pb.ChatPrompt(messages=[pb.ChatMessage(role=role, content=content) for role, content in turns])
 
 
+def going_on(*turns: tuple[str, str]) -> pb.ChatPrompt:
+    return pb.ChatPrompt(messages=chat(*turns).messages, continue_final_message=True)
+
+
 def test_what_is_left_open_is_settled() -> None:
     request = validated(message())
     assert request.prompt_ids == (1, 2, 3)
-    assert request.max_tokens == 256
+    assert (request.max_tokens, request.limited) == (CONTEXT - 3, False)
     assert request.compression == DEFAULT
     assert 0 <= request.seed < 2**63
     assert not request.seed_given
@@ -105,6 +115,14 @@ def test_text_and_chat_are_tokenised() -> None:
     assert validated(pb.GenerateRequest(request_id="r", text="ab")).prompt_ids == (0, 97, 98)
     conversation = pb.GenerateRequest(request_id="r", chat=chat(("user", "a")))
     assert validated(conversation).prompt_ids == tuple(Letters().encode("user:a;"))
+    begun = pb.GenerateRequest(request_id="r", chat=going_on(("user", "a"), ("assistant", "b")))
+    assert validated(begun).prompt_ids == tuple(Letters().encode("user:a;assistant:b"))
+    assert validated(begun).continues
+    begun.chat.ClearField("continue_final_message")
+    assert validated(begun).continues
+    begun.chat.continue_final_message = False
+    assert validated(begun).prompt_ids == tuple(Letters().encode("user:a;assistant:b;"))
+    assert not validated(begun).continues
 
 
 @pytest.mark.parametrize(
@@ -122,6 +140,9 @@ def test_text_and_chat_are_tokenised() -> None:
         ({"stopping": pb.Stopping(max_tokens=-3)}, "max_tokens is -3"),
         ({"stopping": pb.Stopping(max_tokens=CONTEXT - 2)}, f"room for {CONTEXT - 3}"),
         ({"stopping": pb.Stopping(stop=["x"] * 17)}, "17 stop strings"),
+        ({"stopping": pb.Stopping(stop_token_ids=[1] * 17)}, "17 stop_token_ids"),
+        ({"stopping": pb.Stopping(stop_token_ids=[3, VOCABULARY])}, f"{VOCABULARY} in stop_token_ids"),
+        ({"chat": going_on(("assistant", "a"), ("user", "b"))}, "the last is the user's"),
         ({"stopping": pb.Stopping(stop=["x", ""])}, "''"),
         ({"stopping": pb.Stopping(stop=["x" * 257])}, "257"),
         ({"sampling": pb.Sampling(temperature=math.nan)}, "temperature is nan"),

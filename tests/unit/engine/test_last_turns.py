@@ -1,6 +1,6 @@
 """The last turns of conversations: what was said in those that ended well, of so many sessions."""
 
-from fake_pipeline import FakePipeline, decode, layout, request
+from fake_pipeline import FakePipeline, Spoken, layout, request
 
 from pyramidserve.types import ChatMessage
 from workers.engine.conversations import Conversations
@@ -14,7 +14,7 @@ class Talking:
 
     def __init__(self, limit: int) -> None:
         self.conversations = Conversations(limit)
-        self.loop = EngineLoop(layout(), FakePipeline(), decode, ())
+        self.loop = EngineLoop(layout(), FakePipeline(), Spoken(), ())
         self.turns = 0
 
     def begin(self, session_id: str, answer: int = 1) -> int:

@@ -1,14 +1,15 @@
 """The engine's loop over a pipeline without a model: what is reported, and when a sequence ends."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import count
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from fake_pipeline import FakePipeline, decode, layout, request
+from fake_pipeline import FakePipeline, Spoken, layout, request
 
-from pyramidserve.types import DeviceBytes, FinishReason, Receipt
+from pyramidserve.types import DeviceBytes, FinishReason, Receipt, Stopping
 from workers.engine import loop as loop_module
 from workers.engine.loop import (
     EngineLoop,
@@ -30,7 +31,7 @@ def says(*texts: str) -> Callable[[int, int], int]:
 
 
 def engine(pipeline: FakePipeline, max_sequences: int = 8) -> EngineLoop:
-    return EngineLoop(layout(pipeline.shards, max_sequences), pipeline, decode, (EOS,))
+    return EngineLoop(layout(pipeline.shards, max_sequences), pipeline, Spoken(), (EOS,))
 
 
 def run(loop: EngineLoop) -> list[LoopEvent]:
@@ -79,12 +80,29 @@ def test_a_sequence_ends_where_its_request_says(
     assert receipt.stop_string == stop
 
 
+@pytest.mark.parametrize(
+    ("ids", "ignore_eos", "output", "reason"),
+    [
+        ((ord("b"), ord("z")), False, "ab", FinishReason.STOP),
+        ((ord("z"),), False, "abc\0", FinishReason.EOS),
+        ((EOS,), True, "abc\0", FinishReason.STOP),
+        ((EOS,), False, "abc\0", FinishReason.EOS),
+    ],
+)
+def test_a_sequence_ends_with_a_stop_id(
+    ids: tuple[int, ...], ignore_eos: bool, output: str, reason: FinishReason
+) -> None:
+    wanted = request(0, max_tokens=9)
+    stopping = Stopping(9, ignore_eos=ignore_eos, stop_token_ids=ids)
+    said, _, receipt = reply(replace(wanted, stopping=stopping), "abc")
+    assert (said, receipt.finish_reason) == (output, reason)
+
+
 def test_a_stop_string_behind_which_a_character_is_unfinished_still_ends_the_text() -> None:
     pieces = (b"a", b"END\xf0")
     pipeline = FakePipeline(lambda sequence, index: index)
-    loop = EngineLoop(
-        layout(), pipeline, lambda ids: b"".join(pieces[i] for i in ids).decode("utf-8", "replace"), ()
-    )
+    said = Spoken(lambda ids: b"".join(pieces[i] for i in ids if i < 2).decode("utf-8", "replace"))
+    loop = EngineLoop(layout(), pipeline, said, ())
     assert loop.admit(request(1, max_tokens=2, stop=("END",)))
     *tokens, finished = run(loop)
     assert [event.tokens.text for event in tokens if isinstance(event, SequenceTokens)] == ["a", ""]

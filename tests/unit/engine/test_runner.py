@@ -6,7 +6,7 @@ from queue import SimpleQueue
 from types import SimpleNamespace
 
 import pytest
-from fake_pipeline import FakePipeline, decode, layout, request
+from fake_pipeline import FakePipeline, Spoken, layout, request
 
 from workers.budget.pages import IntegrityError
 from workers.engine import runner as runner_module
@@ -45,7 +45,7 @@ class Running:
 
     def __post_init__(self) -> None:
         self.loop = EngineLoop(
-            layout(max_sequences=self.max_sequences, tuning=self.tuning), self.pipeline, decode, ()
+            layout(max_sequences=self.max_sequences, tuning=self.tuning), self.pipeline, Spoken(), ()
         )
         self.runner = EngineRunner(self.loop, self.reports.put, self.fail)
         self.runner.start()

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from pyramidserve.types import Sampling
 from workers.execute.sampling import sample, uniform
+from workers.schedule.step import NO_TOKEN
 
 DRAWS = 4000
 LOGITS = torch.tensor([1.0, -0.5, 2.0, 0.3, 1.4, -2.0, 0.0, 0.9])
@@ -97,3 +98,14 @@ def test_points_are_in_range_and_of_their_own_for_each_seed_and_index() -> None:
     assert all(0 <= point < 1 for point in points)
     assert len(set(points)) == len(points)
     assert uniform(1, 2) == uniform(1, 2)
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(0.7, seed=3), Sampling(1.0, 0.9, 4, 3)])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_nothing_is_drawn_from_what_is_not_finite(bad: float, sampling: Sampling) -> None:
+    logits = LOGITS.repeat(4, 1)
+    logits[1, 3] = bad
+    logits[2] = float("-inf")
+    drawn = sample(logits, [sampling] * 4, [0] * 4)
+    assert [token == NO_TOKEN for token in drawn] == [False, True, True, False]
+    assert drawn[0] == drawn[3] == sample(LOGITS[None], [sampling], [0])[0]

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -27,7 +28,7 @@ from pyramidserve.errors import (
     UnavailableError,
     UnknownSessionError,
 )
-from pyramidserve.types import Event, Receipt, Started, Tokens
+from pyramidserve.types import Event, Receipt, Started, Stopping, Tokens
 from pyramidserve.v1 import pipeline_pb2 as pb
 
 NO_ROOM = pb.SequenceFailed.CAUSE_NO_ROOM
@@ -414,6 +415,36 @@ def test_what_a_head_gives_up_by_itself_is_replayed(cause: pb.SequenceFailed.Cau
     bench.report(pipeline, failed=[failed(1, cause)])
     assert orders(pipeline)[0] == [(1, "a"), (2, "a")]
     assert bench.router.state().decisions["replayed"] == 1
+
+
+def test_what_is_not_finite_fails_and_is_counted() -> None:
+    bench = Bench()
+    pipeline = bench.router.attach(hello())
+    follower, other = bench.submit("a"), bench.submit("b")
+    bench.report(pipeline, failed=[failed(1, pb.SequenceFailed.CAUSE_NOT_FINITE)])
+    error = end_of(follower)
+    assert isinstance(error, EngineError)
+    assert (error.reason, "'a'" in error.message) == ("not_finite", True)
+    assert bench.router.state().decisions["not_finite"] == 1
+    bench.report(pipeline, tokens=[tokens(2, 0, 5)], finished=[finished(2, "b", 1)])
+    assert isinstance(events(other)[-1], Receipt)
+    bench.assert_empty()
+
+
+def test_a_length_that_nobody_has_asked_for_is_what_a_pipeline_has_room_for() -> None:
+    bench = Bench()
+    pipeline = bench.router.attach(hello(pages=(8,)))
+    whole = replace(request("a"), stopping=Stopping(max_tokens=10_000))
+    with pytest.raises(RequestTooLargeError):
+        bench.router.submit(whole)
+    bench.router.submit(replace(whole, limited=False))
+    order = pipeline.orders.get_nowait()
+    assert order is not None
+    (start,) = order.start
+    most = start.stopping.max_tokens
+    bench.router.submit(replace(whole, request_id="b", stopping=Stopping(max_tokens=most)))
+    with pytest.raises(RequestTooLargeError):
+        bench.router.submit(replace(whole, request_id="c", stopping=Stopping(max_tokens=most + 1)))
 
 
 def test_a_pipeline_that_attaches_again_takes_its_own_place() -> None:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from fake_pipeline import PAGES, layout, released, request
+from fake_pipeline import PAGES, Spoken, layout, released, request
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -52,7 +52,7 @@ lengths = st.integers(1, 8) | st.integers(9, 300)
 
 def running(wanted: SequenceRequest, layers: int = 4) -> RunningSequence:
     keep = plan(wanted.compression, len(wanted.prompt_ids), layers)
-    sequence = RunningSequence(wanted, keep, Detokenizer(lambda ids: "x" * len(ids)), 0.0)
+    sequence = RunningSequence(wanted, keep, Detokenizer(Spoken(lambda ids: "x" * len(ids))), 0.0)
     sequence.drafting = Drafting(keep.drafts) if keep.drafts else None
     return sequence
 

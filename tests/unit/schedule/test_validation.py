@@ -8,7 +8,7 @@ import pytest
 from pyramidserve.errors import InvalidRequestError
 from pyramidserve.types import Compression, Sampling, Stopping
 from workers.model.shapes import SHAPES
-from workers.schedule.validation import DEFAULT_MAX_TOKENS, Terms, settle
+from workers.schedule.validation import Terms, lowered, settle
 
 MODEL = replace(
     SHAPES["toy"],
@@ -57,6 +57,8 @@ def settled(asked: Asked) -> Terms:
         (Asked(stopping=Stopping(-3)), "max_tokens is -3", "1 or more"),
         (Asked(stopping=Stopping(998)), "max_tokens is 998", "room for 997"),
         (Asked(stopping=Stopping(stop=("x",) * 17)), "17 stop strings", "at most 16"),
+        (Asked(stopping=Stopping(stop_token_ids=(2,) * 17)), "17 stop_token_ids", "at most 16"),
+        (Asked(stopping=Stopping(stop_token_ids=(100,))), "token id 100 in stop_token_ids", "0 to 99"),
         (Asked(stopping=Stopping(stop=("",))), "'' has 0 characters", "1 to 256"),
         (Asked(stopping=Stopping(stop=("y" * 257,))), "257 characters", "1 to 256"),
         (Asked(compression=Compression("lru")), "'lru'", "full, streaming, pyramid"),
@@ -91,7 +93,7 @@ def test_what_is_given_is_kept(asked: Asked) -> None:
     assert terms.stopping.stop == asked.stopping.stop
 
 
-@pytest.mark.parametrize(("prompt_tokens", "max_tokens"), [(3, DEFAULT_MAX_TOKENS), (900, 100), (999, 1)])
+@pytest.mark.parametrize(("prompt_tokens", "max_tokens"), [(3, 997), (900, 100), (999, 1)])
 def test_the_output_that_fits_is_the_default(prompt_tokens: int, max_tokens: int) -> None:
     assert settled(Asked((1,) * prompt_tokens)).stopping.max_tokens == max_tokens
 
@@ -100,3 +102,24 @@ def test_a_seed_is_picked_anew_for_each_request_without_one() -> None:
     seeds = {settled(Asked(sampling=Sampling(1.0))).sampling.seed for _ in range(20)}
     assert len(seeds) == 20
     assert all(seed is not None and 0 <= seed < 2**63 for seed in seeds)
+
+
+@dataclass(frozen=True)
+class Limited:
+    """A request that stops."""
+
+    stopping: Stopping
+
+    @property
+    def max_tokens(self) -> int:
+        assert self.stopping.max_tokens is not None
+        return self.stopping.max_tokens
+
+
+@pytest.mark.parametrize(
+    ("room", "fits"), [(0, 1000), (1, 1), (2, 2), (613, 613), (999, 999), (1000, 1000), (2000, 1000)]
+)
+def test_a_length_is_lowered_to_what_fits_if_anything_does(room: int, fits: int) -> None:
+    asked = Limited(Stopping(1000, stop="x"))
+    less = lowered(asked, lambda each: each.max_tokens <= room)
+    assert less == Limited(Stopping(fits, stop="x"))

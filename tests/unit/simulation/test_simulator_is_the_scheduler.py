@@ -8,7 +8,7 @@ from collections import deque
 from dataclasses import dataclass
 
 import pytest
-from fake_pipeline import decode
+from fake_pipeline import Spoken
 from timed_pipeline import TimedPipeline
 
 from cluster.admit.ledger import PipelineLedger
@@ -66,7 +66,7 @@ def scheduled(of: Setup, arrivals: list[Arrival]) -> list[Ran]:
         max_prefill_tokens=of.max_prefill_tokens,
     )
     pipeline = TimedPipeline(of)
-    loop, ran = EngineLoop(layout, pipeline, decode, ()), [Ran() for _ in arrivals]
+    loop, ran = EngineLoop(layout, pipeline, Spoken(), ()), [Ran() for _ in arrivals]
     coming = deque(enumerate(arrivals))
     while coming or not loop.idle:
         if loop.idle:
