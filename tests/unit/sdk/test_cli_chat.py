@@ -3,12 +3,17 @@
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 
+import grpc
 import pytest
-from scripted_inference import Script, ScriptedInference, echo, hold
+from scripted_inference import Script, ScriptedInference, echo, hold, refuse
 
 from pyramidserve.cli import main
+from pyramidserve.commands.chat import RETRIES
+from pyramidserve.errors import EngineError, InvalidRequestError, OverloadedError
+from pyramidserve.types import Event, FinishReason, Receipt
 from pyramidserve.v1 import inference_pb2 as pb
 
 pytest_plugins = ["scripted_fixtures"]
@@ -83,6 +88,81 @@ def test_chat_sends_its_options(
     assert chosen.stopping == pb.Stopping(max_tokens=12)
     assert default.compression == pb.Compression()
     assert default.stopping == pb.Stopping()
+
+
+def said(scripted: ScriptedInference) -> list[list[str]]:
+    return [[message.content for message in request.chat.messages] for request in scripted.requests]
+
+
+def test_a_refused_turn_leaves_the_conversation_as_it_was(
+    scripted_target: str,
+    scripted: ScriptedInference,
+    type_in: Callable[[str], None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    too_long = refuse(InvalidRequestError("the prompt has 900 tokens"))
+    scripted.script = in_turn(too_long, echo, too_long, echo, refuse(EngineError("not a number")), echo)
+    type_in("long\none\nlonger\n/drop\ntwo\nthree\nfour\n")
+    assert main(["chat", "--target", scripted_target, "--system", "be brief"]) == 0
+    printed = capsys.readouterr()
+    assert printed.out == "one\ntwo\nfour\n"
+    assert [line for line in printed.err.splitlines() if "KV kept" not in line] == [
+        "[no answer: the prompt has 900 tokens]",
+        "[no answer: the prompt has 900 tokens; /drop forgets the oldest turn]",
+        "[0 turns are left]",
+        "[no answer: not a number]",
+    ]
+    system = "be brief"
+    assert said(scripted) == [
+        [system, "long"],
+        [system, "one"],
+        [system, "one", "one", "longer"],
+        [system, "two"],
+        [system, "two", "two", "three"],
+        [system, "two", "two", "four"],
+    ]
+
+
+def test_an_overload_is_waited_for(
+    scripted_target: str,
+    scripted: ScriptedInference,
+    type_in: Callable[[str], None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    full = refuse(OverloadedError("the queue is full", retry_delay=0.1))
+    scripted.script = in_turn(full, full, echo, *[full] * (RETRIES + 1), echo)
+    type_in("one\ntwo\nthree\n")
+    assert main(["chat", "--target", scripted_target]) == 0
+    printed = capsys.readouterr()
+    assert printed.out == "one\nthree\n"
+    assert printed.err.count("trying again in 0.1 s") == 2 + RETRIES
+    assert printed.err.count("[no answer: the queue is full]") == 1
+    assert said(scripted)[-1] == ["one", "one", "three"]
+
+
+def test_a_reply_that_was_cut_says_so(
+    scripted_target: str,
+    scripted: ScriptedInference,
+    type_in: Callable[[str], None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def cut(request: pb.GenerateRequest, context: grpc.ServicerContext) -> Iterator[Event]:
+        *events, end = echo(request, context)
+        assert isinstance(end, Receipt)
+        yield from (*events, replace(end, finish_reason=FinishReason.LENGTH))
+
+    scripted.script = cut
+    type_in("one two\n")
+    assert main(["chat", "--target", scripted_target]) == 0
+    assert "[cut at 2 tokens" in capsys.readouterr().err
+
+
+def test_a_cluster_that_is_not_there_ends_the_conversation(
+    deaf_target: str, type_in: Callable[[str], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    type_in("one\ntwo\n")
+    assert main(["chat", "--target", deaf_target]) == 1
+    assert deaf_target in capsys.readouterr().err
 
 
 def test_interrupting_a_reply_keeps_the_session(scripted_target: str, scripted: ScriptedInference) -> None:
