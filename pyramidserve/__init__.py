@@ -47,10 +47,11 @@ from pyramidserve.types import (
 )
 
 if TYPE_CHECKING:
-    from pyramidserve._requests import DEFAULT_TARGET, MAX_MESSAGE_BYTES, RequestOptions
+    from pyramidserve._requests import DEFAULT_TARGET, RequestOptions
     from pyramidserve.aio import AsyncClient, AsyncReplyStream
     from pyramidserve.client import Client, ReplyStream
     from pyramidserve.prompt import Prompt
+    from pyramidserve.wire.connection import MAX_MESSAGE_BYTES
 
     __version__: str
 
@@ -101,10 +102,11 @@ __all__ = [
 ]
 
 _HOMES = {
-    "_requests": ("DEFAULT_TARGET", "MAX_MESSAGE_BYTES", "RequestOptions"),
+    "_requests": ("DEFAULT_TARGET", "RequestOptions"),
     "aio": ("AsyncClient", "AsyncReplyStream"),
     "client": ("Client", "ReplyStream"),
     "prompt": ("Prompt",),
+    "wire.connection": ("MAX_MESSAGE_BYTES",),
 }
 
 

@@ -30,7 +30,6 @@ from pyramidserve.wire import (
 )
 
 DEFAULT_TARGET = "127.0.0.1:8700"
-MAX_MESSAGE_BYTES = 8 * 2**20
 
 
 class RequestOptions(TypedDict, total=False):
@@ -100,14 +99,6 @@ def generate_request(
             reason="message_too_large",
         )
     return request
-
-
-def channel_options(max_message_bytes: int) -> list[tuple[str, int]]:
-    """Options of a channel whose messages have at most so many bytes."""
-    return [
-        ("grpc.max_send_message_length", max_message_bytes),
-        ("grpc.max_receive_message_length", max_message_bytes),
-    ]
 
 
 @dataclass(frozen=True)

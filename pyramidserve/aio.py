@@ -10,11 +10,9 @@ import grpc.aio
 
 from pyramidserve._requests import (
     DEFAULT_TARGET,
-    MAX_MESSAGE_BYTES,
     Access,
     RequestOptions,
     assemble,
-    channel_options,
     generate_request,
     named_errors,
 )
@@ -25,6 +23,7 @@ from pyramidserve.types import ChatMessage, ClusterState, Event, Reply
 from pyramidserve.v1 import inference_pb2 as pb
 from pyramidserve.v1.inference_pb2_grpc import InferenceStub
 from pyramidserve.wire import cluster_state_from_message, event_from_message
+from pyramidserve.wire.connection import MAX_MESSAGE_BYTES, channel_options
 
 Call = grpc.aio.UnaryStreamCall[pb.GenerateRequest, pb.GenerateResponse]
 StartCall = Callable[[pb.GenerateRequest, float | None], Call]

@@ -9,11 +9,9 @@ import grpc
 
 from pyramidserve._requests import (
     DEFAULT_TARGET,
-    MAX_MESSAGE_BYTES,
     Access,
     RequestOptions,
     assemble,
-    channel_options,
     generate_request,
     named_errors,
 )
@@ -24,6 +22,7 @@ from pyramidserve.types import ChatMessage, ClusterState, Event, Reply
 from pyramidserve.v1 import inference_pb2 as pb
 from pyramidserve.v1.inference_pb2_grpc import InferenceStub
 from pyramidserve.wire import cluster_state_from_message, error_from_rpc, event_from_message
+from pyramidserve.wire.connection import MAX_MESSAGE_BYTES, channel_options
 
 Call: TypeAlias = "grpc._CallIterator[pb.GenerateResponse]"
 StartCall: TypeAlias = Callable[[pb.GenerateRequest, float | None], Call]

@@ -132,9 +132,14 @@ class FakeHead:
         while await self._call.read() is not grpc.aio.EOF:
             pass
 
-    async def run(self) -> None:
-        """Answers every order: each request gets its whole output, one token a step."""
-        running: dict[int, tuple[str, int, int]] = {}
+    async def run(self, *begun: tuple[pipeline_pb2.StartSequence, int]) -> None:
+        """Answers every order: each request gets its whole output, one token a step.
+
+        ``begun``: sequences that run already, and how much output they have.
+        """
+        running = {
+            start.sequence_id: (start.request_id, done, start.stopping.max_tokens) for start, done in begun
+        }
         orders = asyncio.create_task(self._order())
         while True:
             await asyncio.wait([orders], timeout=None if not running else 0)

@@ -11,6 +11,7 @@ from pyramidserve import wire
 from pyramidserve.types import Compression
 from pyramidserve.v1 import pipeline_pb2 as messages
 from pyramidserve.v1.pipeline_pb2_grpc import PipelineRegistryStub
+from pyramidserve.wire.connection import UNLIMITED, channel_options, endpoint
 from workers.engine.loop import SequenceBroken, SequenceCancelled, SequenceFinished, SequenceTokens
 from workers.engine.runner import Cancel, EndSession, EngineRunner, Report, SequenceRefused, Start
 from workers.rendezvous import look_up
@@ -51,9 +52,9 @@ class Head:
         """Attaches, and attaches again whenever the stream breaks; ends when it has left."""
         while not self._leaving:
             address = await look_up(self._router_key)
-            target = f"{address['host']}:{address['port']}"
+            target = endpoint(str(address["host"]), int(address["port"]))
             try:
-                async with grpc.aio.insecure_channel(target) as channel:
+                async with grpc.aio.insecure_channel(target, channel_options(UNLIMITED)) as channel:
                     await self._attached(PipelineRegistryStub(channel), runner)
             except grpc.aio.AioRpcError as error:
                 logger.warning(

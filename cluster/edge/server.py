@@ -18,12 +18,12 @@ from pyramidserve.errors import ConfigurationError, PortInUseError
 from pyramidserve.v1 import inference_pb2 as pb
 from pyramidserve.v1.inference_pb2_grpc import add_InferenceServicer_to_server
 from pyramidserve.v1.pipeline_pb2_grpc import add_PipelineRegistryServicer_to_server
+from pyramidserve.wire.connection import UNLIMITED, endpoint, server_options
 from workers.model.transcript import Transcript
 
 BIND_INTERVAL = 0.2
 # What is still open when the router has drained is aborted after so long.
 ABORT_SECONDS = 1.0
-KEEPALIVE_MILLISECONDS = 10_000
 
 log = logging.getLogger(__name__)
 
@@ -88,16 +88,10 @@ async def serve(
     Raises:
         PortInUseError: the port did not become free.
     """
-    options = [
-        # So that another may take over; that the port is free is looked at before.
-        ("grpc.so_reuseport", 1),
-        ("grpc.max_receive_message_length", max_message_bytes),
-        ("grpc.max_send_message_length", max_message_bytes),
-        ("grpc.keepalive_time_ms", KEEPALIVE_MILLISECONDS),
-        ("grpc.keepalive_timeout_ms", KEEPALIVE_MILLISECONDS),
-        ("grpc.http2.min_ping_interval_without_data_ms", KEEPALIVE_MILLISECONDS // 2),
-    ]
-    public, internal = grpc.aio.server(options=options), grpc.aio.server(options=options)
+    # So that another may take over; that the port is free is looked at before.
+    options = [("grpc.so_reuseport", 1), *server_options(max_message_bytes)]
+    public = grpc.aio.server(options=options)
+    internal = grpc.aio.server(options=server_options(UNLIMITED))
     health_servicer = health.aio.HealthServicer()
     registry = PipelineRegistry(router, health_servicer)
     await registry.publish_health()
@@ -106,7 +100,7 @@ async def serve(
     health_name = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
     reflection.enable_server_reflection((INFERENCE, health_name, reflection.SERVICE_NAME), public)
     add_PipelineRegistryServicer_to_server(registry, internal)
-    inside = internal.add_insecure_port(f"{registry_host}:0")
+    inside = internal.add_insecure_port(endpoint(registry_host, 0))
     await internal.start()
     if tell_where is not None:
         await asyncio.to_thread(tell_where, inside)
@@ -114,7 +108,7 @@ async def serve(
         await _attached(router, beside_pipelines)
     else:
         await _free(host, port, bind_timeout)
-    address = f"{host}:{port}"
+    address = endpoint(host, port)
     if credentials is None:
         bound = public.add_insecure_port(address)
     else:
