@@ -35,7 +35,8 @@ class ClusterConfig(EngineSettings):
         threads: of torch, in each shard.
         cpus_per_shard, gpus_per_shard: what Ray reserves for a shard.
         stall_seconds: a step that takes longer restarts its pipeline.
-        shard_host: interface of the traffic between shards: "127.0.0.1", or "" for the node's address.
+        shard_host: address of the traffic between shards, and between them and the router; "": each node's
+            own in Ray, or 127.0.0.1 on a cluster of one node that `pyramidserve serve` has started.
         router_host, router_port: where the router listens.
         tls_certificate, tls_key: PEM files; with them, the router's port wants TLS.
         tenants_file: YAML list of name, token and weight; with it, callers need a bearer token.
@@ -63,7 +64,7 @@ class ClusterConfig(EngineSettings):
     cpus_per_shard: float = 1.0
     gpus_per_shard: float = 0.0
     stall_seconds: float = 120.0
-    shard_host: str = "127.0.0.1"
+    shard_host: str = ""
     router_host: str = "127.0.0.1"
     router_port: int = 8700
     take_over: bool = False

@@ -33,7 +33,7 @@ from workers.head import Head
 from workers.model.checkpoint import resolve_checkpoint
 from workers.model.config import ModelConfig, read_config
 from workers.model.tokenizer import Tokenizer, end_ids
-from workers.rendezvous import meet, node_address, router_key
+from workers.rendezvous import interface_of, meet, node_address, router_key, shard_address
 
 logger = logging.getLogger("ray.serve")
 
@@ -49,7 +49,7 @@ class ShardConfig:
     Attributes:
         model: checkpoint, see ``resolve_checkpoint``.
         boundaries: first layers of the shards behind the first.
-        host: interface of the gang's own traffic.
+        host: address of the gang's own traffic; "": see ``shard_address``.
         threads: of torch, in each shard.
         stall_seconds: a step that takes longer fails the health check.
     """
@@ -148,12 +148,9 @@ class Shard:
         return Stage(StageConfig(checkpoint, bounds[rank], bounds[rank + 1], settings))
 
     async def _join(self) -> Ring:
-        host = self._config.host
-        if host == "127.0.0.1":
-            os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-        else:
-            host = node_address()
-        place = self._place
+        place, host = self._place, shard_address(self._config.host)
+        # Gloo would take the address that the host's name has, which is often one of loopback.
+        os.environ["GLOO_SOCKET_IFNAME"] = interface_of(host)
         store = await meet(place.gang, place.rank, place.size, host, GANG_TIMEOUT_SECONDS)
         device = torch.device(device_of_rank(self._config.settings.device, place.rank))
         return await asyncio.to_thread(Ring, store, place.rank, place.size, device)

@@ -19,6 +19,7 @@ from cluster.edge.tenants import first_token
 from pyramidserve import Client
 from pyramidserve.errors import ConfigurationError, UnavailableError, UnschedulableError
 from workers import ray_private
+from workers.rendezvous import mark_own_cluster
 
 OBJECT_STORE_BYTES = 100 << 20
 POLL_SECONDS = 0.1
@@ -84,6 +85,7 @@ def _start(config: ClusterConfig, progress: Progress) -> None:
         log_to_driver=False,
         logging_level=logging.ERROR,
     )
+    mark_own_cluster()
     try:
         check_resources(config)
     except UnschedulableError:

@@ -16,7 +16,7 @@ from workers.model.checkpoint import resolve_checkpoint
 from workers.model.config import read_config
 from workers.model.tokenizer import Tokenizer
 from workers.model.transcript import Transcript
-from workers.rendezvous import announce, node_address, router_key
+from workers.rendezvous import announce, router_key, shard_address
 
 logger = logging.getLogger("ray.serve")
 
@@ -48,7 +48,7 @@ class Edge:
             session_max_age=config.session_max_age,
         )
         self._grace = config.drain_seconds
-        registry_host = config.shard_host or node_address()
+        registry_host = shard_address(config.shard_host)
 
         def tell_where(port: int) -> None:
             announce(router_key(), {"host": registry_host, "port": port})
