@@ -59,11 +59,16 @@ class Sessions:
             session.last_turn = turn
             self._touch(session_id, session)
 
-    def end(self, session_id: str) -> int:
-        """Forgets the session and returns the turns served under it. Raises UnknownSessionError."""
+    def end(self, session_id: str, begun: bool = False) -> int:
+        """Forgets the session and returns the turns served under it.
+
+        ``begun``: a turn of it waits or runs. Raises UnknownSessionError where there is nothing of it.
+        """
         self._expire()
         session = self._sessions.pop(session_id, None)
         if session is None:
+            if begun:
+                return 0
             raise UnknownSessionError(
                 f"there is no session {session_id!r:.140}; it has ended, expired or never begun"
             )

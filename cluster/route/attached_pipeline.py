@@ -52,7 +52,7 @@ class AttachedPipeline:
             sampling=sampling_to_message(request.sampling),
             stopping=stopping_to_message(request.stopping),
             compression=compression_to_message(request.compression),
-            session_id=request.session_id,
+            session_id=live.session_id,
         )
         self.orders.put_nowait(pb.RouterOrder(start=[start], queued=queued))
         log.info(

@@ -24,6 +24,7 @@ class LiveRequest:
         pipeline_id: the pipeline that it was last sent to, or "".
         sequence_id: its name there, or 0.
         losses: pipelines that were lost while they ran it.
+        session_id: whose turn it is; "" also once that session has been ended.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class LiveRequest:
         self.sent = arrived
         self.pipeline_id, self.sequence_id = "", 0
         self.losses = 0
+        self.session_id = request.session_id
         self._abandoned = abandoned
         self._pacer = pacer
         self._chunks: list[Tokens] = []

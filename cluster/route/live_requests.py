@@ -77,6 +77,13 @@ class LiveRequests:
         decisions["joined"] += 1
         return follower
 
+    def leave_session(self, session_id: str) -> bool:
+        """Makes all live turns of a session nobody's; returns whether there are any."""
+        turns = [live for live in self if live.session_id == session_id] if session_id else []
+        for live in turns:
+            live.session_id = ""
+        return bool(turns)
+
     def append(self, pipeline: AttachedPipeline, new: pb.SequenceTokens) -> None:
         """Takes in new output of a sequence."""
         live = pipeline.sequences.get(new.sequence_id)
@@ -102,7 +109,7 @@ class LiveRequests:
         receipt = live.finish(receipt, pipeline.pipeline_id)
         self._forget(live)
         self._admission.count_finished(live.request, receipt.output_tokens, receipt.inter_token_p50)
-        self._sessions.count_turn(live.request.session_id, live.transcript())
+        self._sessions.count_turn(live.session_id, live.transcript())
         log.info(
             "request_finished request_id=%r pipeline_id=%r output_tokens=%d",
             live.request.request_id,

@@ -111,9 +111,10 @@ class Router:
     def end_session(self, session_id: str) -> int:
         """Forgets a session, here and on all pipelines, and returns its turns.
 
-        Raises UnknownSessionError.
+        Turns of it that wait or run go on, and leave nothing. Raises UnknownSessionError.
         """
-        turns = self._sessions.end(session_id)
+        begun = self._live.leave_session(session_id)
+        turns = self._sessions.end(session_id, begun)
         for pipeline in self._pipelines:
             pipeline.end_session(session_id)
         return turns
@@ -227,7 +228,7 @@ class Router:
         for live, error in self._admission.take_too_late():
             self._live.fail(live, error)
         for admitted in self._admission.choose(self._pipelines.placement, self._sessions):
-            if session_id := admitted.item.request.session_id:
+            if session_id := admitted.item.session_id:
                 self._sessions.place(session_id, admitted.pipeline_id)
             pipeline = self._pipelines[admitted.pipeline_id]
             pipeline.start(admitted, len(self._admission), self._clock())

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from toy import LIFT_AT_ONCE
 
-from pyramidserve.types import Compression, PyramidParameters, Stopping, StreamingParameters
+from pyramidserve.types import Compression, PyramidParameters, Stopping, StreamingParameters, Tokens
 from workers.engine.engine import Engine, EngineConfig, EngineRequest, TracedReply
+from workers.engine.loop import SequenceFinished
 from workers.policies.registry import plan
 
 PARAMETERS = PyramidParameters(min_context_length=8)
@@ -72,6 +73,56 @@ def test_turns_compute_only_what_is_new(name: str, shards: int, toy_engine: Call
     )
     if name in ("full", "exact"):
         assert reply.token_ids == ask(engine, changed, Compression(), 5, "").reply.token_ids
+    end(engine)
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_a_turn_that_is_cancelled_leaves_what_one_of_its_length_would(
+    name: str, toy_engine: Callable[..., Engine]
+) -> None:
+    engine, draw, compression = toy_engine(shards=2), random.Random(7), POLICIES[name]
+    first = some(draw, 60)
+    second = [*first, *ask(engine, first, compression, 9, "s").reply.token_ids, *some(draw, 10)]
+    ask(engine, first, compression, 9, "whole")
+    stopping = Stopping(max_tokens=60, ignore_eos=True)
+    stream = engine.stream(
+        EngineRequest(second, stopping=stopping, compression=compression, session_id="s")
+    )
+    output: list[int] = []
+    for event in stream:
+        output += event.token_ids if isinstance(event, Tokens) else []
+        if len(output) >= 20:
+            break
+    stream.close()
+    engine.check_integrity()
+    session = engine.loop.scheduler.parked.get("s")
+    assert session is not None
+    assert session.ids[len(second) :] == tuple(output[: session.generated])
+    # The step that was under way counts.
+    whole = ask(engine, second, compression, session.generated + 1, "whole").reply
+    assert whole.token_ids[: session.generated] == session.ids[len(second) :]
+    third = [*session.ids, *some(draw, 8)]
+    replies = [ask(engine, third, compression, 12, each).reply for each in ("s", "whole")]
+    assert replies[0].token_ids == replies[1].token_ids
+    assert replies[0].receipt.reused_tokens == replies[1].receipt.reused_tokens == len(session.ids)
+    engine.end_session("whole")
+    end(engine)
+
+
+def test_a_session_that_ends_while_its_turns_wait_and_run_leaves_nothing(
+    toy_engine: Callable[..., Engine],
+) -> None:
+    engine = toy_engine(shards=2)
+    numbers = []
+    for _ in range(2):
+        request = EngineRequest([5, 6, 7], stopping=Stopping(20, ignore_eos=True), session_id="s")
+        numbers.append(engine.submit(request)[0])
+        events = engine.step() if len(numbers) == 1 else []
+    engine.end_session("s")
+    while not engine.idle:
+        events += engine.step()
+    assert {event.sequence for event in events if isinstance(event, SequenceFinished)} == set(numbers)
+    assert not engine.loop.scheduler.parked
     end(engine)
 
 

@@ -83,5 +83,6 @@ class Conversations:
         self._running.pop(sequence, None)
 
     def end(self, session_id: str) -> None:
-        """Forgets a session's last turn."""
+        """Forgets a session: its last turn, and whose those are that run."""
         self._last_turns.pop(session_id, None)
+        self._running = {key: turn for key, turn in self._running.items() if turn.session_id != session_id}

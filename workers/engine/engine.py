@@ -171,11 +171,18 @@ class Engine:
         self.conversations.cancel(sequence)
 
     def end_session(self, session_id: str) -> None:
-        """Forgets a session, and frees what it has left for its next turn."""
+        """Forgets a session, and frees what it has left for its next turn.
+
+        Turns of it that wait or run go on, and leave nothing.
+        """
         self.conversations.end(session_id)
         self.loop.end_session(session_id)
-        while not self.idle:
-            self.step()
+        self._waiting = deque(
+            replace(each, session_id="") if each.session_id == session_id else each
+            for each in self._waiting
+        )
+        while not (self.loop.idle or self.loop.scheduler.sequences):
+            self.loop.advance()
 
     @property
     def idle(self) -> bool:

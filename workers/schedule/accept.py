@@ -19,7 +19,7 @@ def accept(
 
     A verification draws an id behind each that it fed, of which those hold that follow right drafts; what
     is drawn behind unverified output becomes a draft; else it is output. Known outputs that were fed
-    along come before it.
+    along come before it. One that is cancelled takes in what its KV has, and tells of none.
 
     Args:
         drawn: one id of each sequence, or in a verification one of each row; NO_TOKEN breaks it.
@@ -32,8 +32,6 @@ def accept(
     ids, outputs = iter(drawn), []
     for row, (key, count) in enumerate(zip(step.sequences, counts, strict=True)):
         sequence, taken = sequences[key], list(itertools.islice(ids, count))
-        if sequence.cancelled:
-            continue
         if step.kind is StepKind.VERIFY:
             taken = sequence.verify(taken)
         elif step.kind is StepKind.DECODE and sequence.drafting is not None:
@@ -41,7 +39,8 @@ def accept(
             continue
         elif step.kind is StepKind.DECODE:
             taken = [*sequence.known_ahead(step.rows[row] - 1), *taken]
-        if new := _output(sequence, taken, eos_ids, now):
+        new = _output(sequence, taken, eos_ids, now)
+        if new and not sequence.cancelled:
             outputs.append((key, new))
     return outputs
 
@@ -61,6 +60,6 @@ def _output(
         if not known:
             new.append(token)
             text += added
-        if sequence.ended:
+        if sequence.finish_reason is not None:
             break
     return Tokens(len(sequence.output_ids) - len(new), tuple(new), text) if new else None

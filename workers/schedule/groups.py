@@ -50,7 +50,7 @@ class Groups:
 
     def _share_prefill(self, first: int, key: int) -> bool:
         """Whether ``key`` is of the same cohort as ``first``, and has no parked session to go on with."""
-        session = self._parked.get(self._roster.sequences[key].request.session_id)
+        session = self._parked.get(self._roster.sequences[key].session_id)
         return session is None and self._roster.cohorts.same(first, key)
 
     def decode(self) -> list[int]:

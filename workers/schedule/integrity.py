@@ -23,7 +23,7 @@ CARRIED: Mapping[StepKind, Collection[Phase]] = {
 }
 # Those whose KV is, or goes, on the host; of those that memory has there, others were cancelled since.
 ON_HOST = {Phase.SUSPENDING, Phase.SUSPENDED}
-LEAVING = {Phase.ENDED, Phase.RELEASING}
+LEAVING = {Phase.ENDED, Phase.RELEASING, Phase.PARKING}
 
 
 def check_places(roster: Roster, steps: Steps) -> None:

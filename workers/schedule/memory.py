@@ -129,10 +129,14 @@ class PipelineMemory:
         if self.parked.pop(key, None) is None and self.suspended.pop(key, None) is None:
             self.forecast.remove(key)
 
-    def park(self, key: int) -> None:
-        """A sequence has come to its end, and its session is parked."""
-        self.forecast.remove(key)
-        self.parked[key] = np.zeros(len(self._layout.pages), dtype=np.int64)
+    def park(self, key: int) -> bool:
+        """A sequence has come to its end, and its session is parked; returns whether it is on the host."""
+        on_host = self.suspended.pop(key, None)
+        if on_host is None:
+            self.forecast.remove(key)
+            on_host = np.zeros(len(self._layout.pages), dtype=np.int64)
+        self.parked[key] = on_host
+        return bool(on_host.any())
 
     def park_on_host(self, key: int) -> bool:
         """Notes that a parked session is on its way to the host; False if that has no room for it."""

@@ -37,8 +37,13 @@ class ParkedSession:
     on_host: bool = False
 
     @classmethod
-    def of(cls, sequence: RunningSequence, whole: bool) -> "ParkedSession":
-        """What a sequence that has come to its end leaves; ``whole``: none of its KV was dropped."""
+    def of(cls, sequence: RunningSequence, whole: bool, on_host: bool) -> "ParkedSession":
+        """What a sequence leaves that has ended, or was cancelled: all that its KV is verified of.
+
+        Args:
+            whole: none of its KV was dropped.
+            on_host: it had made room for others.
+        """
         request = sequence.request
         return cls(
             key=request.sequence,
@@ -50,6 +55,7 @@ class ParkedSession:
             since=sequence.token_times[-1],
             lacking_rows=_lacking_rows(sequence.plan, sequence.reused),
             recomputed_rows=sequence.recomputed_rows,
+            on_host=on_host,
         )
 
     @property

@@ -30,7 +30,8 @@ class Room:
         ended, discarded = list(self._roster.ended), self._parked.discarded
         if not (ended or discarded):
             return None
-        leaving = [key for key in ended if not self._parks(key)]
+        parks = self._parked.limit > 0
+        leaving = [key for key in ended if not (parks and self._roster.sequences[key].session_id)]
         if not (leaving or discarded):
             self._roster.move_all(ended, Phase.PARKING)
             return self._steps.without_rows(StepKind.PARK, ended)
@@ -38,11 +39,6 @@ class Room:
         leaving += discarded
         discarded.clear()
         return self._steps.without_rows(StepKind.RELEASE, leaving)
-
-    def _parks(self, key: int) -> bool:
-        sequence = self._roster.sequences[key]
-        ended_well = sequence.finish_reason is not None and not sequence.cancelled
-        return ended_well and bool(sequence.request.session_id) and self._parked.limit > 0
 
     def make(self) -> Work | None:
         """Lets a parked session go, or preempts the youngest idle sequence unless it is the only one."""

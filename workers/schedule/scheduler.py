@@ -121,14 +121,16 @@ class Scheduler:
                 self._grown(step)
 
     def end_session(self, session_id: str) -> None:
-        """Gives up what the session has parked, if anything."""
+        """Gives up what the session has parked, and what its turns that are here leave, if anything."""
         self.parked.discard(session_id)
+        for sequence in self.sequences.values():
+            sequence.session_ended |= sequence.request.session_id == session_id
 
     def expire(self, since: float) -> None:
         """Gives up sessions that were parked before the time ``since``."""
         for session in self.parked:
             if session.since < since:
-                self.end_session(session.session_id)
+                self.parked.discard(session.session_id)
 
     def check_integrity(self) -> None:
         """Raises IntegrityError unless each sequence is in one place, and all pages are somebody's."""
@@ -160,13 +162,14 @@ class Scheduler:
             self.roster.move(key, Phase.RESTING if self.roster.cohorts.rest(key) else Phase.READY)
 
     def _park(self, key: int, whole: bool) -> None:
-        sequence = self.sequences[key]
+        sequence, session_id = self.sequences[key], self.sequences[key].session_id
         self.roster.remove(key)
-        self.memory.park(key)
-        if sequence.cancelled:
-            self.parked.discarded.append(key)
+        on_host = self.memory.park(key)
+        # A turn that was broken off takes no other's place.
+        if session_id and not (sequence.cancelled and self.parked.get(session_id)):
+            self.parked.add(ParkedSession.of(sequence, whole, on_host))
         else:
-            self.parked.add(ParkedSession.of(sequence, whole))
+            self.parked.discarded.append(key)
 
     def _released(self, key: int) -> None:
         if key in self.memory.parked:
@@ -208,7 +211,7 @@ class Scheduler:
         return None
 
     def _session_of(self, key: int) -> ParkedSession | None:
-        return self.parked.get(self._request(key).session_id)
+        return self.parked.get(self.sequences[key].session_id)
 
     def _go_on(self, key: int, session: ParkedSession, reused: int) -> Work | None:
         """Lets the first that waits go on with what its session has left; brings that back before.

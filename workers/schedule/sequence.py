@@ -51,6 +51,7 @@ class RunningSequence:
         drafts: outputs that are to be verified next.
         drafting: how many there are to be; None where outputs are not drafted.
         broken: its logits were not finite, so that nothing follows.
+        session_ended: its session was ended since it came, so that what it leaves is nobody's.
     """
 
     request: SequenceRequest
@@ -70,11 +71,17 @@ class RunningSequence:
     finish_reason: FinishReason | None = None
     broken: bool = False
     cancelled: bool = False
+    session_ended: bool = False
 
     @property
     def ended(self) -> bool:
         """Whether it gets no more output."""
         return self.cancelled or self.broken or self.finish_reason is not None
+
+    @property
+    def session_id(self) -> str:
+        """Whose turn it is, and to whom it leaves its KV; empty: nobody."""
+        return "" if self.session_ended or self.broken else self.request.session_id
 
     @property
     def known_ids(self) -> Sequence[int]:

@@ -134,6 +134,36 @@ def test_a_request_runs_from_the_queue_to_its_receipt() -> None:
     assert bench.router.state().decisions == {"admitted": 1, "finished": 1}
 
 
+def test_a_session_that_ends_while_turns_wait_and_run_is_nobodys() -> None:
+    bench = Bench()
+    pipeline = bench.router.attach(hello(pages=(1, 1)))
+    runs, waits = bench.submit("runs", session_id="s"), bench.submit("waits", session_id="s")
+    assert bench.router.end_session("s") == 0
+    with pytest.raises(UnknownSessionError):
+        bench.router.end_session("s")
+    assert orders(pipeline) == ([(1, "runs")], [], False)
+    bench.report(pipeline, tokens=[tokens(1, 0, 5)], finished=[finished(1, "runs", 1)])
+    order = pipeline.orders.get_nowait()
+    assert order is not None
+    (start,) = order.start
+    assert (start.request_id, start.session_id) == ("waits", "")
+    again = bench.submit("waits", session_id="s")  # the same request, whatever became of its session
+    bench.report(pipeline, tokens=[tokens(2, 0, 5)], finished=[finished(2, "waits", 1)])
+    assert all(isinstance(events(each)[-1], Receipt) for each in (runs, waits, again))
+    assert bench.router.state().sessions == 0
+    bench.assert_empty()
+
+
+def test_a_session_whose_only_turn_waits_can_be_ended() -> None:
+    bench = Bench()
+    bench.submit("waits", session_id="s")
+    assert bench.router.end_session("s") == 0
+    with pytest.raises(UnknownSessionError):
+        bench.router.end_session("s")
+    with pytest.raises(UnknownSessionError):
+        bench.router.end_session("")
+
+
 def test_an_order_carries_all_that_the_head_needs() -> None:
     bench = Bench()
     pipeline = bench.router.attach(hello())

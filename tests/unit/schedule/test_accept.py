@@ -35,11 +35,11 @@ def test_a_prefill_and_a_decode_bring_one_output_each() -> None:
     assert one.token_times == [5.0, 5.0]
 
 
-def test_one_that_is_cancelled_gets_nothing_and_the_next_its_own() -> None:
+def test_one_that_is_cancelled_tells_nothing_and_the_next_its_own() -> None:
     gone, here = running(request(0)), running(request(1))
     gone.cancelled = True
     assert accepted(StepKind.PREFILL, (7, 8), gone, here) == [(1, Tokens(0, (8,), "x"))]
-    assert gone.output_ids == []
+    assert gone.output_ids == [7]  # its KV has what was fed, and is its session's
 
 
 def test_nothing_follows_the_end() -> None:

@@ -105,18 +105,101 @@ def test_sessions_end_expire_and_are_bounded() -> None:
     assert scheduler.memory.ledger.free.tolist() == [PAGES]
 
 
-def test_a_turn_that_is_cancelled_leaves_nothing() -> None:
-    scheduler = Scheduler(layout())
-    assert admit(scheduler, turn(1, (5, 6, 7), max_tokens=2))
-    run(scheduler, lambda: scheduler.sequences[1].finish_reason is not None)
-    work = scheduler.next_step()
+FIRST, SECOND = (5, 6, 7), (5, 6, 7, 100, 101, 102, 103, 8)
+KINDS: dict[str, tuple[StepKind, tuple[int, ...]]] = {
+    "prefill": (StepKind.PREFILL, SECOND),
+    "decode": (StepKind.DECODE, (*SECOND, 100)),
+    "park": (StepKind.PARK, (*SECOND, 100, 101, 102)),
+}
+
+
+def advance(scheduler: Scheduler, kind: StepKind) -> Step:
+    """Runs until a step of ``kind`` is under way, which it returns."""
+    while (work := scheduler.next_step()) is not None and work[0].kind is not kind:
+        finish(scheduler, work[0])
     assert work is not None
-    assert work[0].kind is StepKind.PARK
+    return work[0]
+
+
+@pytest.mark.parametrize("during", ["waiting", *KINDS])
+def test_a_cancelled_turn_leaves_what_was_verified(during: str) -> None:
+    scheduler = Scheduler(layout())
+    serve(scheduler, turn(1, FIRST))
+    assert admit(scheduler, turn(2, SECOND))
+    left: tuple[int, ...] = (*FIRST, 100, 101, 102)
+    if during == "waiting":
+        assert scheduler.cancel(2)
+    else:
+        kind, left = KINDS[during]
+        under_way = advance(scheduler, kind)
+        assert not scheduler.cancel(2)
+        finish(scheduler, under_way)
+    run(scheduler, lambda: scheduler.idle)
+    assert parked_ids(scheduler) == left
+    serve(scheduler, turn(3, (*SECOND, 9)))
+    assert len(scheduler.parked) == 1
+    scheduler.end_session("a")
+    run(scheduler, lambda: scheduler.idle)
+    assert scheduler.memory.ledger.free.tolist() == [PAGES]
+
+
+def test_a_turn_that_is_cancelled_between_two_steps_leaves_what_was_verified() -> None:
+    scheduler = Scheduler(layout())
+    assert admit(scheduler, turn(1, FIRST))
+    finish(scheduler, advance(scheduler, StepKind.PREFILL))
+    assert not scheduler.cancel(1)
+    run(scheduler, lambda: scheduler.idle)
+    assert parked_ids(scheduler) == FIRST
+
+
+def test_a_cancelled_turn_that_had_made_room_is_parked_on_the_host() -> None:
+    scheduler = Scheduler(layout(max_prefill_tokens=1000))
+    assert admit(scheduler, replace(turn(1, tuple(range(200)), "b", 300), expected_tokens=4))
+    assert admit(scheduler, replace(turn(2, tuple(range(1000, 1200)), "a", 300), expected_tokens=4))
+    run(scheduler, lambda: bool(scheduler.memory.suspended))
+    scheduler.cancel(2)
+    run(scheduler, lambda: scheduler.parked.get("a") is not None)
+    session = scheduler.parked.get("a")
+    assert session is not None
+    assert session.on_host
+    assert session.generated > 0
+    scheduler.check_integrity()
+
+
+def test_a_cancelled_turn_takes_the_place_of_no_other() -> None:
+    scheduler = Scheduler(layout())
+    assert admit(scheduler, turn(1, FIRST, max_tokens=40))
+    finish(scheduler, advance(scheduler, StepKind.PREFILL))
+    assert admit(scheduler, turn(2, SECOND, max_tokens=2))
+    run(scheduler, lambda: scheduler.parked.get("a") is not None)
     scheduler.cancel(1)
-    finish(scheduler, work[0])
+    run(scheduler, lambda: scheduler.idle)
+    assert parked_ids(scheduler) == (*SECOND, 100)
+
+
+@pytest.mark.parametrize("during", ["waiting", *KINDS])
+def test_a_turn_whose_session_ends_meanwhile_leaves_nothing(during: str) -> None:
+    scheduler = Scheduler(layout())
+    serve(scheduler, turn(1, FIRST))
+    assert admit(scheduler, turn(2, SECOND))
+    under_way = None if during == "waiting" else advance(scheduler, KINDS[during][0])
+    scheduler.end_session("a")
+    scheduler.end_session("a")
+    if under_way is not None:
+        finish(scheduler, under_way)
     run(scheduler, lambda: scheduler.idle)
     assert not scheduler.parked
     assert scheduler.memory.ledger.free.tolist() == [PAGES]
+
+
+def test_a_turn_of_an_ended_session_has_nothing_to_do_with_what_comes_behind() -> None:
+    scheduler = Scheduler(layout())
+    assert admit(scheduler, turn(1, FIRST, max_tokens=40))
+    finish(scheduler, advance(scheduler, StepKind.PREFILL))
+    scheduler.end_session("a")
+    assert admit(scheduler, turn(2, SECOND, max_tokens=2))
+    run(scheduler, lambda: scheduler.idle)
+    assert parked_ids(scheduler) == (*SECOND, 100)
 
 
 @pytest.mark.parametrize(

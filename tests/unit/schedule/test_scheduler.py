@@ -145,6 +145,8 @@ class Shards:
                 self.fed[key] = step.generated[row]
                 self.ahead[key] = 0
             match step.kind:
+                case StepKind.PARK:
+                    self.ahead[key] = 0
                 case StepKind.PREFILL:
                     self.took_over.pop(key, None)
                 case StepKind.DECODE if self.plans[key].drafts:
@@ -196,6 +198,8 @@ class Serving(RuleBasedStateMachine):
         self.under_way: deque[Step] = deque()
         self.requests: dict[int, SequenceRequest] = {}
         self.ends: Counter[int] = Counter()
+        # Those whose sessions were ended since they came.
+        self.nobodys: set[int] = set()
         # Outputs that each sequence is known to have, as its steps have come back.
         self.reached: Counter[int] = Counter()
 
@@ -253,7 +257,7 @@ class Serving(RuleBasedStateMachine):
     @rule(session_id=st.sampled_from(["a", "b", "c"]))
     def end_session(self, session_id: str) -> None:
         self.scheduler.end_session(session_id)
-        assert self.scheduler.parked.get(session_id) is None
+        self.nobodys |= {key for key, each in self.requests.items() if each.session_id == session_id}
 
     @rule()
     def send(self) -> None:
@@ -340,6 +344,9 @@ class Serving(RuleBasedStateMachine):
         assert len(self.scheduler.sequences) <= self.scheduler.layout.max_sequences
         assert len(self.scheduler.parked) <= self.scheduler.layout.max_sessions
         assert set(self.ends.values()) <= {1}
+        for session in self.scheduler.parked:
+            assert session.key not in self.nobodys
+            assert session.generated == {**self.held.fed, **self.held.suspended}[session.key]
         assert self.scheduler.steps_under_way == len(self.under_way)
 
     def teardown(self) -> None:
