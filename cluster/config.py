@@ -40,7 +40,7 @@ class ClusterConfig(EngineSettings):
         router_host, router_port: where the router listens.
         tls_certificate, tls_key: PEM files; with them, the router's port wants TLS.
         tenants_file: YAML list of name, token and weight; with it, callers need a bearer token.
-        queue_limit: requests that may wait.
+        queue_limit: requests that may wait; a tenant may always have its share of them, by its weight.
         session_limit: sessions that the router remembers.
         session_max_age: seconds that a session, and its KV, is remembered after its last use.
         take_over: the router listens beside one that has its port, as soon as all pipelines are there;

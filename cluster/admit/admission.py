@@ -54,7 +54,8 @@ class Admission(Generic[Item]):
     """A bounded queue that fills free pages; see ``Queue`` for its order.
 
     Attributes:
-        limit: the most that may wait; requeued ones come on top.
+        limit: the most that may wait. On top come requeued ones, and those of a tenant that has not its
+            share of the limit: others may have all of it while nobody else wants it, but lock nobody out.
         decisions: how many decisions were made, by what was decided or the error's reason.
     """
 
@@ -88,11 +89,11 @@ class Admission(Generic[Item]):
 
         Raises:
             RequestTooLargeError: none of ``ledgers``, the attached pipelines, could ever hold it.
-            OverloadedError: the queue is full.
+            OverloadedError: the queue is full, and its tenant has its share of it.
             RequestTimeoutError: it could not end before its deadline.
         """
-        late = self._too_late(item, len(self._queue))
-        error = too_large(item.request, ledgers) or late or self._full()
+        late = self._too_late(item, self._queue.before(item.tenant))
+        error = too_large(item.request, ledgers) or late or self._full(item.tenant)
         if error:
             self.decisions[error.reason] += 1
             raise error
@@ -211,11 +212,13 @@ class Admission(Generic[Item]):
         self._lengths.count(request, output_tokens)
         self._pace.count(token_seconds)
 
-    def _full(self) -> OverloadedError | None:
-        if len(self._queue) < self.limit:
+    def _full(self, tenant: str) -> OverloadedError | None:
+        waiting, share = self._queue.waiting(tenant), self._queue.share(tenant, self.limit)
+        if len(self._queue) < self.limit or waiting < share:
             return None
+        whose = f", {waiting} of them of tenant {tenant!r}, whose share is {share}" if tenant else ""
         return OverloadedError(
-            f"{len(self._queue)} requests are waiting and {self.limit} may; "
+            f"{len(self._queue)} requests are waiting and {self.limit} may{whose}; "
             "try again after the retry delay",
             retry_delay=self._pace.retry_delay(len(self._queue)),
         )

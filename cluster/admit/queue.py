@@ -76,6 +76,23 @@ class Queue(Generic[Item]):
             served[name] += cost(item.request) / self._lines[name].weight
             yield item
 
+    def waiting(self, tenant: str) -> int:
+        """How many items wait of one tenant."""
+        return len(self._lines[tenant].items) if tenant in self._lines else 0
+
+    def before(self, tenant: str) -> int:
+        """About how many would be served before what a tenant adds now, were all of them of one size."""
+        own = self.waiting(tenant)
+        turns = (own + 1) / self._weights.get(tenant, 1.0)
+        others = (line for name, line in self._lines.items() if name != tenant)
+        return own + int(sum(min(len(line.items), turns * line.weight) for line in others))
+
+    def share(self, tenant: str, places: int) -> int:
+        """How many of ``places`` are a tenant's by its weight, whoever else wants them; at least one."""
+        weights = {name: line.weight for name, line in self._lines.items()} | dict(self._weights)
+        weight = weights.setdefault(tenant, 1.0)
+        return max(1, int(places * weight / sum(weights.values())))
+
     def add(self, item: Item) -> None:
         """Takes an item in, by its priority and the time of its arrival."""
         line = self._line(item)

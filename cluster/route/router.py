@@ -89,7 +89,7 @@ class Router:
         Raises:
             RequestConflictError: the id is live with other content.
             RequestTooLargeError: no attached pipeline could ever hold it.
-            OverloadedError: the queue is full.
+            OverloadedError: the queue is full, and its tenant has its share of it.
             RequestTimeoutError: it could not end in time.
             ServerLeftError: the router is draining.
         """

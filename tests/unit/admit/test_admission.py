@@ -1,11 +1,14 @@
 """Who runs next, and where."""
 
 import math
-from collections import deque
+from collections import Counter, deque
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import pytest
 from fake_head import hello, request
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cluster.admit.admission import Admission, Admitted
 from cluster.admit.ledger import PipelineLedger
@@ -31,10 +34,12 @@ class Waiting:
 class Desk:
     """An admission with a clock, sessions, and items that arrive a second after each other."""
 
-    def __init__(self, limit: int = 8, tuning: AdmitTuning = AdmitTuning()) -> None:
+    def __init__(
+        self, limit: int = 8, tuning: AdmitTuning = AdmitTuning(), weights: Mapping[str, float] = {}
+    ) -> None:
         self.now = 0.0
         self.arrivals = 0
-        self.admission: Admission[Waiting] = Admission(limit, {}, lambda: self.now, tuning)
+        self.admission: Admission[Waiting] = Admission(limit, weights, lambda: self.now, tuning)
         self.sessions = Sessions(8, 60, lambda: 0.0)
         self.placement = Placement(tuning)
 
@@ -46,10 +51,11 @@ class Desk:
         session_id: str = "",
         deadline: float = math.inf,
         priority: Priority = "normal",
+        tenant: str = "",
     ) -> Waiting:
         self.arrivals += 1
         asked = replace(request(name, pages, session_id=session_id), priority=priority)
-        item = Waiting(asked, self.arrivals, deadline=deadline)
+        item = Waiting(asked, self.arrivals, tenant, deadline)
         self.admission.enqueue(item, ledgers)
         return item
 
@@ -281,3 +287,60 @@ def test_a_full_queue_refuses() -> None:
     assert refused.value.retry_delay == 1.0
     assert len(desk.admission) == 2
     assert desk.admission.decisions["queue_full"] == 1
+
+
+def test_a_tenant_may_fill_the_queue_but_lock_nobody_out() -> None:
+    desk = Desk(limit=8, weights={"a": 1.0, "b": 3.0})
+    for number in range(8):
+        desk.enqueue(f"a{number}", 1, tenant="a")
+    with pytest.raises(OverloadedError, match="8 of them of tenant 'a', whose share is 2") as raised:
+        desk.enqueue("one too many", 1, tenant="a")
+    assert raised.value.retry_delay
+    for number in range(6):
+        desk.enqueue(f"b{number}", 1, tenant="b")
+    with pytest.raises(OverloadedError, match="6 of them of tenant 'b', whose share is 6"):
+        desk.enqueue("one too many", 1, tenant="b")
+    assert len(desk.admission) == 14
+    books = ledger(pages=4)
+    # Served by weights, as ever.
+    assert [name for name, _ in desk.choose(books)] == ["a0", "b0", "b1", "b2"]
+
+
+def test_a_deadline_counts_on_those_alone_that_are_served_before() -> None:
+    desk = Desk(limit=100, weights={"a": 1.0, "b": 3.0})
+    for number in range(40):
+        desk.enqueue(f"a{number}", 1, tenant="a")
+    for _ in range(3):  # one ends every second
+        desk.now += 1.0
+        desk.admission.count_finished(request(), 1, 0.0)
+    desk.enqueue("b", 1, tenant="b", deadline=desk.now + 10.0)
+    with pytest.raises(RequestTimeoutError, match=r"of these 41\.0 s in the queue"):
+        desk.enqueue("a", 1, tenant="a", deadline=desk.now + 10.0)
+
+
+TENANTS = {"a": 1.0, "b": 2.0, "c": 5.0}
+
+
+@settings(deadline=None)
+@given(
+    st.integers(1, 12),
+    st.lists(st.tuples(st.sampled_from([*TENANTS, "unheard of"]), st.booleans()), max_size=80),
+)
+def test_nobody_is_refused_that_has_less_than_its_share_and_the_queue_is_bounded(
+    limit: int, wanted: list[tuple[str, bool]]
+) -> None:
+    desk = Desk(limit, weights=TENANTS)
+    waiting: Counter[str] = Counter()
+    least = {"unheard of": 1} | {name: int(limit * weight / 9) for name, weight in TENANTS.items()}
+    for number, (tenant, serves) in enumerate(wanted):
+        total = waiting.total()
+        try:
+            desk.enqueue(str(number), 1, tenant=tenant)
+            waiting[tenant] += 1
+        except OverloadedError:
+            assert total >= limit
+            assert waiting[tenant] >= max(1, least[tenant])
+        assert len(desk.admission) == waiting.total() <= 2 * limit + len(least)
+        if serves:
+            for each in desk.admitted(ledger(pages=1)):
+                waiting[each.item.tenant] -= 1
