@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,11 +88,15 @@ def write_config(file: Path, **settings: Any) -> Path:
 
 
 def run_serve(
-    folder: Path, config: Path, program: Path = PYRAMIDSERVE, address: str = ""
+    folder: Path,
+    config: Path,
+    program: Path = PYRAMIDSERVE,
+    address: str = "",
+    prefix: Sequence[str] = (),
 ) -> subprocess.Popen[str]:
     """Starts `pyramidserve serve` in ``folder``, which is not the project's."""
     return subprocess.Popen(
-        [program, "serve", "--config", config, "--address", address],
+        [*prefix, program, "serve", "--config", config, "--address", address],
         cwd=folder,
         stderr=subprocess.PIPE,
         text=True,
@@ -101,15 +105,23 @@ def run_serve(
 
 @contextmanager
 def running_cluster(
-    folder: Path, program: Path = PYRAMIDSERVE, address: str = "", **settings: Any
+    folder: Path,
+    program: Path = PYRAMIDSERVE,
+    address: str = "",
+    prefix: Sequence[str] = (),
+    reached_at: str = "127.0.0.1",
+    **settings: Any,
 ) -> Iterator[RunningCluster]:
     """A cluster with these settings; it is shut down in order at the end.
 
-    ``address``: of the Ray cluster that it is to run on; "": its own.
+    Args:
+        address: of the Ray cluster that it is to run on; "": its own.
+        prefix: of the command, as "ip netns exec" that runs it on another host.
+        reached_at: where clients of here find the router's host.
     """
     port = free_port()
     config = write_config(folder / f"serve-{port}.yaml", router_port=port, **settings)
-    process = run_serve(folder, config, program, address)
+    process = run_serve(folder, config, program, address, prefix)
     assert process.stderr is not None
     timer = threading.Timer(READY_SECONDS, process.kill)
     timer.start()
@@ -123,7 +135,7 @@ def running_cluster(
             pytest.fail("the cluster did not come up:\n" + "".join(lines))
         timer.cancel()
         (ray,) = re.findall(r"on the Ray cluster at (\S+);", "".join(lines))
-        yield RunningCluster(f"127.0.0.1:{port}", ray)
+        yield RunningCluster(f"{reached_at}:{port}", ray)
     finally:
         timer.cancel()
         process.send_signal(signal.SIGTERM)
