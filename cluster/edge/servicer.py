@@ -4,9 +4,9 @@ import asyncio
 import logging
 import math
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import grpc
@@ -14,6 +14,7 @@ from grpc_health.v1.health import aio as health_aio
 from grpc_health.v1.health_pb2 import HealthCheckResponse
 
 from cluster.admit.request import ValidatedRequest
+from cluster.edge.reading import Reading
 from cluster.edge.tenants import Tenants
 from cluster.route.attached_pipeline import AttachedPipeline
 from cluster.route.router import Router
@@ -66,11 +67,11 @@ class Inference(InferenceServicer):
         validate: Callable[[pb.GenerateRequest, Transcript | None], ValidatedRequest],
         tenants: Tenants,
     ) -> None:
-        """``validate`` runs in a thread of its own, one call at a time: tokenising takes long."""
+        """``validate`` runs beside the event loop, as tokenising takes long; see ``Reading``."""
         self._router = router
         self._validate = validate
         self._tenants = tenants
-        self._validator = ThreadPoolExecutor(1, "validator")
+        self._reading = Reading()
 
     # A coroutine, not a generator: one that is cancelled in its write still closes its follower.
     async def Generate(  # type: ignore[override]  # noqa: N802
@@ -78,10 +79,11 @@ class Inference(InferenceServicer):
     ) -> None:
         async with refusals(context, "Generate", request_id=request.request_id):
             tenant = self._tenants.identify(context.invocation_metadata())
-            loop = asyncio.get_running_loop()
             session_id = _own(tenant, request.session_id)
             last = self._router.last_turn(session_id) if session_id else None
-            validated = await loop.run_in_executor(self._validator, self._validate, request, last)
+            validated = await self._reading.read(
+                tenant, request.ByteSize(), partial(self._validate, request, last)
+            )
             validated = replace(validated, session_id=session_id)
             seconds_left = context.time_remaining()
             follower = self._router.submit(

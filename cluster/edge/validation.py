@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Protocol, cast, get_args
 
 from cluster.admit.request import ValidatedRequest
+from cluster.edge.size import check_size
 from pyramidserve.errors import InvalidRequestError
 from pyramidserve.prompt import goes_on
 from pyramidserve.types import ChatMessage, Compression, Role
@@ -23,6 +24,11 @@ IDENTIFIER_CHARACTERS = 128
 
 class Tokenizer(Protocol):
     """Turns what people write into token ids."""
+
+    @property
+    def characters_per_token(self) -> int | None:
+        """Characters of a text that one id stands for, at most; None: any number."""
+        ...
 
     def encode(self, text: str) -> list[int]:
         """The ids of ``text`` as it stands."""
@@ -52,6 +58,7 @@ def validate_request(
     """
     _check_identifier("request_id", message.request_id, 1)
     _check_identifier("session_id", message.session_id, 0)
+    check_size(message, facts.context, tokenizer.characters_per_token)
     prompt_ids, messages = _prompt(message, tokenizer, last)
     sampling = sampling_from_message(message.sampling)
     compression = compression_from_message(message.compression, default_compression)

@@ -8,6 +8,7 @@ from pyramidserve.prompt import goes_on
 from pyramidserve.types import ChatMessage
 from workers.model.config import ModelConfig
 from workers.model.control_tokens import ControlTokens
+from workers.model.longest_token import characters_per_token
 from workers.model.transcript import Transcript
 
 
@@ -16,6 +17,9 @@ class Tokenizer:
 
     Control tokens are those that the tokenizer calls special, and others that its chat template writes.
     Where a message has typed one it is encoded as text, unless it is wanted there.
+
+    Attributes:
+        characters_per_token: see ``workers.model.longest_token``; None: nothing is known of it.
     """
 
     def __init__(self, checkpoint: Path, control_tokens_in_messages: bool = False) -> None:
@@ -30,6 +34,8 @@ class Tokenizer:
             self._tokenizer = AutoTokenizer.from_pretrained(checkpoint)
         except Exception as error:  # the tokenizers library raises just that
             raise CheckpointError(f"the tokenizer of {checkpoint} cannot be read: {error}") from error
+        backend = getattr(self._tokenizer, "backend_tokenizer", None)
+        self.characters_per_token = None if backend is None else characters_per_token(backend)
         added = self._tokenizer.added_tokens_decoder
         self._special = {token: str(each) for token, each in added.items() if each.special}
         template = self._tokenizer.chat_template or ""

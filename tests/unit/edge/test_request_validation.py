@@ -33,6 +33,8 @@ DEFAULT = Compression("pyramid", "evict", kv_keep=0.5)
 class Letters:
     """A token a letter, behind one that begins the text."""
 
+    characters_per_token = 1
+
     def encode(self, text: str) -> list[int]:
         return [0, *(ord(letter) % VOCABULARY for letter in text)]
 

@@ -1,0 +1,36 @@
+"""What is too long for the model, told by its size alone: tokenising it would take as long as it is."""
+
+from pyramidserve.errors import InvalidRequestError
+from pyramidserve.v1 import inference_pb2 as pb
+
+
+def check_size(message: pb.GenerateRequest, context: int, characters_per_token: int | None) -> None:
+    """Raises InvalidRequestError where a prompt, or output sent along, cannot fit into ``context`` tokens.
+
+    ``characters_per_token``: that an id stands for at most; None: any number.
+    """
+    ids = len(message.token_ids.ids)
+    if ids >= context:
+        raise InvalidRequestError(
+            f"the prompt has {ids} tokens; the model's context is {context}, so at most one less fits"
+        )
+    resumed = len(message.resume_output_ids)
+    if resumed >= context:
+        raise InvalidRequestError(
+            f"resume_output_ids has {resumed} tokens; the model's context is {context}, with the prompt"
+        )
+    characters = _characters(message)
+    if characters_per_token and characters > context * characters_per_token:
+        raise InvalidRequestError(
+            f"the prompt has {characters} characters, which are {-(-characters // characters_per_token)} "
+            f"tokens at least; the model's context is {context}: shorten it"
+        )
+
+
+def _characters(message: pb.GenerateRequest) -> int:
+    """Characters that become tokens, whatever a chat template makes of them."""
+    if message.HasField("text"):
+        return len(message.text)
+    # Templates strip contents, and leave out what the assistant has thought.
+    asked = (each for each in message.chat.messages if each.role in ("system", "user"))
+    return sum(len(each.content.strip()) for each in asked)
