@@ -1,20 +1,37 @@
-"""A burst makes a cluster grow by a gang; afterwards it shrinks again, and no stream is lost."""
+"""A burst makes a cluster grow by a gang; afterwards it shrinks again, and no stream is lost.
 
-from collections.abc import Callable
+So it is when Serve's controller dies meanwhile.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
-from cluster_process import eventually, running_cluster
+from cluster_process import RunningCluster, eventually, running_cluster
 
 from pyramidserve import Client, Reply, Stopping
 
 LONG = Stopping(max_tokens=150, ignore_eos=True)
+BURST = 300
+GANGS = """
+import sys, ray
+ray.init(address=sys.argv[1], log_to_driver=False)
+groups = ray.util.placement_group_table().values()
+print(sum(group["state"] != "REMOVED" for group in groups))
+"""
 
 
-@pytest.mark.timeout(600)
-def test_a_burst_brings_a_gang_and_calm_takes_it_away(tmp_path: Path, toy: Callable[[str], Path]) -> None:
+@pytest.fixture(scope="module")
+def cluster(
+    tmp_path_factory: pytest.TempPathFactory, toy: Callable[[str], Path]
+) -> Iterator[RunningCluster]:
     settings: dict[str, Any] = {
         "model": str(toy("gqa")),
         "shards": 2,
@@ -26,26 +43,63 @@ def test_a_burst_brings_a_gang_and_calm_takes_it_away(tmp_path: Path, toy: Calla
         "cpus_per_shard": 0.25,
         "compression": {"policy": "full"},
     }
-    with running_cluster(tmp_path, **settings) as cluster, Client(cluster.target) as client:
+    with running_cluster(tmp_path_factory.mktemp("autoscaling"), **settings) as running:
+        yield running
 
-        def pipelines() -> int:
-            return len(cluster.state().pipelines)
 
-        def ask(number: int) -> Reply:
-            return client.generate(list(range(3, 103)), request_id=f"r{number}", stopping=LONG)
+def pipelines(cluster: RunningCluster) -> int:
+    return len(cluster.state().pipelines)
 
-        assert pipelines() == 1
-        with ThreadPoolExecutor(300) as users:
-            replies = [users.submit(ask, number) for number in range(300)]
-            eventually(lambda: pipelines() == 2, "no gang was added")
-            answers = [reply.result() for reply in replies]
-        assert {reply.token_ids for reply in answers} == {answers[0].token_ids}
-        assert all(len(reply.token_ids) == 150 for reply in answers)
-        assert len({reply.receipt.pipeline_id for reply in answers}) == 2
-        with ThreadPoolExecutor(4) as users:  # these run while it shrinks
-            lasting = [users.submit(ask, 1000 + number) for number in range(4)]
-            eventually(lambda: pipelines() == 1, "no gang was taken away")
-            later = [reply.result() for reply in lasting]
-        assert all(reply.receipt.replays == 0 for reply in [*answers, *later])
-        assert "replayed" not in cluster.state().decisions
-        cluster.check_empty()
+
+def ask(client: Client, number: int) -> Reply:
+    return client.generate(list(range(3, 103)), request_id=f"r{number}", stopping=LONG)
+
+
+@pytest.mark.timeout(600)
+def test_a_burst_brings_a_gang_and_calm_takes_it_away(cluster: RunningCluster) -> None:
+    assert pipelines(cluster) == 1
+    with Client(cluster.target) as client, ThreadPoolExecutor(BURST) as users:
+        replies = [users.submit(ask, client, number) for number in range(BURST)]
+        eventually(lambda: pipelines(cluster) == 2, "no gang was added")
+        answers = [reply.result() for reply in replies]
+    assert {reply.token_ids for reply in answers} == {answers[0].token_ids}
+    assert all(len(reply.token_ids) == 150 for reply in answers)
+    assert len({reply.receipt.pipeline_id for reply in answers}) == 2
+    with Client(cluster.target) as client, ThreadPoolExecutor(4) as users:  # they run while it shrinks
+        lasting = [users.submit(ask, client, 1000 + number) for number in range(4)]
+        eventually(lambda: pipelines(cluster) == 1, "no gang was taken away")
+        later = [reply.result() for reply in lasting]
+    assert all(reply.receipt.replays == 0 for reply in [*answers, *later])
+    assert "replayed" not in cluster.state().decisions
+    cluster.check_empty()
+
+
+def kill_controller(cluster: RunningCluster) -> None:
+    """Kills the process of Serve's controller, on the node that a shard runs on."""
+    shard = psutil.Process(cluster.state().pipelines[0].stages[0].pid)
+    node = shard.parent()
+    assert node is not None
+    (controller,) = [each for each in node.children() if each.name().startswith("ray::ServeContr")]
+    controller.kill()
+    controller.wait(10)
+
+
+@pytest.mark.timeout(600)
+def test_scaling_goes_on_when_the_controller_dies_alone_and_with_a_shard(cluster: RunningCluster) -> None:
+    eventually(lambda: pipelines(cluster) == 1, "no gang was taken away")
+    kill_controller(cluster)
+    with Client(cluster.target) as client, ThreadPoolExecutor(BURST) as users:
+        replies = [users.submit(ask, client, number) for number in range(BURST)]
+        eventually(lambda: pipelines(cluster) == 2, "no gang was added")
+        lost = cluster.state().pipelines[1]
+        kill_controller(cluster)
+        os.kill(lost.stages[1].pid, signal.SIGKILL)
+        answers = [reply.result() for reply in replies]
+    assert {reply.token_ids for reply in answers} == {answers[0].token_ids}
+    assert all(len(reply.token_ids) == 150 for reply in answers)
+    eventually(lambda: pipelines(cluster) == 1, "no gang was taken away")
+    cluster.check_empty()
+    said = subprocess.run(
+        [sys.executable, "-c", GANGS, cluster.ray], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert said.stdout.strip() == "1"
