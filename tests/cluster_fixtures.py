@@ -14,6 +14,7 @@ def toy_cluster(
     """Two shards of a toy model, fp32, that keep the full cache unless asked otherwise."""
     with running_cluster(
         tmp_path_factory.mktemp("toy-cluster"),
+        options=("--log-level", "info"),
         model=str(toy("gqa")),
         dtype="float32",
         shards=2,

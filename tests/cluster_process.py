@@ -26,10 +26,11 @@ PYRAMIDSERVE = Path(sys.executable).parent / "pyramidserve"
 
 @dataclass(frozen=True)
 class RunningCluster:
-    """A cluster that serves at ``target``, on the Ray cluster at ``ray``."""
+    """A cluster that serves at ``target``, on the Ray cluster at ``ray``; ``lines``: what it has said."""
 
     target: str
     ray: str
+    lines: list[str]
 
     def state(self) -> ClusterState:
         with Client(self.target) as client:
@@ -93,10 +94,11 @@ def run_serve(
     program: Path = PYRAMIDSERVE,
     address: str = "",
     prefix: Sequence[str] = (),
+    options: Sequence[str] = (),
 ) -> subprocess.Popen[str]:
     """Starts `pyramidserve serve` in ``folder``, which is not the project's."""
     return subprocess.Popen(
-        [*prefix, program, "serve", "--config", config, "--address", address],
+        [*prefix, program, "serve", "--config", config, "--address", address, *options],
         cwd=folder,
         stderr=subprocess.PIPE,
         text=True,
@@ -110,6 +112,7 @@ def running_cluster(
     address: str = "",
     prefix: Sequence[str] = (),
     reached_at: str = "127.0.0.1",
+    options: Sequence[str] = (),
     **settings: Any,
 ) -> Iterator[RunningCluster]:
     """A cluster with these settings; it is shut down in order at the end.
@@ -118,11 +121,13 @@ def running_cluster(
         address: of the Ray cluster that it is to run on; "": its own.
         prefix: of the command, as "ip netns exec" that runs it on another host.
         reached_at: where clients of here find the router's host.
+        options: of `pyramidserve serve`, beside those.
     """
     port = free_port()
     config = write_config(folder / f"serve-{port}.yaml", router_port=port, **settings)
-    process = run_serve(folder, config, program, address, prefix)
+    process = run_serve(folder, config, program, address, prefix, options)
     assert process.stderr is not None
+    reader = threading.Thread(target=lambda: lines.extend(process.stderr or ()))
     timer = threading.Timer(READY_SECONDS, process.kill)
     timer.start()
     lines: list[str] = []
@@ -135,9 +140,12 @@ def running_cluster(
             pytest.fail("the cluster did not come up:\n" + "".join(lines))
         timer.cancel()
         (ray,) = re.findall(r"on the Ray cluster at (\S+);", "".join(lines))
-        yield RunningCluster(f"{reached_at}:{port}", ray)
+        reader.start()
+        yield RunningCluster(f"{reached_at}:{port}", ray, lines)
     finally:
         timer.cancel()
         process.send_signal(signal.SIGTERM)
         process.wait(timeout=60)
+        if reader.ident is not None:
+            reader.join()
         process.stderr.close()

@@ -14,6 +14,7 @@ from pyramidserve.v1.pipeline_pb2_grpc import PipelineRegistryStub
 from pyramidserve.wire.connection import UNLIMITED, channel_options, endpoint
 from workers.engine.loop import SequenceBroken, SequenceCancelled, SequenceFinished, SequenceTokens
 from workers.engine.runner import Cancel, EndSession, EngineRunner, Report, SequenceRefused, Start
+from workers.events import tell
 from workers.rendezvous import look_up
 from workers.schedule.sequence import SequenceRequest
 from workers.schedule.step import ShardMemory
@@ -57,9 +58,8 @@ class Head:
                 async with grpc.aio.insecure_channel(target, channel_options(UNLIMITED)) as channel:
                     await self._attached(PipelineRegistryStub(channel), runner)
             except grpc.aio.AioRpcError as error:
-                logger.warning(
-                    "router_lost target=%s status=%s details=%s", target, error.code().name, error.details()
-                )
+                status, details = error.code().name, error.details()
+                tell(logger, logging.WARNING, "router_lost", target=target, status=status, details=details)
             await self._drain(runner)
             await asyncio.sleep(RETRY_SECONDS)
         self._gone.set()
@@ -77,9 +77,12 @@ class Head:
         # Ours to cancel: gRPC would leave a request iterator of a broken call waiting for the next report.
         writing = asyncio.create_task(self._write(call))
         writing.add_done_callback(lambda _: call.cancel())
-        logger.info("attaching pipeline=%s", self._hello.pipeline_id)
+        tell(logger, logging.INFO, "attaching")
         try:
             async for order in call:
+                for start in order.start:
+                    ids = {"request_id": start.request_id, "sequence": start.sequence_id}
+                    tell(logger, logging.INFO, "sequence_ordered", **ids)
                 if order.start:
                     runner.order(Start(tuple(map(_request, order.start)), order.queued))
                 if order.cancel:

@@ -1,11 +1,16 @@
 """What we use of Ray that is not its public interface: what an upgrade of Ray may break is here."""
 
+import logging
+from logging.handlers import MemoryHandler, RotatingFileHandler
+from pathlib import Path
 from typing import Any
 
+import ray
 from ray._private.authentication.authentication_token_setup import (
     maybe_enable_token_auth_if_token_available,
 )
 from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
+from ray.serve._private.logging_utils import get_serve_logs_dir
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ServeDeploySchema
 
@@ -43,3 +48,17 @@ def deployed() -> list[dict[str, Any]]:
         return []
     applications = client.get_serve_details()["applications"].values()
     return [application["deployed_app_config"] for application in applications]
+
+
+def serve_log() -> RotatingFileHandler:
+    """What writes the log that Serve keeps of this replica."""
+    (buffer,) = (
+        each for each in logging.getLogger("ray.serve").handlers if isinstance(each, MemoryHandler)
+    )
+    assert isinstance(buffer.target, RotatingFileHandler)
+    return buffer.target
+
+
+def serve_logs() -> Path | None:
+    """The folder of Serve's logs on this node; None while this process has not joined a cluster."""
+    return Path(get_serve_logs_dir()) if ray.is_initialized() else None

@@ -29,13 +29,15 @@ from workers.engine.runner import EngineRunner, Report
 from workers.engine.settings import EngineSettings
 from workers.engine.stage import Stage, StageConfig, StageFacts
 from workers.engine.transport import Ring, RingPipeline, follow
+from workers.event_file import write_events
+from workers.events import tell
 from workers.head import Head
 from workers.model.checkpoint import resolve_checkpoint
 from workers.model.config import ModelConfig, read_config
 from workers.model.tokenizer import Tokenizer, end_ids
 from workers.rendezvous import interface_of, meet, node_address, router_key, shard_address
 
-logger = logging.getLogger("ray.serve")
+logger = logging.getLogger(__name__)
 
 GANG_TIMEOUT_SECONDS = 120.0
 
@@ -111,7 +113,8 @@ class Shard:
 
     async def __init__(self, config: ShardConfig) -> None:  # type: ignore[misc]  # Serve awaits it
         self._config = config
-        self._place = _membership()
+        self._place = place = _membership()
+        write_events(pipeline=place.gang, rank=place.rank)
         self._runner: EngineRunner | None = None
         self._head: Head | None = None
         self._leases: list[Any] = []
@@ -133,13 +136,8 @@ class Shard:
         else:
             assert ring is not None
             self._spawn(asyncio.to_thread(self._follow, stage, ring))
-        logger.info(
-            "shard_ready gang=%s rank=%d layers=%d-%d",
-            self._place.gang,
-            self._place.rank,
-            stage.layout.first,
-            stage.layout.end,
-        )
+        layout = stage.layout
+        tell(logger, logging.INFO, "shard_ready", first_layer=layout.first, end_layer=layout.end)
 
     def _load(self, checkpoint: Any, model: ModelConfig) -> Stage:
         bounds = (0, *self._config.boundaries, model.layers)
@@ -194,13 +192,12 @@ class Shard:
         try:
             follow(stage, ring)
         except IntegrityError as error:
-            place = self._place
-            logger.exception("integrity_failed gang=%s rank=%d what=%r", place.gang, place.rank, str(error))
+            tell(logger, logging.ERROR, "integrity_failed", error, what=str(error))
             os._exit(1)
-        except Exception:
+        except Exception as error:
             if self._let_go:  # the head has gone in order, and Serve ends this shard next
                 return
-            logger.exception("shard_failed gang=%s rank=%d", self._place.gang, self._place.rank)
+            tell(logger, logging.ERROR, "shard_failed", error)
             os._exit(1)
 
     def _spawn(self, work: Any) -> None:
@@ -210,7 +207,7 @@ class Shard:
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
-            logger.error("shard_failed gang=%s rank=%d", self._place.gang, self._place.rank, exc_info=error)
+            tell(logger, logging.ERROR, "shard_failed", error)
             os._exit(1)
 
     async def lease(self, member: str) -> AsyncIterator[str]:

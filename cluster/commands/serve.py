@@ -4,7 +4,10 @@ import argparse
 import signal
 import sys
 import threading
+from contextlib import nullcontext
 from pathlib import Path
+
+from workers.events import LEVELS
 
 SUMMARY = "keep a cluster up, on this machine or on the nodes of a Ray cluster"
 
@@ -17,17 +20,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--address", default="", help="of a Ray cluster to serve on; default: a new one on this machine"
     )
+    parser.add_argument(
+        "--log-level",
+        type=str.upper,
+        choices=LEVELS,
+        help="show events of this level and above, a line of JSON each; the files have them in any case",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Serves until it is interrupted or terminated."""
     from cluster.deploy.deployment import read_deployment
+    from cluster.deploy.event_tail import events_shown
     from cluster.deploy.serving import ray_address, serving
 
     stopped = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopped.set())
-    with serving(read_deployment(arguments.config), arguments.address, say) as target:
+    level, address = arguments.log_level, arguments.address
+    with (
+        events_shown(level, bool(address)) if level else nullcontext(),
+        serving(read_deployment(arguments.config), address, say) as target,
+    ):
         say(f"on the Ray cluster at {ray_address()}; `pyramidserve rollout` wants that as its --address")
         say(f"serving at {target}; `pyramidserve chat --target {target}` talks to it; Ctrl-C ends it")
         stopped.wait()

@@ -1,7 +1,6 @@
 """The Serve deployment that hosts the router."""
 
 import asyncio
-import logging
 from typing import Any
 
 from cluster.admit.request import ValidatedRequest
@@ -12,13 +11,12 @@ from cluster.edge.validation import validate_request
 from cluster.route.router import Router
 from pyramidserve import MAX_MESSAGE_BYTES
 from pyramidserve.v1 import inference_pb2 as messages
+from workers.event_file import write_events
 from workers.model.checkpoint import resolve_checkpoint
 from workers.model.config import read_config
 from workers.model.tokenizer import Tokenizer
 from workers.model.transcript import Transcript
 from workers.rendezvous import announce, router_key, shard_address
-
-logger = logging.getLogger("ray.serve")
 
 DEMAND_SECONDS = 0.5
 
@@ -28,6 +26,7 @@ class Edge:
 
     async def __init__(self, config: ClusterConfig, shards: Any) -> None:  # type: ignore[misc]
         """``shards`` is the handle of the shards' deployment; it makes them part of the application."""
+        write_events()
         self._server: RouterServer | None = None
         self._telling: asyncio.Task[None] | None = None
         checkpoint = await asyncio.to_thread(resolve_checkpoint, config.model)

@@ -19,6 +19,7 @@ from pyramidserve.v1 import inference_pb2 as pb
 from pyramidserve.v1.inference_pb2_grpc import add_InferenceServicer_to_server
 from pyramidserve.v1.pipeline_pb2_grpc import add_PipelineRegistryServicer_to_server
 from pyramidserve.wire.connection import UNLIMITED, endpoint, server_options
+from workers.events import tell
 from workers.model.transcript import Transcript
 
 BIND_INTERVAL = 0.2
@@ -114,9 +115,8 @@ async def serve(
     else:
         bound = public.add_secure_port(address, credentials)
     await public.start()
-    log.info(
-        "router_listening host=%s port=%d tls=%s registry_port=%d", host, bound, bool(credentials), inside
-    )
+    ports = {"port": bound, "registry_port": inside}
+    tell(log, logging.INFO, "router_listening", host=host, tls=bool(credentials), **ports)
     return RouterServer(router, (public, internal), (bound, inside), health_servicer)
 
 

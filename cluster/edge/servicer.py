@@ -17,6 +17,7 @@ from cluster.admit.request import ValidatedRequest
 from cluster.edge.reading import Reading
 from cluster.edge.tenants import Tenants
 from cluster.route.attached_pipeline import AttachedPipeline
+from cluster.route.live_requests import error_facts
 from cluster.route.router import Router
 from pyramidserve.errors import EngineError, InvalidRequestError, PyramidServeError
 from pyramidserve.v1 import inference_pb2 as pb
@@ -25,11 +26,13 @@ from pyramidserve.v1.inference_pb2_grpc import InferenceServicer
 from pyramidserve.v1.pipeline_pb2_grpc import PipelineRegistryServicer
 from pyramidserve.wire import cluster_state_to_message, error_to_metadata, event_to_message
 from pyramidserve.wire.error import STATUS
+from workers.events import tell
 from workers.model.transcript import Transcript
 
 INFERENCE = pb.DESCRIPTOR.services_by_name["Inference"].full_name
 # Percent-encoded in a header that may have 8 KiB with all others; the metadata has the whole.
 DETAILS_CHARACTERS = 200
+ID_CHARACTERS = 140  # in the log, of ids that may still be refused
 
 log = logging.getLogger(__name__)
 
@@ -37,16 +40,19 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 @asynccontextmanager
-async def refusals(context: Context, call: str, **ids: str) -> AsyncIterator[None]:
-    """Turns what the body raises into a status with an ErrorDetail, and logs a line."""
-    call += "".join(f" {name}={value!r:.140}" for name, value in ids.items())
+async def refusals(context: Context, call: str, **ids: str) -> AsyncIterator[dict[str, str]]:
+    """Turns what the body raises into a status with an ErrorDetail, and logs it.
+
+    Yields what the event says of the call, for the body to add to.
+    """
+    about = {"call": call} | {name: value[:ID_CHARACTERS] for name, value in ids.items()}
     try:
-        yield
+        yield about
     except PyramidServeError as raised:
         error = raised
-        log.info("refused call=%s reason=%s message=%r", call, error.reason, error.message)
-    except Exception:
-        log.exception("unexpected_error call=%s", call)
+        tell(log, logging.INFO, "call_refused", **about, **error_facts(error))
+    except Exception as unexpected:
+        tell(log, logging.ERROR, "unexpected_error", unexpected, **about)
         error = EngineError("an unexpected error; the server's log has it", reason="internal")
     else:
         return
@@ -77,8 +83,8 @@ class Inference(InferenceServicer):
     async def Generate(  # type: ignore[override]  # noqa: N802
         self, request: pb.GenerateRequest, context: Context
     ) -> None:
-        async with refusals(context, "Generate", request_id=request.request_id):
-            tenant = self._tenants.identify(context.invocation_metadata())
+        async with refusals(context, "Generate", request_id=request.request_id) as about:
+            about["tenant"] = tenant = self._tenants.identify(context.invocation_metadata())
             session_id = _own(tenant, request.session_id)
             last = self._router.last_turn(session_id) if session_id else None
             validated = await self._reading.read(
@@ -98,8 +104,8 @@ class Inference(InferenceServicer):
     async def EndSession(  # noqa: N802
         self, request: pb.EndSessionRequest, context: Context
     ) -> pb.EndSessionResponse:
-        async with refusals(context, "EndSession", session_id=request.session_id):
-            tenant = self._tenants.identify(context.invocation_metadata())
+        async with refusals(context, "EndSession", session_id=request.session_id) as about:
+            about["tenant"] = tenant = self._tenants.identify(context.invocation_metadata())
             turns = self._router.end_session(_own(tenant, request.session_id))
             return pb.EndSessionResponse(turns=turns)
 

@@ -14,6 +14,7 @@ from pyramidserve.wire import (
     stage_state_from_message,
     stopping_to_message,
 )
+from workers.events import tell
 
 log = logging.getLogger(__name__)
 
@@ -55,11 +56,16 @@ class AttachedPipeline:
             session_id=live.session_id,
         )
         self.orders.put_nowait(pb.RouterOrder(start=[start], queued=queued))
-        log.info(
-            "request_admitted request_id=%r sequence_id=%d pipeline_id=%r",
-            request.request_id,
-            admitted.sequence_id,
-            self.pipeline_id,
+        place = {"pipeline": self.pipeline_id, "sequence": admitted.sequence_id}
+        waited, done = now - live.arrived, live.output_tokens
+        tell(
+            log,
+            logging.INFO,
+            "request_admitted",
+            **live.ids,
+            **place,
+            since_arrival=waited,
+            output_tokens=done,
         )
 
     def tell_demand(self, demand: float) -> None:

@@ -59,6 +59,11 @@ class LiveRequest:
         self._followers: set[Follower] = set()
 
     @property
+    def ids(self) -> dict[str, str]:
+        """Who it is, in events."""
+        return {"request_id": self.request.request_id, "tenant": self.tenant}
+
+    @property
     def ended(self) -> bool:
         return self._end is not None
 
@@ -115,8 +120,8 @@ class LiveRequest:
         if not self.losses:
             self.sent = now
 
-    def append(self, tokens: Tokens, now: float) -> None:
-        """Adds new output, to be told when the pacer says so.
+    def append(self, tokens: Tokens, now: float) -> bool:
+        """Adds new output, to be told when the pacer says so; returns whether it is the first.
 
         Raises EngineError if it leaves a gap or is more than was asked for.
         """
@@ -127,12 +132,14 @@ class LiveRequest:
                 f"the pipeline sent output {tokens.index} to {after} where {length} was due and "
                 f"{self.request.max_tokens} is the end"
             )
+        first = not self._chunks
         self._chunks.append(tokens)
         self._times += [now] * len(tokens.token_ids)
         if self._told:
             self._pacer.add(self)
         else:
             self.tell()
+        return first
 
     def tell(self) -> None:
         """Tells all followers of what there is."""

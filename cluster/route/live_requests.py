@@ -11,7 +11,9 @@ from cluster.route.attached_pipeline import AttachedPipeline
 from cluster.route.live import Follower, LiveRequest
 from pyramidserve.errors import (
     EngineError,
+    InvalidRequestError,
     PyramidServeError,
+    RequestCancelledError,
     RequestConflictError,
     UnavailableError,
     not_finite,
@@ -19,6 +21,7 @@ from pyramidserve.errors import (
 from pyramidserve.v1 import pipeline_pb2 as pb
 from pyramidserve.wire import receipt_from_message, tokens_from_message
 from workers.budget.pages import IntegrityError
+from workers.events import tell
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +29,15 @@ log = logging.getLogger(__name__)
 LOST_RETRY_DELAY = 1.0
 # How often a request is run anew: one that brings pipelines down must not bring down all.
 REPLAYS = 5
+
+
+def error_facts(error: PyramidServeError) -> dict[str, str]:
+    """What an event says of an error.
+
+    What is wrong with a request may have its content in it, and is told to its client alone.
+    """
+    facts = {"reason": error.reason}
+    return facts if isinstance(error, InvalidRequestError) else facts | {"message": error.message}
 
 
 class LiveRequests:
@@ -75,6 +87,8 @@ class LiveRequests:
             decisions[error.reason] += 1
             raise
         decisions["joined"] += 1
+        resumed = len(request.resume_output_ids)
+        tell(log, logging.INFO, "request_joined", **live.ids, resumed_tokens=resumed)
         return follower
 
     def leave_session(self, session_id: str) -> bool:
@@ -90,7 +104,17 @@ class LiveRequests:
         if live is None or live.ended:
             return
         try:
-            live.append(tokens_from_message(new.tokens), self._clock())
+            now = self._clock()
+            if live.append(tokens_from_message(new.tokens), now):
+                place, waited = pipeline.pipeline_id, now - live.arrived
+                tell(
+                    log,
+                    logging.INFO,
+                    "request_first_token",
+                    **live.ids,
+                    pipeline=place,
+                    since_arrival=waited,
+                )
             pipeline.ledger.advance(new.sequence_id, live.output_tokens - 1)
         except EngineError as error:
             self.fail(live, error)
@@ -110,11 +134,18 @@ class LiveRequests:
         self._forget(live)
         self._admission.count_finished(live.request, receipt.output_tokens, receipt.inter_token_p50)
         self._sessions.count_turn(live.session_id, live.transcript())
-        log.info(
-            "request_finished request_id=%r pipeline_id=%r output_tokens=%d",
-            live.request.request_id,
-            pipeline.pipeline_id,
-            receipt.output_tokens,
+        tell(
+            log,
+            logging.INFO,
+            "request_finished",
+            **live.ids,
+            pipeline=pipeline.pipeline_id,
+            reason=receipt.finish_reason.value,
+            output_tokens=receipt.output_tokens,
+            time_to_first_token=receipt.time_to_first_token,
+            since_arrival=self._clock() - live.arrived,
+            preemptions=receipt.preemptions,
+            replays=receipt.replays,
         )
 
     def end_failed(self, pipeline: AttachedPipeline, failed: pb.SequenceFailed) -> None:
@@ -125,7 +156,7 @@ class LiveRequests:
         if failed.cause == failed.CAUSE_NO_ROOM:
             self._admission.decisions["no_room"] += 1
             self._admission.requeue(live)
-            log.info("request_requeued request_id=%r", live.request.request_id)
+            tell(log, logging.INFO, "request_requeued", **live.ids, pipeline=pipeline.pipeline_id)
         elif failed.cause == failed.CAUSE_NOT_FINITE:
             self.fail(live, not_finite(live.request.request_id))
         else:
@@ -147,12 +178,8 @@ class LiveRequests:
             return
         self._admission.decisions["replayed"] += 1
         self._admission.requeue(live)
-        log.info(
-            "request_replayed request_id=%r pipeline_id=%r output_tokens=%d",
-            request_id,
-            pipeline.pipeline_id,
-            live.output_tokens,
-        )
+        lost, done = pipeline.pipeline_id, live.output_tokens
+        tell(log, logging.INFO, "request_replayed", **live.ids, pipeline=lost, output_tokens=done)
 
     def fail(self, live: LiveRequest, error: PyramidServeError) -> None:
         """Ends a request with ``error``, unless it has ended."""
@@ -161,7 +188,16 @@ class LiveRequests:
         live.fail(error)
         self._forget(live)
         self._admission.decisions[error.reason] += 1
-        log.info("request_failed request_id=%r reason=%s", live.request.request_id, error.reason)
+        tell(
+            log,
+            logging.INFO,
+            "request_cancelled" if isinstance(error, RequestCancelledError) else "request_failed",
+            **live.ids,
+            pipeline=live.pipeline_id,
+            **error_facts(error),
+            output_tokens=live.output_tokens,
+            since_arrival=self._clock() - live.arrived,
+        )
 
     def check_integrity(self, running: list[LiveRequest]) -> None:
         """Raises IntegrityError unless every live request waits or is one of those ``running``."""
@@ -183,7 +219,8 @@ class LiveRequests:
         live = pipeline.sequences.pop(sequence_id, None)
         if live is None:
             # A sequence may end by itself while its cancellation is on the way.
-            log.info("unknown_sequence pipeline_id=%r sequence_id=%d", pipeline.pipeline_id, sequence_id)
+            place = {"pipeline": pipeline.pipeline_id, "sequence": sequence_id}
+            tell(log, logging.INFO, "unknown_sequence", **place)
         else:
             pipeline.ledger.remove(sequence_id)
         return live

@@ -12,6 +12,7 @@ from cluster.route.tuning import RouteTuning
 from pyramidserve.errors import ConfigurationError
 from pyramidserve.v1 import pipeline_pb2 as pb
 from workers.budget.pages import IntegrityError
+from workers.events import tell
 
 log = logging.getLogger(__name__)
 
@@ -92,18 +93,15 @@ class Pipelines:
         """Takes a pipeline in, of whose id there is none."""
         self._attached[pipeline.pipeline_id] = pipeline
         self.placement.gained(pipeline.ledger)
-        log.info("pipeline_attached pipeline_id=%r stages=%d", pipeline.pipeline_id, pipeline.stages)
+        tell(log, logging.INFO, "pipeline_attached", pipeline=pipeline.pipeline_id, shards=pipeline.stages)
 
     def remove(self, pipeline: AttachedPipeline) -> None:
         """Lets an attached pipeline go, whatever it runs."""
         del self._attached[pipeline.pipeline_id]
         self.placement.close(pipeline.pipeline_id)
         pipeline.orders.put_nowait(None)
-        log.info(
-            "pipeline_detached pipeline_id=%r sequences=%d",
-            pipeline.pipeline_id,
-            len(pipeline.sequences),
-        )
+        name, sequences = pipeline.pipeline_id, len(pipeline.sequences)
+        tell(log, logging.INFO, "pipeline_detached", pipeline=name, sequences=sequences)
 
     def leave(self, pipeline: AttachedPipeline, waiting: int) -> None:
         """Gives a pipeline nothing new, and lets it go as soon as it may; nothing if it is not attached.
@@ -112,9 +110,8 @@ class Pipelines:
         """
         if pipeline not in self:
             return
-        log.info(
-            "pipeline_leaving pipeline_id=%r sequences=%d", pipeline.pipeline_id, len(pipeline.sequences)
-        )
+        name, sequences = pipeline.pipeline_id, len(pipeline.sequences)
+        tell(log, logging.INFO, "pipeline_leaving", pipeline=name, sequences=sequences)
         pipeline.leaving = True
         self.placement.close(pipeline.pipeline_id)
         self.let_go(pipeline, waiting)

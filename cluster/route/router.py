@@ -23,7 +23,9 @@ from pyramidserve.errors import (
 )
 from pyramidserve.types import ClusterState
 from pyramidserve.v1 import pipeline_pb2 as pb
+from workers.events import tell
 from workers.model.transcript import Transcript
+from workers.policies.registry import policy_name
 from workers.schedule.validation import lowered
 
 log = logging.getLogger(__name__)
@@ -104,7 +106,17 @@ class Router:
         self._admission.enqueue(live, self._pipelines.ledgers())
         follower = live.follow(request.resume_output_ids)
         self._live.add(live)
-        log.info("request_queued request_id=%r", request.request_id)
+        tell(
+            log,
+            logging.INFO,
+            "request_queued",
+            **live.ids,
+            prompt_tokens=len(request.prompt_ids),
+            resumed_tokens=len(request.resume_output_ids),
+            max_tokens=request.max_tokens,
+            policy=policy_name(request.compression),
+            waiting=len(self._admission),
+        )
         self._dispatch()
         return follower
 
@@ -202,7 +214,7 @@ class Router:
             try:
                 await asyncio.wait_for(self._live.idle.wait(), timeout)
             except TimeoutError:
-                log.warning("drain_timed_out live=%d", len(self._live))
+                tell(log, logging.WARNING, "drain_timed_out", live=len(self._live))
         for pipeline in self._pipelines:
             self.detach(pipeline)
         for live in self._live:

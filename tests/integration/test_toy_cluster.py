@@ -1,9 +1,11 @@
 """Requests through SDK, router and a gang of two shards, on a toy model."""
 
 import asyncio
+import json
 import random
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -173,6 +175,40 @@ def test_a_request_id_that_is_live_is_joined_and_runs_once(
     assert second.token_ids[-1] == others[-1].token_ids[-1]
     assert len(second.token_ids) == 100
     assert toy_cluster.state().decisions["admitted"] == before + 1
+
+
+def test_the_log_has_a_request_from_the_queue_to_its_end(
+    client: Client, toy_cluster: RunningCluster
+) -> None:
+    name, left = "a-life-in-the-log", "left-in-the-log"
+    receipt = client.generate(PROMPT, stopping=LONG, request_id=name).receipt
+    with client.stream(PROMPT, stopping=LONG, request_id=left) as stream:
+        next(iter(stream))
+
+    def shown(request_id: str) -> list[dict[str, Any]]:
+        events = [json.loads(line) for line in toy_cluster.lines if line.startswith("{")]
+        return [event for event in events if event.get("request_id") == request_id]
+
+    eventually(lambda: len(shown(name)) == 5, "the terminal does not have five events of the request")
+    eventually(
+        lambda: bool(shown(left)) and shown(left)[-1]["event"] == "request_cancelled",
+        "the terminal does not have the end of the request whose client has left",
+    )
+    files = Path("/tmp/ray").glob("session_*/logs/serve/*.events.jsonl")
+    lines = [line for file in files for line in file.read_text().splitlines() if name in line]
+    written = {event["event"]: event for event in map(json.loads, lines)}
+    assert [written[event["event"]] for event in shown(name)] == shown(name)
+    assert {event["pipeline"] for event in written.values() if "pipeline" in event} == {receipt.pipeline_id}
+    assert written["request_admitted"]["sequence"] == written["sequence_ordered"]["sequence"]
+    assert written["sequence_ordered"]["rank"] == 0
+    end = written["request_finished"]
+    assert (end["reason"], end["output_tokens"]) == ("length", 100)
+    assert end["time_to_first_token"] == receipt.time_to_first_token
+    assert sorted(written) == [
+        "request_admitted", "request_finished", "request_first_token", "request_queued", "sequence_ordered",
+    ]  # fmt: skip
+    ready = {json.loads(line).get("rank") for line in toy_cluster.lines if '"shard_ready"' in line}
+    assert ready == {0, 1}
 
 
 def test_health_is_served(toy_cluster: RunningCluster) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 PURE = {
-    "workers": "percentile tuning",
+    "workers": "events percentile tuning",
     "workers.policies": "registry pyramid streaming full",
     "workers.budget": "footprint forecast ledger pages plan released",
     "workers.engine": "settings",

@@ -31,4 +31,4 @@ def test_what_ray_does_not_publish_is_used_in_one_file(folder: str) -> None:
 
 
 def test_that_file_would_be_found_out() -> None:
-    assert len(private_imports(ALLOWED.read_text())) == 4
+    assert "ray.serve.context._get_global_client" in private_imports(ALLOWED.read_text())

@@ -12,6 +12,7 @@ from workers.backends.interface import Backend
 from workers.backends.reference import ReferenceBackend
 from workers.backends.tuning import ReferenceTuning
 from workers.device import multiplies_bf16
+from workers.events import tell
 
 logger = logging.getLogger(__name__)
 
@@ -56,12 +57,25 @@ def choose_backend(
             except KernelBuildError as error:
                 refusal = str(error)
             else:
-                logger.info("kernels_chosen backend=cpu dtype=%s activations=%s", dtype, native.activations)
+                tell(
+                    logger,
+                    logging.INFO,
+                    "kernels_chosen",
+                    backend="cpu",
+                    dtype=str(dtype),
+                    activations=str(native.activations),
+                )
                 return native
     if backend == "cpu":
         raise ConfigurationError(f"backend is 'cpu', but {refusal}; give 'auto' or 'reference'")
     slower = logging.WARNING if refusal and device.type == "cpu" else logging.INFO
-    logger.log(
-        slower, "kernels_chosen backend=reference device=%s dtype=%s reason=%r", device, dtype, refusal
+    tell(
+        logger,
+        slower,
+        "kernels_chosen",
+        backend="reference",
+        device=str(device),
+        dtype=str(dtype),
+        reason=refusal,
     )
     return ReferenceBackend(dtype, tuning)

@@ -9,6 +9,7 @@ from queue import Empty, SimpleQueue
 
 from workers.budget.pages import IntegrityError
 from workers.engine.loop import EngineLoop, LoopEvent
+from workers.events import tell
 from workers.schedule.sequence import SequenceRequest
 from workers.schedule.step import ShardMemory
 
@@ -108,10 +109,10 @@ class EngineRunner:
                 loop = self._loop
                 self._on_report(Report(tuple(events), loop.memory, loop.idle, self._taken))
         except IntegrityError as error:
-            logger.exception("integrity_failed what=%r", str(error))
+            tell(logger, logging.ERROR, "integrity_failed", error, what=str(error))
             self._on_failure(error)
         except BaseException as error:
-            logger.exception("engine_failed")
+            tell(logger, logging.ERROR, "engine_failed", error)
             self._on_failure(error)
 
     def _take_orders(self) -> list[LoopEvent | SequenceRefused]:

@@ -11,6 +11,7 @@ from accelerate.utils import set_module_tensor_to_device
 from torch import nn
 
 from pyramidserve.errors import CheckpointError
+from workers.events import tell
 from workers.model.config import ModelConfig
 from workers.model.files import CheckpointFiles
 from workers.model.llama import LlamaStage
@@ -96,7 +97,8 @@ def load_stage(
     if tied and stage.head is not None:
         stage.head.weight = cast(nn.Embedding, stage.embedding).weight
     if files is None:
-        logger.warning("weights_random seed=%s layers=%d-%d", config.random_seed, first, end)
+        seed = config.random_seed
+        tell(logger, logging.WARNING, "weights_random", seed=seed, first_layer=first, end_layer=end)
     return stage.requires_grad_(False).eval(), tuple(dict.fromkeys(held))
 
 

@@ -363,7 +363,7 @@ def test_a_refused_call_is_logged_once_with_its_ids(caplog: pytest.LogCaptureFix
     caplog.set_level("INFO", "cluster.edge.servicer")
     run(scenario)
     (record,) = [each for each in caplog.records if each.name == "cluster.edge.servicer"]
-    assert "session_id='s\\n17' reason=unknown_session" in record.getMessage()
+    assert "session_id='s\\n17' tenant='' reason='unknown_session'" in record.getMessage()
     assert "\n" not in record.getMessage()
 
 

@@ -58,7 +58,7 @@ def test_without_a_compiler_the_log_says_so(
     monkeypatch.setenv("PYRAMIDSERVE_CACHE", str(tmp_path))
     monkeypatch.setenv("CC", "no-such-compiler")
     assert isinstance(choose_backend("auto", CPU, torch.float32), ReferenceBackend)
-    assert "backend=reference" in caplog.text
+    assert "backend='reference'" in caplog.text
     assert "no-such-compiler" in caplog.text
     assert caplog.records[-1].levelname == "WARNING"
     with pytest.raises(ConfigurationError, match=r"backend is 'cpu', but .*no-such-compiler.*'reference'"):
