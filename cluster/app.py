@@ -55,6 +55,7 @@ def shard_settings(config: ClusterConfig, model: ModelConfig) -> ShardConfig:
     return ShardConfig(
         model=config.model,
         boundaries=boundaries(costs, head_cost, config.shards),
+        compression=config.compression,
         settings=settings_of(config),
         session_seconds=config.session_max_age,
         host=config.shard_host,

@@ -252,7 +252,7 @@ class StageState:
 
     ``workspace_bytes`` is what a step may need beside weights and pages, for as long as it runs;
     ``device_bytes`` is what the device's allocator has handed out, ``device_peak_bytes`` the most of it so
-    far, both 0 on CPUs.
+    far, both 0 on CPUs. ``dtype`` is of weights and KV, ``backend`` has the kernels.
     """
 
     first_layer: int
@@ -270,6 +270,8 @@ class StageState:
     device_bytes: int
     device_peak_bytes: int
     tensor_names: tuple[str, ...] = ()
+    dtype: str = ""
+    backend: str = ""
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,7 @@ from ray.serve.request_router import (
     RunningReplica,
 )
 
-from pyramidserve.types import StageState
-from pyramidserve.v1 import pipeline_pb2 as messages
-from pyramidserve.wire import stage_state_to_message
+from pyramidserve.types import Compression, StageState
 from workers.budget.pages import IntegrityError
 from workers.device import device_of_rank
 from workers.engine.loop import EngineLoop
@@ -32,10 +30,12 @@ from workers.engine.transport import Ring, RingPipeline, follow
 from workers.event_file import write_events
 from workers.events import tell
 from workers.head import Head
+from workers.hello import first_state, hello
 from workers.model.checkpoint import resolve_checkpoint
 from workers.model.config import ModelConfig, read_config
 from workers.model.tokenizer import Tokenizer, end_ids
 from workers.rendezvous import interface_of, meet, node_address, router_key, shard_address
+from workers.schedule.capacity import capacity
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +51,7 @@ class ShardConfig:
     Attributes:
         model: checkpoint, see ``resolve_checkpoint``.
         boundaries: first layers of the shards behind the first.
+        compression: of requests that do not ask for any.
         host: address of the gang's own traffic; "": see ``shard_address``.
         threads: of torch, in each shard.
         stall_seconds: a step that takes longer fails the health check.
@@ -58,6 +59,7 @@ class ShardConfig:
 
     model: str
     boundaries: tuple[int, ...]
+    compression: Compression
     settings: EngineSettings
     session_seconds: float
     host: str
@@ -162,7 +164,10 @@ class Shard:
     ) -> None:
         config = self._config
         layout = pipeline_layout(facts, model.layers, config.settings)
-        self._head = head = Head(_hello(self._place.gang, config, facts), router_key())
+        stages = tuple(map(first_state, facts))
+        self._tell_ready(model, stages)
+        sequences = config.settings.max_sequences
+        self._head = head = Head(hello(self._place.gang, config.model, stages, sequences), router_key())
         events = asyncio.get_running_loop()
 
         def on_report(report: Report) -> None:
@@ -173,6 +178,22 @@ class Shard:
         self._runner = EngineRunner(loop, on_report, lambda error: os._exit(1))
         self._runner.start()
         self._spawn(self._serve(head))
+
+    def _tell_ready(self, model: ModelConfig, stages: Sequence[StageState]) -> None:
+        config = self._config
+        fits = capacity(stages, config.settings.max_sequences, model.context, config.compression)
+        tell(
+            logger,
+            logging.INFO,
+            "pipeline_ready",
+            model=config.model,
+            layers=model.layers,
+            context=model.context,
+            vocabulary=model.vocabulary,
+            dtype=stages[0].dtype,
+            backend=stages[0].backend,
+            fits=str(fits),
+        )
 
     async def _serve(self, head: Head) -> None:
         assert self._runner is not None
@@ -239,32 +260,3 @@ class Shard:
             lease.cancel()
         for task in self._tasks:
             task.cancel()
-
-
-def _hello(gang: str, config: ShardConfig, facts: Sequence[StageFacts]) -> messages.Hello:
-    stages = [
-        StageState(
-            first_layer=fact.layout.first,
-            end_layer=fact.layout.end,
-            pid=fact.pid,
-            node=fact.node,
-            pages_total=fact.pages,
-            pages_in_use=0,
-            pages_reserved=0,
-            page_bytes=fact.layout.page_bytes,
-            host_bytes=0,
-            host_bytes_limit=fact.host_bytes_limit,
-            workspace_bytes=fact.workspace_bytes,
-            resident_bytes=0,
-            device_bytes=0,
-            device_peak_bytes=0,
-            tensor_names=fact.tensor_names,
-        )
-        for fact in facts
-    ]
-    return messages.Hello(
-        pipeline_id=gang,
-        model=config.model,
-        stages=map(stage_state_to_message, stages),
-        max_sequences=config.settings.max_sequences,
-    )

@@ -32,16 +32,20 @@ def run(arguments: argparse.Namespace) -> int:
     """Serves until it is interrupted or terminated."""
     from cluster.deploy.deployment import read_deployment
     from cluster.deploy.event_tail import events_shown
+    from cluster.deploy.introduction import introduction
     from cluster.deploy.serving import ray_address, serving
 
     stopped = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopped.set())
+    deployment = read_deployment(arguments.config)
     level, address = arguments.log_level, arguments.address
     with (
         events_shown(level, bool(address)) if level else nullcontext(),
-        serving(read_deployment(arguments.config), address, say) as target,
+        serving(deployment, address, say) as target,
     ):
+        for line in introduction(deployment.config):
+            say(line)
         say(f"on the Ray cluster at {ray_address()}; `pyramidserve rollout` wants that as its --address")
         say(f"serving at {target}; `pyramidserve chat --target {target}` talks to it; Ctrl-C ends it")
         stopped.wait()

@@ -27,6 +27,8 @@ def stage_state_from_message(message: pb.StageState) -> StageState:
         device_bytes=message.device_bytes,
         device_peak_bytes=message.device_peak_bytes,
         tensor_names=tuple(message.tensor_names),
+        dtype=message.dtype,
+        backend=message.backend,
     )
 
 

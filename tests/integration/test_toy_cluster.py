@@ -211,6 +211,21 @@ def test_the_log_has_a_request_from_the_queue_to_its_end(
     assert ready == {0, 1}
 
 
+def test_a_good_start_says_what_fits(toy_cluster: RunningCluster) -> None:
+    stages = toy_cluster.state().pipelines[0].stages
+    # A sequence of the whole context has 16 pages of each layer.
+    fits = min(stage.pages_total // (16 * (stage.end_layer - stage.first_layer)) for stage in stages)
+    assert 1 < fits < 16
+    first = "6 layers, context 256, vocabulary 259, float32 on cpu kernels; "
+    room = f"{fits} sequences of 256 tokens with `full`"
+    (said,) = [line for line in toy_cluster.lines if line.startswith("· pipeline ")]
+    assert said.endswith(f"{first}room for {room}\n")
+    (told,) = [json.loads(line) for line in toy_cluster.lines if '"pipeline_ready"' in line]
+    assert told["fits"] == room
+    assert (told["layers"], told["context"], told["vocabulary"]) == (6, 256, 259)
+    assert (told["dtype"], told["backend"]) == ("float32", "cpu")
+
+
 def test_health_is_served(toy_cluster: RunningCluster) -> None:
     with grpc.insecure_channel(toy_cluster.target) as channel:
         stub = health_pb2_grpc.HealthStub(channel)

@@ -17,7 +17,7 @@ FLOORS = (
     "cluster.admit",
     "cluster.partition cluster.autoscale",
     "workers.bench workers.shard",
-    "workers.head",
+    "workers.head workers.hello",
     "workers.rendezvous workers.event_file",
     "workers.ray_private",
     "workers.engine",

@@ -14,8 +14,8 @@ PURE = {
     "workers.backends": "tuning",
     "workers.execute": "tuning",
     "workers.schedule": (
-        "accept cohorts detokenizer drafts groups integrity memory parked phase receipt room roster "
-        "scheduler sequence step steps tuning validation"
+        "accept capacity cohorts detokenizer drafts groups integrity memory parked phase receipt room "
+        "roster scheduler sequence step steps tuning validation"
     ),
     "workers.kv": "page_table",
     "workers.model": "config shapes transcript work",

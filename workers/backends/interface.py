@@ -117,8 +117,9 @@ class FusedDecode(Protocol):
 
 
 class Backend(Operations, Attention, Scratch, Protocol):
-    """All that a shard computes with; ``stopwatch`` says where its time goes."""
+    """All that a shard computes with; ``name`` is one of BACKENDS, ``stopwatch`` says where time goes."""
 
+    name: str
     stopwatch: Stopwatch
 
     def fuse(self, layers: Sequence[LayerWeights], model: ModelConfig) -> FusedDecode | None:

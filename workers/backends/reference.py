@@ -20,6 +20,8 @@ from workers.model.rope import Rotation
 class ReferenceBackend:
     """See ``Backend``. On any device, in any type."""
 
+    name = "reference"
+
     def __init__(self, dtype: torch.dtype, tuning: ReferenceTuning = ReferenceTuning()) -> None:
         """``dtype`` is of weights, KV and activations."""
         self.activations, self._tuning = dtype, tuning

@@ -173,3 +173,19 @@ def _alone(plan: KeepPlan, shards: tuple[ShardLayout, ...]) -> Footprints:
     footprints = Footprints(shards, 1)
     footprints.set(0, plan)
     return footprints
+
+
+def fitting(
+    plan: KeepPlan, shards: tuple[ShardLayout, ...], pages: Sequence[int], on_host: Sequence[int], most: int
+) -> int:
+    """How many sequences with ``plan``, whose output begins, find room at once.
+
+    Args:
+        pages: the pool of each shard.
+        on_host: pages that each shard's host memory holds.
+        most: sequences that there may be in any case.
+    """
+    (held, _) = lifetime_pages(plan, shards, (1,))
+    spilled = [host_pages(plan, shard, 1) for shard in shards]
+    needs = zip((*pages, *on_host), (*held, *spilled), strict=True)
+    return min(most, *(there // need for there, need in needs if need))

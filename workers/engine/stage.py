@@ -60,7 +60,8 @@ class StageConfig:
 class StageFacts:
     """What the rest of the cluster must know of a shard.
 
-    ``workspace_bytes``: device memory that a step may need beside weights and KV pool.
+    ``workspace_bytes``: device memory that a step may need beside weights and KV pool. ``dtype`` is of
+    weights and KV, ``backend`` has the kernels.
     """
 
     layout: ShardLayout
@@ -70,6 +71,8 @@ class StageFacts:
     tensor_names: tuple[str, ...]
     pid: int
     node: str
+    dtype: str
+    backend: str
 
 
 class Stage:
@@ -107,6 +110,8 @@ class Stage:
             tensor_names=self.tensor_names,
             pid=self._process.pid,
             node=node,
+            dtype=str(self._dtype).removeprefix("torch."),
+            backend=self._backend.name,
         )
 
     def workspace_bytes(self) -> int:

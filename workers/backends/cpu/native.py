@@ -43,6 +43,8 @@ class CpuBackend:
     is then rounded, or widened again, between two operations.
     """
 
+    name = "cpu"
+
     def __init__(
         self, library: CDLL, dtype: torch.dtype, tuning: ReferenceTuning = ReferenceTuning()
     ) -> None:

@@ -1,0 +1,58 @@
+"""What fits into a pipeline, in sequences that a person can imagine. Pure."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pyramidserve.types import Compression, StageState
+from workers.budget.footprint import ShardLayout, fitting
+from workers.policies.registry import plan, policy_name
+
+# A long chat; where the context is shorter, a full one.
+SEQUENCE_TOKENS = 4096
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """How many sequences of ``tokens`` tokens there can be at once.
+
+    Attributes:
+        compressed: of those with ``compression``.
+        full: of those that keep all KV on the device.
+        max_sequences: the most of any kind.
+    """
+
+    tokens: int
+    compression: Compression
+    compressed: int
+    full: int
+    max_sequences: int
+
+    def __str__(self) -> str:
+        """As in: 24 sequences of 4,096 tokens at keep 0.45; 11 with `full`."""
+        if self.compression.policy == "full":
+            return f"{self._count(self.full)} of {self.tokens:,} tokens with `full`"
+        keep = self.compression.kv_keep
+        how = f"with `{policy_name(self.compression)}`" if keep is None else f"at keep {keep:g}"
+        if self.compression.recall != "off":
+            how += f" and recall {self.compression.recall}"
+        return f"{self._count(self.compressed)} of {self.tokens:,} tokens {how}; {self.full} with `full`"
+
+    def _count(self, sequences: int) -> str:
+        bound = " (max_sequences)" if sequences == self.max_sequences else ""
+        return f"{sequences} sequence{'s' * (sequences != 1)}{bound}"
+
+
+def capacity(
+    stages: Sequence[StageState], max_sequences: int, context: int, compression: Compression
+) -> Capacity:
+    """What fits into the pools of ``stages``; of a model with that ``context``."""
+    tokens = min(SEQUENCE_TOKENS, context)
+    shards = tuple(ShardLayout(each.first_layer, each.end_layer, each.page_bytes) for each in stages)
+    pages = [each.pages_total for each in stages]
+    on_host = [each.host_bytes_limit // each.page_bytes for each in stages]
+
+    def count(kind: Compression) -> int:
+        keep = plan(kind, tokens - 1, shards[-1].end)  # the last token is output
+        return fitting(keep, shards, pages, on_host, max_sequences)
+
+    return Capacity(tokens, compression, count(compression), count(Compression("full")), max_sequences)
