@@ -2,7 +2,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo serve test test-fast soak gpu-check lint format stubs stubs-check
+.PHONY: demo serve test test-fast fuzz soak gpu-check lint format stubs stubs-check
 
 $(READY): pyproject.toml
 	python3 -m venv $(VENV)
@@ -21,6 +21,9 @@ test: $(READY)    ## every test
 
 test-fast: $(READY)  ## pure and unit tests
 	$(BIN)/pytest tests/unit
+
+fuzz: $(READY)    ## property tests at random, with 20 times as many examples
+	FUZZ=20 $(BIN)/pytest -m hypothesis --timeout 7200 tests/unit tests/conformance
 
 gpu-check: $(READY)  ## rehearse on the CPU what `python -m bench.gpu.check` does on a card
 	$(BIN)/python -m bench.gpu.check --device cpu --tiny --out build/gpu-check.json

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from fuzz import FACTOR, examples
+from hypothesis import settings
 from toy import LIFT_AT_ONCE, write_toy
 
 from workers.engine.engine import Engine, EngineConfig
@@ -13,6 +15,12 @@ from workers.execute.tuning import ExecuteTuning
 from workers.model.checkpoint import EMBEDDED, resolve_checkpoint
 
 SHARED_REFERENCE = Path(__file__).parents[2] / "shared" / "reference" / "pyramid_prefill.json"
+
+# Chance has no say in whether a change may land; `make fuzz` looks further.
+settings.register_profile(
+    "project", max_examples=examples(100), derandomize=FACTOR == 1, deadline=None, print_blob=True
+)
+settings.load_profile("project")
 
 # Toys are too small to share among threads, which would only wait for each other.
 torch.set_num_threads(1)

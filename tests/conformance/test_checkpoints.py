@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fuzz import examples
 from gguf import GGMLQuantizationType
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -328,7 +329,7 @@ def test_a_damaged_gguf_file_is_an_error_that_names_it(
         resolve_checkpoint(str(path))
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(40), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_gguf_file_with_any_header_is_read_or_refused(
     model: LlamaForCausalLM, tmp_path: Path, data: st.DataObject

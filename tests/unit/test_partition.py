@@ -5,7 +5,7 @@ from dataclasses import replace
 from itertools import combinations, pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.partition import boundaries, layer_costs
@@ -40,7 +40,6 @@ def shard_costs(costs: Sequence[float], head_cost: float, cuts: Sequence[int]) -
     st.integers(0, 100).map(float),
     st.data(),
 )
-@settings(deadline=None)
 def test_no_other_cut_makes_the_costliest_shard_cheaper(
     costs: list[float], head_cost: float, data: st.DataObject
 ) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import pytest
 from fake_head import hello, request
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.admit.ledger import PipelineLedger
@@ -162,7 +162,6 @@ def test_kept_room_is_left_alone_on_its_pipeline_and_no_other() -> None:
     assert [look.fits(books[1], each) for each in more] == [True, True, False]
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.integers(1, 6), st.integers(1, 16)), max_size=6),
     st.tuples(st.integers(1, 12), st.integers(1, 16)),

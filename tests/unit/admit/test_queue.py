@@ -6,7 +6,7 @@ from typing import Literal
 
 import pytest
 from fake_head import request
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.admit.queue import HEAD_START, Queue, cost
@@ -51,7 +51,6 @@ def test_a_priority_is_a_head_start_and_no_more() -> None:
     assert names(queue) == ["high", "normal", "low", "too late"]
 
 
-@settings(deadline=None)
 @given(
     st.lists(
         st.tuples(st.floats(0, 200), st.sampled_from(["high", "normal", "low"])), min_size=1, max_size=30

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from workers.backends.cpu import native
@@ -73,7 +73,6 @@ def step_for(seed: int, lengths: list[list[int]], model: ModelConfig, dtype: tor
     tail=st.integers(0, 40),
     spilled=st.sampled_from([0, 0, 7, 290]),
 )
-@settings(deadline=None)
 def test_one_call_is_all_layers_one_by_one(
     native_for: Callable[[torch.dtype], CpuBackend],
     seed: int,

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from fuzz import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -64,7 +65,6 @@ def near(got: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> bool:
     st.booleans(),
     dtypes,
 )
-@settings(deadline=None)
 def test_linear(
     kernels_for: KernelsFor, seed: int, rows: int, columns: int, size: int, biased: bool, dtype: torch.dtype
 ) -> None:
@@ -79,7 +79,6 @@ def test_linear(
 
 
 @given(seeds, st.integers(1, 80), st.sampled_from([2, 64, 100]), st.sampled_from([1, 16, 50, 576]), dtypes)
-@settings(deadline=None)
 def test_logits_are_not_rounded(
     kernels_for: KernelsFor, seed: int, rows: int, columns: int, size: int, dtype: torch.dtype
 ) -> None:
@@ -92,7 +91,6 @@ def test_logits_are_not_rounded(
 
 
 @given(seeds, st.integers(0, 40), st.sampled_from([1, 16, 100, 576]), dtypes)
-@settings(deadline=None)
 def test_rms_norm(kernels_for: KernelsFor, seed: int, rows: int, size: int, dtype: torch.dtype) -> None:
     kernels = kernels_for(dtype)
     x, weight = draw(seed, rows, size).to(kernels.activations), draw(seed + 1, size).to(dtype)
@@ -101,7 +99,6 @@ def test_rms_norm(kernels_for: KernelsFor, seed: int, rows: int, size: int, dtyp
 
 
 @given(seeds, st.integers(0, 40), st.sampled_from([1, 16, 100, 1536]), dtypes)
-@settings(deadline=None)
 def test_silu_product(kernels_for: KernelsFor, seed: int, rows: int, size: int, dtype: torch.dtype) -> None:
     kernels = kernels_for(dtype)
     gate_up = (draw(seed, rows, 2 * size) * 30).to(kernels.activations)
@@ -110,7 +107,6 @@ def test_silu_product(kernels_for: KernelsFor, seed: int, rows: int, size: int, 
 
 
 @given(seeds, heads, st.integers(0, 20), head_sizes, dtypes)
-@settings(deadline=None)
 def test_rotate(
     kernels_for: KernelsFor, seed: int, heads: tuple[int, int], rows: int, size: int, dtype: torch.dtype
 ) -> None:
@@ -137,7 +133,6 @@ def test_rotate(
     st.floats(0, 1),
     st.floats(0, 1),
 )
-@settings(deadline=None)
 def test_the_newest_rows_attend_to_all_before_them_and_the_newest_of_them_score(
     kernels_for: KernelsFor,
     seed: int,
@@ -196,7 +191,6 @@ def scattered(
     st.integers(1, 40_000),
     st.sampled_from([0, 0, 3, 40, 300]),
 )
-@settings(deadline=None)
 def test_a_step_attends_to_each_cache_up_to_its_length(
     kernels_for: KernelsFor,
     seed: int,
@@ -242,7 +236,7 @@ def test_a_step_attends_to_each_cache_up_to_its_length(
     head_sizes,
     dtypes,
 )
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=examples(60))
 def test_indexed_keys_get_the_shares_of_a_softmax_over_their_codes(
     kernels_for: KernelsFor,
     seed: int,

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from workers.backends.attention import prefill_attention, window_scores, window_weights
@@ -47,7 +47,6 @@ def close(ours: torch.Tensor, theirs: Array) -> bool:
 
 
 @given(seeds, heads, st.integers(1, 20), st.integers(0, 20))
-@settings(deadline=None)
 def test_rows_attend_to_all_before_them(seed: int, heads: tuple[int, int], rows: int, before: int) -> None:
     tokens = before + rows
     shapes = [(rows, heads[0], HEAD_SIZE), (tokens, heads[1], HEAD_SIZE), (tokens, heads[1], HEAD_SIZE)]
@@ -70,7 +69,6 @@ def check_scores(
 
 
 @given(seeds, heads, st.integers(1, 16), st.integers(0, 16), st.floats(0.5, 3), st.integers(1, 6))
-@settings(deadline=None)
 def test_scores_are_the_weighted_attention_of_the_window(
     seed: int, heads: tuple[int, int], window: int, context: int, weight: float, rows: int
 ) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 
+from fuzz import examples
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from kv_plans import plans, pyramid_plans, with_recall
@@ -59,7 +60,7 @@ UNEQUAL = KeepPlan(
 )
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=examples(300))
 @given(plans(LAYERS, 80), LAYOUTS, st.integers(1, 150))
 @example(UNEQUAL, ShardLayout(0, 2, 4096), 35)
 def test_peak_pages_are_the_most_pages_ever_held(
@@ -69,14 +70,12 @@ def test_peak_pages_are_the_most_pages_ever_held(
     assert peak_pages(plan, layout, max_tokens) == most
 
 
-@settings(deadline=None)
 @given(plans(LAYERS, 80), LAYOUTS)
 def test_pages_held_follow_every_token(plan: KeepPlan, layout: ShardLayout) -> None:
     counted = [after for _, after in _lives(plan, layout, 100)]
     assert [pages_held(plan, layout, fed) for fed in range(101)] == counted
 
 
-@settings(deadline=None)
 @given(with_recall(plans(LAYERS, 80)), LAYOUTS, st.integers(0, 120))
 @example(replace(UNEQUAL, drafts=7, indexes=True), ShardLayout(0, 2, 4096), 40)
 def test_drafts_and_indexes_are_counted_at_the_most_that_they_may_be(
@@ -100,7 +99,6 @@ def test_drafts_and_indexes_are_counted_at_the_most_that_they_may_be(
     assert host_pages(replace(plan, spills_all=False), layout, fed + 1) == 0
 
 
-@settings(deadline=None)
 @given(pyramid_plans(LAYERS, 80), LAYOUTS)
 def test_score_pages_hold_the_scores_and_no_page_more(plan: KeepPlan, layout: ShardLayout) -> None:
     wanted = score_width(plan) * (layout.end - layout.first) * 4
@@ -108,7 +106,6 @@ def test_score_pages_hold_the_scores_and_no_page_more(plan: KeepPlan, layout: Sh
     assert room - layout.page_bytes < wanted <= room
 
 
-@settings(deadline=None)
 @given(plans(LAYERS, 80).filter(lambda plan: not plan.generation or not plan.generation.scores))
 def test_a_plan_that_chooses_nothing_by_attention_takes_no_score_page(plan: KeepPlan) -> None:
     assert score_pages(plan, ShardLayout(0, LAYERS, 64)) == 0

@@ -4,7 +4,7 @@ import math
 from collections.abc import Hashable, Sequence
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pyramidserve.types import Compression
@@ -48,7 +48,6 @@ def _simulated(wanted: Sequence[tuple[Growth, int]]) -> list[float]:
     return peaks
 
 
-@settings(deadline=None)
 @given(st.lists(growths(), max_size=8))
 def test_the_peak_is_that_of_a_run(wanted: list[tuple[Growth, int]]) -> None:
     forecast = Forecast((1, 1), 8)
@@ -59,7 +58,6 @@ def test_the_peak_is_that_of_a_run(wanted: list[tuple[Growth, int]]) -> None:
     assert forecast.peak() == tuple(math.ceil(pages - 1e-6) for pages in _simulated(wanted))
 
 
-@settings(deadline=None)
 @given(st.lists(growths(), max_size=6), growths())
 def test_what_fits_is_what_leaves_the_peak_within_the_pools(
     wanted: list[tuple[Growth, int]], more: tuple[Growth, int]
@@ -72,7 +70,6 @@ def test_what_fits_is_what_leaves_the_peak_within_the_pools(
     assert forecast.fits(*more) == expected
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(growths(), st.booleans()), max_size=8))
 def test_nothing_is_left_of_those_that_are_removed(wanted: list[tuple[tuple[Growth, int], bool]]) -> None:
     forecast, rest = Forecast((1, 1), 8), []
@@ -88,7 +85,6 @@ def test_nothing_is_left_of_those_that_are_removed(wanted: list[tuple[tuple[Grow
     assert [key in forecast for key in range(len(wanted))] == [stays for _, stays in wanted]
 
 
-@settings(deadline=None)
 @given(st.lists(growths(), max_size=6), growths(), st.sampled_from((0.0, 0.5, 1.0)))
 def test_what_is_in_the_way_is_no_more_than_must_end(
     wanted: list[tuple[Growth, int]], more: tuple[Growth, int], horizon: float
@@ -123,7 +119,6 @@ def test_a_shorter_horizon_counts_less_growth() -> None:
         assert forecast.peak() == (22,)
 
 
-@settings(deadline=None)
 @given(growths(), growths(), st.lists(growths(), max_size=4))
 def test_what_covers_one_that_has_no_room_has_none(
     some: tuple[Growth, int], other: tuple[Growth, int], there: list[tuple[Growth, int]]

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from kv_plans import plans, with_recall
 
@@ -27,7 +27,6 @@ INDEXED_LATE = KeepPlan(
 )
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(with_recall(plans(LAYERS, 60)), st.integers(0, 200)), min_size=1, max_size=4))
 @example([(INDEXED_LATE, 65)])
 def test_needs_are_what_the_footprint_says(wanted: list[tuple[KeepPlan, int]]) -> None:
@@ -44,7 +43,6 @@ def test_needs_are_what_the_footprint_says(wanted: list[tuple[KeepPlan, int]]) -
     assert (before <= np.maximum(peaks, before * (np.array(fed) == 0)[:, None])).all()
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 3), st.lists(st.integers(0, 9), min_size=2, max_size=2)), max_size=40)
 )

@@ -54,6 +54,7 @@ class Allocations(RuleBasedStateMachine):
             assert self.allocator.pages_of(owner) == pages
 
 
+@pytest.mark.hypothesis
 def test_books_balance_after_any_allocations_and_releases() -> None:
     run_state_machine_as_test(Allocations)
 

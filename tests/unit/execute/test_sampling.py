@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pyramidserve.types import Sampling
@@ -83,7 +83,6 @@ def test_a_tiny_temperature_is_greedy(temperature: float) -> None:
 
 
 @given(st.integers(0, 2**63 - 1), st.integers(0, 10_000), st.lists(st.integers(0, 2**63 - 1), max_size=4))
-@settings(deadline=None)
 def test_a_draw_does_not_depend_on_what_shares_its_batch(seed: int, index: int, others: list[int]) -> None:
     own = Sampling(1.5, seed=seed)
     (alone,) = sample(LOGITS[None], [own], [index])

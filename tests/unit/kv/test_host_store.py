@@ -173,6 +173,7 @@ class ForgetsOnRead(HostStore):
         return super().read(sequence, layer)
 
 
+@pytest.mark.hypothesis
 def test_what_is_read_back_is_what_was_spilled_however_late_it_was_copied() -> None:
     run_state_machine_as_test(Spills, settings=settings(Spills.TestCase.settings, stateful_step_count=40))
 

@@ -122,6 +122,7 @@ class Tables(RuleBasedStateMachine):
         assert self.tables.allocator.pages_in_use == 0
 
 
+@pytest.mark.hypothesis
 def test_tables_follow_plain_lists_of_rows() -> None:
     run_state_machine_as_test(Tables)
 

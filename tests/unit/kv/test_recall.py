@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from fuzz import examples
 from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -312,8 +313,9 @@ class Recalling(RuleBasedStateMachine):
         assert self.cache.device.pool.allocator.pages_in_use == self.cache.host.bytes_in_use == 0
 
 
+@pytest.mark.hypothesis
 def test_whatever_happens_to_sessions_their_tokens_are_theirs() -> None:
-    chosen = settings(max_examples=60, stateful_step_count=30, deadline=None)
+    chosen = settings(max_examples=examples(60), stateful_step_count=30)
     run_state_machine_as_test(Recalling, settings=chosen)
 
 
@@ -329,7 +331,6 @@ def test_a_cache_that_forgets_to_empty_the_places_of_recalled_tokens_is_found_ou
     chosen = settings(
         max_examples=60,
         stateful_step_count=30,
-        deadline=None,
         phases=[Phase.generate],
         report_multiple_bugs=False,
         derandomize=True,

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from fuzz import examples
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -539,6 +540,7 @@ class Caches(RuleBasedStateMachine):
         assert self.shard.allocator.pages_in_use == self.shard.cache.host.bytes_in_use == 0
 
 
+@pytest.mark.hypothesis
 def test_any_sequences_in_any_batches_hold_what_their_plans_say() -> None:
-    chosen = settings(Caches.TestCase.settings, max_examples=50, stateful_step_count=40)
+    chosen = settings(Caches.TestCase.settings, max_examples=examples(50), stateful_step_count=40)
     run_state_machine_as_test(Caches, settings=chosen)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from fuzz import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy import write_toy
@@ -46,7 +47,7 @@ def _is_sound(model: ModelConfig) -> bool:
     return min(*sizes, model.vocabulary, model.context) > 0 and model.heads % model.kv_heads == 0
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200))
 @given(data=st.data())
 def test_a_config_with_any_value_is_sound_or_refused(
     toy_folder: Path, damaged: Path, data: st.DataObject
@@ -61,7 +62,7 @@ def test_a_config_with_any_value_is_sound_or_refused(
         Rope(damaged, torch.device("cpu"))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60))
 @given(
     data=st.data(),
     name=st.sampled_from(["tokenizer.json", "tokenizer_config.json", "generation_config.json"]),

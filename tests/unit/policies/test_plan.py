@@ -1,6 +1,6 @@
 """The counts of a plan are those of a cache that is filled and compressed step by step."""
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from workers.budget.plan import GenerationPlan, KeepPlan
@@ -31,7 +31,6 @@ def simulate(plan: KeepPlan, layer: int, generated: int) -> list[int]:
 
 
 @given(plans())
-@settings(deadline=None)
 def test_tokens_held_are_those_of_a_simulation(plan: KeepPlan) -> None:
     for layer in range(len(plan.kept)):
         counted = [plan.tokens(layer, generated) for generated in range(121)]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pyramidserve.types import Compression, PyramidParameters
@@ -61,7 +61,6 @@ def test_the_default_target_is_met_at_every_length_and_depth(prefill: str) -> No
 @given(st.floats(0.2, 1), st.integers(512, 8192), st.integers(2, 80), prefills)
 @example(0.45, 2048, 1, "evict")
 @example(0.8, 2048, 2, "prune")
-@settings(deadline=None)
 def test_any_target_is_met_unless_the_minimum_context_binds(
     kv_keep: float, prompt_tokens: int, layers: int, prefill: str
 ) -> None:
@@ -102,7 +101,6 @@ def test_everything_stays_where_everything_is_asked_for(prefill: str) -> None:
 
 
 @given(st.floats(0.05, 1), st.integers(1, 8192), st.integers(2, 80), prefills)
-@settings(deadline=None)
 def test_a_solved_schedule_narrows_with_depth_and_holds_sinks_and_recent_tokens(
     kv_keep: float, prompt_tokens: int, layers: int, prefill: str
 ) -> None:
@@ -119,7 +117,6 @@ def test_a_solved_schedule_narrows_with_depth_and_holds_sinks_and_recent_tokens(
 
 
 @given(knobs, st.integers(1, 4000), st.integers(1, 40), prefills)
-@settings(deadline=None)
 def test_given_knobs_are_obeyed_exactly(
     parameters: PyramidParameters, prompt_tokens: int, layers: int, prefill: str
 ) -> None:
@@ -146,7 +143,6 @@ def test_a_cut_leaves_more_than_the_minimum_context(minimum: int, deepest: int) 
 
 
 @given(knobs, st.integers(1, 4000), st.integers(1, 40))
-@settings(deadline=None)
 def test_generated_chunks_keep_fewer_tokens_the_deeper_the_layer(
     parameters: PyramidParameters, prompt_tokens: int, layers: int
 ) -> None:

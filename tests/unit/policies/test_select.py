@@ -1,7 +1,7 @@
 """What a layer keeps: the recent, the sinks, and what attention asks for."""
 
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from workers.policies.select import complement, keep_of_prompt
@@ -10,7 +10,6 @@ CPU = torch.device("cpu")
 
 
 @given(st.data())
-@settings(deadline=None)
 def test_the_best_scored_are_kept_beside_sinks_and_recent(data: st.DataObject) -> None:
     tokens = data.draw(st.integers(1, 40))
     recent = data.draw(st.integers(1, tokens))
@@ -26,7 +25,6 @@ def test_the_best_scored_are_kept_beside_sinks_and_recent(data: st.DataObject) -
 
 
 @given(st.data())
-@settings(deadline=None)
 def test_without_scores_the_oldest_and_the_recent_are_kept(data: st.DataObject) -> None:
     tokens = data.draw(st.integers(1, 40))
     kept = data.draw(st.integers(1, tokens))
@@ -37,7 +35,6 @@ def test_without_scores_the_oldest_and_the_recent_are_kept(data: st.DataObject) 
 
 
 @given(st.lists(st.booleans(), max_size=40))
-@settings(deadline=None)
 def test_the_complement_is_what_is_left_in_order(stays: list[bool]) -> None:
     chosen = torch.tensor([index for index, stay in enumerate(stays) if stay], dtype=torch.int64)
     left = complement(chosen, len(stays))

@@ -1,7 +1,7 @@
 """Streaming keeps the first tokens and a window of the latest, in the prompt and behind it."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pyramidserve.types import Compression, StreamingParameters
@@ -24,7 +24,6 @@ def cached(plan: KeepPlan, generated: int) -> list[int]:
 
 
 @given(st.integers(0, 8), st.integers(1, 60), lengths, lengths)
-@settings(deadline=None)
 def test_sinks_and_window_stay_and_little_else(
     sinks: int, window: int, prompt_tokens: int, generated: int
 ) -> None:
@@ -40,7 +39,6 @@ def test_sinks_and_window_stay_and_little_else(
 
 
 @given(st.floats(0.01, 1), st.integers(1, 5000))
-@settings(deadline=None)
 def test_a_kept_fraction_sets_sinks_and_window_together(kv_keep: float, prompt_tokens: int) -> None:
     plan = plan_streaming(Compression("streaming", kv_keep=kv_keep), prompt_tokens, 3)
     assert len(set(plan.kept)) == 1

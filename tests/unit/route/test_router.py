@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from fake_head import PATIENCE, cancelled, failed, finished, hello, request, tokens
+from fuzz import examples
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -735,4 +736,4 @@ class RouterMachine(RuleBasedStateMachine):
 
 
 TestRouterMachine = RouterMachine.TestCase
-TestRouterMachine.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestRouterMachine.settings = settings(max_examples=examples(150), stateful_step_count=40)

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 from fake_pipeline import Spoken, decode
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from workers.schedule.detokenizer import UNFINISHED, Detokenizer
@@ -28,7 +28,6 @@ def detokenizer(pieces: list[bytes], *stop: str) -> Detokenizer:
 
 
 @given(st.data(), letters)
-@settings(deadline=None)
 def test_the_parts_make_up_the_text_of_all_ids(data: st.DataObject, text: str) -> None:
     ids, pieces = split(data, text)
     stream = detokenizer(pieces)
@@ -36,14 +35,12 @@ def test_the_parts_make_up_the_text_of_all_ids(data: st.DataObject, text: str) -
 
 
 @given(st.binary(max_size=12))
-@settings(deadline=None)
 def test_bytes_that_are_no_text_come_out_as_the_tokenizer_reads_them(raw: bytes) -> None:
     stream = Detokenizer(Spoken())
     assert "".join([*map(stream.push, raw), stream.flush()]) == decode(list(raw))
 
 
 @given(st.data(), st.text("ab漢", max_size=12), stop_strings)
-@settings(deadline=None)
 def test_the_text_ends_before_the_first_stop_string_that_is_complete(
     data: st.DataObject, text: str, stops: list[str]
 ) -> None:

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 from fake_pipeline import PAGES, Spoken, layout, released, request
+from fuzz import examples
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -367,7 +368,7 @@ class Serving(RuleBasedStateMachine):
 
 
 TestServing = Serving.TestCase
-TestServing.settings = settings(max_examples=80, stateful_step_count=60, deadline=None)
+TestServing.settings = settings(max_examples=examples(80), stateful_step_count=60)
 
 
 def sent(scheduler: Scheduler) -> list[Step]:

@@ -8,7 +8,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import pytest
 from google.protobuf.message import Message
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scripted_inference import STATE, receipt
 
@@ -80,7 +80,6 @@ def sent(message: Message) -> Any:
         (Started | Tokens | Receipt, wire.event_to_message, wire.event_from_message),
     ],
 )
-@settings(deadline=None)
 @given(data=st.data())
 def test_what_is_sent_arrives(
     kind: Any,

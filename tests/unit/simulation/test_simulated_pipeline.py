@@ -4,6 +4,7 @@ import math
 from dataclasses import replace
 
 import pytest
+from fuzz import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -166,7 +167,7 @@ def test_the_youngest_makes_room_and_comes_back(pages: int, sizes: tuple[tuple[i
     assert turns[0].ended < turns[1].ended
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(50))
 @given(
     st.lists(st.tuples(st.integers(1, 400), st.integers(1, 200)), min_size=1, max_size=12),
     st.integers(2 * 40, 2 * 120),
