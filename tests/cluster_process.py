@@ -1,5 +1,6 @@
 """Real clusters for the tests: `pyramidserve serve` as a user starts it."""
 
+import itertools
 import re
 import signal
 import socket
@@ -8,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +18,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pyramidserve import Client, ClusterState, UnavailableError
+from pyramidserve import Client, ClusterState, Reply, UnavailableError
 
 READY_SECONDS = 150.0
 # What is waited for needs the cores more than whoever waits.
@@ -66,6 +68,28 @@ def eventually(holds: Callable[[], bool], otherwise: str, seconds: float = 60.0)
             pass
         time.sleep(ASKING_INTERVAL)
     pytest.fail(otherwise)
+
+
+@contextmanager
+def many_users(ask: Callable[[int], Reply]) -> Iterator[list[Reply]]:
+    """Users who ``ask`` again and again, several times what a gang has room for, until the block ends.
+
+    Yields the replies so far; behind the block they are all there.
+    """
+    over, replies, numbers = threading.Event(), list[Reply](), itertools.count()
+
+    def use() -> None:
+        while not over.is_set():
+            replies.append(ask(next(numbers)))
+
+    with ThreadPoolExecutor(40) as users:
+        using = [users.submit(use) for _ in range(40)]
+        try:
+            yield replies
+        finally:
+            over.set()
+        for user in using:
+            user.result()
 
 
 def free_port() -> int:

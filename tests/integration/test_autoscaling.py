@@ -9,17 +9,17 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-from cluster_process import RunningCluster, eventually, running_cluster
+from cluster_process import RunningCluster, eventually, many_users, running_cluster
 
 from pyramidserve import Client, Reply, Stopping
 
 LONG = Stopping(max_tokens=150, ignore_eos=True)
-BURST = 300
 GANGS = """
 import sys, ray
 ray.init(address=sys.argv[1], log_to_driver=False)
@@ -58,13 +58,13 @@ def ask(client: Client, number: int) -> Reply:
 @pytest.mark.timeout(600)
 def test_a_burst_brings_a_gang_and_calm_takes_it_away(cluster: RunningCluster) -> None:
     assert pipelines(cluster) == 1
-    with Client(cluster.target) as client, ThreadPoolExecutor(BURST) as users:
-        replies = [users.submit(ask, client, number) for number in range(BURST)]
+    with Client(cluster.target) as client, many_users(partial(ask, client)) as answers:
         eventually(lambda: pipelines(cluster) == 2, "no gang was added")
-        answers = [reply.result() for reply in replies]
+        eventually(
+            lambda: len({reply.receipt.pipeline_id for reply in answers}) == 2, "the new gang answers nobody"
+        )
     assert {reply.token_ids for reply in answers} == {answers[0].token_ids}
     assert all(len(reply.token_ids) == 150 for reply in answers)
-    assert len({reply.receipt.pipeline_id for reply in answers}) == 2
     with Client(cluster.target) as client, ThreadPoolExecutor(4) as users:  # they run while it shrinks
         lasting = [users.submit(ask, client, 1000 + number) for number in range(4)]
         eventually(lambda: pipelines(cluster) == 1, "no gang was taken away")
@@ -88,13 +88,14 @@ def kill_controller(cluster: RunningCluster) -> None:
 def test_scaling_goes_on_when_the_controller_dies_alone_and_with_a_shard(cluster: RunningCluster) -> None:
     eventually(lambda: pipelines(cluster) == 1, "no gang was taken away")
     kill_controller(cluster)
-    with Client(cluster.target) as client, ThreadPoolExecutor(BURST) as users:
-        replies = [users.submit(ask, client, number) for number in range(BURST)]
+    with Client(cluster.target) as client, many_users(partial(ask, client)) as answers:
         eventually(lambda: pipelines(cluster) == 2, "no gang was added")
         lost = cluster.state().pipelines[1]
         kill_controller(cluster)
         os.kill(lost.stages[1].pid, signal.SIGKILL)
-        answers = [reply.result() for reply in replies]
+        eventually(
+            lambda: any(reply.receipt.replays for reply in answers), "no stream of the lost gang was replayed"
+        )
     assert {reply.token_ids for reply in answers} == {answers[0].token_ids}
     assert all(len(reply.token_ids) == 150 for reply in answers)
     eventually(lambda: pipelines(cluster) == 1, "no gang was taken away")

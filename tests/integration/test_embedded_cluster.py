@@ -54,7 +54,7 @@ def _stages_after_a_token(cluster: RunningCluster) -> tuple[StageState, ...]:
 
 def test_answers_are_those_of_the_engine_in_this_process(cluster: RunningCluster, embedded: Path) -> None:
     engine = Engine(EngineConfig(str(embedded), dtype="float32"))
-    document = topics["execmodel"]
+    document = topics["execmodel"][:4800]  # `make demo` has all of it, which takes twice as long
     questions = ["Why is the sky blue?", f"{document}\n\nWhat is a block?"]
     policies = [
         Compression(),
@@ -73,6 +73,6 @@ def test_answers_are_those_of_the_engine_in_this_process(cluster: RunningCluster
                 assert reply.text == same.text
                 assert reply.receipt.layers == same.receipt.layers
                 if question is questions[1] and compression.kv_keep:
-                    assert reply.receipt.prompt_tokens > 2000
+                    assert reply.receipt.prompt_tokens > 1024
                     assert reply.receipt.kv_keep_reached == pytest.approx(0.45, abs=0.01)
     cluster.check_empty()

@@ -1,19 +1,17 @@
 """Gangs bring nodes as in ``deploy/ray-cluster.yaml``, lose one under load, and take them away."""
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cluster_process import RunningCluster, eventually, running_cluster
+from cluster_process import RunningCluster, eventually, many_users, running_cluster
 from fake_nodes import SETTINGS, Nodes, autoscaling_nodes
 
 from pyramidserve import Client, Reply, Stopping
 
 LONG = Stopping(max_tokens=150, ignore_eos=True)
 PROMPT = list(range(3, 103))
-BURST = 300
 
 
 @pytest.fixture
@@ -47,7 +45,7 @@ def test_nodes_come_and_go_with_the_load_and_one_that_dies_costs_no_stream(
     nodes_and_cluster: tuple[Nodes, RunningCluster],
 ) -> None:
     nodes, cluster = nodes_and_cluster
-    with Client(cluster.target) as client, ThreadPoolExecutor(BURST) as users:
+    with Client(cluster.target) as client:
 
         def pipelines() -> int:
             return len(cluster.state().pipelines)
@@ -59,13 +57,16 @@ def test_nodes_come_and_go_with_the_load_and_one_that_dies_costs_no_stream(
             return pipelines() == 2 and all(each.sequences for each in cluster.state().pipelines)
 
         assert (pipelines(), nodes.added()) == (1, 2)
-        replies = [users.submit(ask, number) for number in range(BURST)]
-        eventually(second_runs, "no gang was added", 120)
-        assert nodes.added() == 4
-        nodes.kill_under(cluster.state().pipelines[-1].stages[-1].pid)
-        answers = [reply.result() for reply in replies]
+        with many_users(ask) as answers:
+            eventually(second_runs, "no gang was added", 120)
+            assert nodes.added() == 4
+            nodes.kill_under(cluster.state().pipelines[-1].stages[-1].pid)
+            eventually(
+                lambda: any(reply.receipt.replays for reply in answers),
+                "no stream of the lost node was replayed",
+                120,
+            )
         assert {reply.token_ids for reply in answers} == {answers[0].token_ids}
         assert all(len(reply.token_ids) == 150 for reply in answers)
-        assert any(reply.receipt.replays for reply in answers)
         eventually(lambda: (pipelines(), nodes.added()) == (1, 2), "the nodes have not gone", 120)
         cluster.check_empty()

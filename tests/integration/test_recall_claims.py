@@ -30,7 +30,7 @@ def measured(name: str, folder: Path, *options: str) -> tuple[str, Any]:
     ("command", "says"),
     [
         ("step --prompts 300 --texts 1 --goes-on 32", r"300 tokens, step: NLL \d"),
-        ("facts --talks 1 --tokens 300", r"evict turn .* recovers"),
+        ("facts --talks 1 --tokens 200", r"evict turn .* recovers"),
     ],
 )
 def test_a_measurement_of_recall_runs(command: str, says: str, tmp_path: Path, embedded: Path) -> None:
