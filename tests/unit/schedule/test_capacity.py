@@ -1,6 +1,7 @@
 """What is said to fit is what finds room."""
 
 import pytest
+from fake_pipeline import Spoken
 
 from pyramidserve.types import Compression, Sampling, StageState, Stopping
 from workers.budget.footprint import ShardLayout
@@ -62,7 +63,7 @@ def that_find_room(stages: list[StageState], compression: Compression) -> int:
             compression=compression,
         )
         keep = plan(compression, CONTEXT - 1, layout.layers)
-        sequence = RunningSequence(request, keep, Detokenizer(lambda ids: ""), 0.0)
+        sequence = RunningSequence(request, keep, Detokenizer(Spoken()), 0.0)
         if not (memory.add(sequence) and memory.hold([number], [0])):
             return number
     return MOST
