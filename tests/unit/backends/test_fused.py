@@ -5,7 +5,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import given
+from fuzz import examples
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from workers.backends.cpu import native
@@ -63,6 +64,7 @@ def step_for(seed: int, lengths: list[list[int]], model: ModelConfig, dtype: tor
     return PagedStep(torch.randn(shape, generator=generator).to(dtype), slots.long(), pages, every)
 
 
+@settings(max_examples=examples(30))
 @given(
     seed=st.integers(0, 2**32),
     lengths=st.lists(st.integers(1, 40) | st.integers(1, 600), min_size=1, max_size=5),

@@ -542,5 +542,5 @@ class Caches(RuleBasedStateMachine):
 
 @pytest.mark.hypothesis
 def test_any_sequences_in_any_batches_hold_what_their_plans_say() -> None:
-    chosen = settings(Caches.TestCase.settings, max_examples=examples(50), stateful_step_count=40)
+    chosen = settings(Caches.TestCase.settings, max_examples=examples(30), stateful_step_count=40)
     run_state_machine_as_test(Caches, settings=chosen)
