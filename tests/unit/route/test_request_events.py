@@ -9,8 +9,8 @@ import pytest
 from fake_head import cancelled, failed, finished, hello, request, tokens
 from test_router import NO_ROOM, Bench, end_of, events
 
-from cluster.route.live_requests import REPLAYS
-from pyramidserve.errors import RequestCancelledError
+from cluster.route.live_requests import REPLAYS, error_facts
+from pyramidserve.errors import InvalidRequestError, RequestCancelledError, UnavailableError
 from workers.events import EventFormatter
 
 FORMATTER = EventFormatter({})
@@ -113,3 +113,10 @@ def test_a_token_or_a_step_is_no_event(log: pytest.LogCaptureFixture) -> None:
         bench.report(pipeline, tokens=[tokens(1, index, 4711)])
     assert len(log.records) == before
     follower.close()
+
+
+def test_what_is_wrong_with_a_request_is_not_logged() -> None:
+    wrong = InvalidRequestError("the stop string 'my secret' is not of this model")
+    assert error_facts(wrong) == {"reason": "invalid_request"}
+    lost = UnavailableError("request 'r' lost 6 pipelines")
+    assert error_facts(lost) == {"reason": "unavailable", "message": "request 'r' lost 6 pipelines"}
