@@ -20,11 +20,12 @@ from cluster_process import RunningCluster, eventually, many_users, running_clus
 from pyramidserve import Client, Reply, Stopping
 
 LONG = Stopping(max_tokens=150, ignore_eos=True)
+# Says how many placement groups there are on the Ray cluster at an address.
 GANGS = """
 import sys, ray
-ray.init(address=sys.argv[1], log_to_driver=False)
-groups = ray.util.placement_group_table().values()
-print(sum(group["state"] != "REMOVED" for group in groups))
+from cluster.deploy.serving import join
+join(sys.argv[1], lambda told: None)
+print(sum(group["state"] != "REMOVED" for group in ray.util.placement_group_table().values()))
 """
 
 
@@ -100,7 +101,5 @@ def test_scaling_goes_on_when_the_controller_dies_alone_and_with_a_shard(cluster
     assert all(len(reply.token_ids) == 150 for reply in answers)
     eventually(lambda: pipelines(cluster) == 1, "no gang was taken away")
     cluster.check_empty()
-    said = subprocess.run(
-        [sys.executable, "-c", GANGS, cluster.ray], capture_output=True, text=True, timeout=60, check=True
-    )
-    assert said.stdout.strip() == "1"
+    asked = [sys.executable, "-c", GANGS, cluster.ray]
+    assert subprocess.run(asked, stdout=subprocess.PIPE, text=True, timeout=60, check=True).stdout == "1\n"
