@@ -163,7 +163,7 @@ class Shard:
         tokenizer: Tokenizer,
     ) -> None:
         config = self._config
-        layout = pipeline_layout(facts, model.layers, config.settings)
+        layout = pipeline_layout(facts, model, config.settings)
         stages = tuple(map(first_state, facts))
         self._tell_ready(model, stages)
         sequences = config.settings.max_sequences

@@ -127,7 +127,7 @@ def _batch(paged: Paged, spilled: Paged | None, device: torch.device, dtype: tor
     """``paged`` on ``device``; what is ``spilled`` stays in host memory."""
     rows, pages, lengths = paged
     more = PagedBatch(spilled[0].to(dtype), *spilled[1:]) if spilled else None
-    return PagedBatch(rows.to(device, dtype), pages.to(device), lengths.to(device), more)
+    return PagedBatch(rows.to(device, dtype), pages.to(device), lengths.to(device), spilled=more)
 
 
 def _poisoned(lengths: list[int], row: tuple[int, ...], dtype: torch.dtype, draw: torch.Generator) -> Paged:

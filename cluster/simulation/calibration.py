@@ -62,7 +62,7 @@ def read_measured(file: Path) -> Measured:
         wall, prefill = told["wall_seconds"], told["prefill_seconds"]
         return Measured(
             name=name,
-            model=ModelConfig(**(told["model"] | {"eos_ids": tuple(told["model"]["eos_ids"])})),
+            model=ModelConfig(**{name: _hashable(value) for name, value in told["model"].items()}),
             limits=Limits(**told["machine"]),
             itemsize=ITEMSIZE[told["dtype"]],
             workload=workload,
@@ -80,6 +80,10 @@ def read_measured(file: Path) -> Measured:
         raise InvalidRequestError(
             f"{str(file)!r} is not what `bench engine --json` writes: {error!r}"
         ) from error
+
+
+def _hashable(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 def machine(measured: list[Measured]) -> Limits:

@@ -1,4 +1,4 @@
-"""Every kind of LLaMA gives the logits of transformers."""
+"""Every kind of LLaMA, and every family, gives the logits of transformers."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from toy import KINDS, VOCABULARY, check_best
-from transformers import LlamaForCausalLM
+from transformers import AutoModelForCausalLM
 
 from pyramidserve.types import Stopping
 from workers.engine import stage
@@ -24,7 +24,7 @@ def test_prefill_logits_are_those_of_transformers(
 ) -> None:
     monkeypatch.setattr(stage, "TRACED_LOGITS", VOCABULARY)
     engine = toy_engine(kind, shards)
-    model = LlamaForCausalLM.from_pretrained(toy(kind), dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(toy(kind), dtype=torch.float32)
     generator = torch.Generator().manual_seed(1)
     prompts = [torch.randint(VOCABULARY, (length,), generator=generator) for length in (1, 2, 17, 100, 200)]
     replies = engine.trace(
@@ -43,7 +43,7 @@ def test_prefill_logits_are_those_of_transformers(
 def test_decoded_tokens_are_those_of_transformers(
     kind: str, toy: Callable[[str], Path], toy_engine: Callable[..., Engine]
 ) -> None:
-    model = LlamaForCausalLM.from_pretrained(toy(kind), dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(toy(kind), dtype=torch.float32)
     prompts = [[5, 60, 7], list(range(3, 93)), [96] * 40]
     replies = toy_engine(kind).generate(
         [EngineRequest(p, stopping=Stopping(max_tokens=30, ignore_eos=True)) for p in prompts]
@@ -63,7 +63,7 @@ def test_half_precision_errs_no_more_than_transformers_does(
     prompt = list(range(3, 63))
     theirs = []
     for precision in (torch.float32, getattr(torch, dtype)):
-        model = LlamaForCausalLM.from_pretrained(toy("gqa"), dtype=precision)
+        model = AutoModelForCausalLM.from_pretrained(toy("gqa"), dtype=precision)
         with torch.no_grad():
             theirs.append(model(torch.tensor([prompt])).logits[0, -1].float())
     request = EngineRequest(prompt, stopping=Stopping(max_tokens=1), trace=True)

@@ -4,20 +4,25 @@ import torch
 from torch.nn import functional
 
 
-def prefill_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+def prefill_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, starts: torch.Tensor | None = None
+) -> torch.Tensor:
     """Causal attention of the newest rows of one sequence.
 
     Args:
         query: [rows, heads, head size].
         key: all tokens, the rows' own last, [tokens, KV heads, head size], as is ``value``.
+        starts: the first token that each row attends to, integers [rows]; None: the first of all.
 
     Returns:
         [rows, heads * head size].
     """
     rows, tokens = len(query), len(key)
     mask = None
-    if rows < tokens:  # torch's own causal mask begins at the first token
+    if rows < tokens or starts is not None:  # torch's own causal mask begins at the first token
         mask = torch.ones(rows, tokens, dtype=torch.bool, device=query.device).tril(tokens - rows)
+    if mask is not None and starts is not None:
+        mask &= torch.arange(tokens, device=query.device) >= starts[:, None]
     attended = functional.scaled_dot_product_attention(
         query.transpose(0, 1)[None],
         key.transpose(0, 1)[None],
@@ -30,7 +35,12 @@ def prefill_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tenso
 
 
 def window_scores(
-    query: torch.Tensor, key: torch.Tensor, weights: torch.Tensor, context: int, at_once: int
+    query: torch.Tensor,
+    key: torch.Tensor,
+    weights: torch.Tensor,
+    context: int,
+    at_once: int,
+    starts: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """How much rows of the recent window attend to the context (arXiv 2405.12532, section 3.2).
 
@@ -40,6 +50,7 @@ def window_scores(
         weights: of the rows, fp32 [rows].
         context: oldest tokens that are scored.
         at_once: rows whose probabilities are there together.
+        starts: as ``prefill_attention`` takes them.
 
     Returns:
         fp32 [context]: attention probabilities averaged over heads, weighted and summed over rows.
@@ -55,6 +66,8 @@ def window_scores(
         logits = torch.matmul(grouped, keys).float().mul_(scale)
         last = columns[before + start : before + start + len(rows), None]
         logits.masked_fill_(columns > last, float("-inf"))
+        if starts is not None:
+            logits.masked_fill_(columns < starts[start : start + len(rows), None], float("-inf"))
         probabilities = logits.softmax(dim=-1)[..., :context].mean(dim=(0, 1))
         scores += weights[start : start + len(rows)] @ probabilities
     return scores

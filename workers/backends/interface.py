@@ -34,7 +34,12 @@ class Attention(Protocol):
     """Attention over what is cached."""
 
     def prefill_attention(
-        self, query: torch.Tensor, kv: torch.Tensor, weights: torch.Tensor, context: int
+        self,
+        query: torch.Tensor,
+        kv: torch.Tensor,
+        weights: torch.Tensor,
+        context: int,
+        starts: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Causal attention of the newest rows of one sequence, and the scores that are read off it.
 
@@ -43,6 +48,7 @@ class Attention(Protocol):
             kv: all tokens so far, the rows' own last, [tokens, 2, KV heads, head size].
             weights: fp32, of the newest rows, which score what is before them; empty if none do.
             context: oldest tokens that are scored, all before the rows that score.
+            starts: the first token that each row attends to, int32 [rows], ascending; None: of all.
 
         Returns:
             The output [rows, heads * head size], and fp32 scores as ``window_scores`` has them, [context].

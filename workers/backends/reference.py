@@ -13,7 +13,7 @@ from workers.budget.plan import KEYS_PER_ROW
 from workers.kv.pool import PagedBatch
 from workers.kv.spilled_keys import unpack
 from workers.model.config import ModelConfig
-from workers.model.operations import LayerWeights
+from workers.model.operations import HeadNorms, LayerWeights
 from workers.model.rope import Rotation
 
 
@@ -54,25 +54,42 @@ class ReferenceBackend:
             return functional.silu(gate, inplace=True) * up
 
     def rotate(
-        self, projected: torch.Tensor, rotation: Rotation, heads: int, kv_heads: int
+        self,
+        projected: torch.Tensor,
+        rotation: Rotation | None,
+        heads: int,
+        kv_heads: int,
+        norms: HeadNorms | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         with self.stopwatch.on("elementwise"):
             rows, _, head_size = projected.shape
-            cos, sin = (part.to(projected.dtype)[:, None] for part in rotation)
-            first, second = projected[:, : heads + kv_heads].chunk(2, dim=-1)
-            rotated = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
-            query, key = torch.split(rotated, [heads, kv_heads], dim=1)
-            kv = torch.cat((key, projected[:, heads + kv_heads :]), dim=1)
+            query, key, value = torch.split(projected, [heads, kv_heads, kv_heads], dim=1)
+            if norms is not None:
+                query = functional.rms_norm(query, norms.query.shape, norms.query, norms.epsilon)
+                key = functional.rms_norm(key, norms.key.shape, norms.key, norms.epsilon)
+            if rotation is not None:
+                cos, sin = (part.to(projected.dtype)[:, None] for part in rotation)
+                first, second = torch.cat((query, key), dim=1).chunk(2, dim=-1)
+                rotated = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+                query, key = torch.split(rotated, [heads, kv_heads], dim=1)
+            kv = torch.cat((key, value), dim=1)
             return query.contiguous(), kv.view(rows, 2, kv_heads, head_size)
 
     def prefill_attention(
-        self, query: torch.Tensor, kv: torch.Tensor, weights: torch.Tensor, context: int
+        self,
+        query: torch.Tensor,
+        kv: torch.Tensor,
+        weights: torch.Tensor,
+        context: int,
+        starts: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         with self.stopwatch.on("attention"):
             kv = kv.to(query.dtype)
-            attended = prefill_attention(query, kv[:, 0], kv[:, 1])
-            newest = query[len(query) - len(weights) :]
-            return attended, window_scores(newest, kv[:, 0], weights, context, self._tuning.score_rows)
+            attended = prefill_attention(query, kv[:, 0], kv[:, 1], starts)
+            newest = slice(len(query) - len(weights), len(query))
+            scoring = None if starts is None else starts[newest]
+            at_once = self._tuning.score_rows
+            return attended, window_scores(query[newest], kv[:, 0], weights, context, at_once, scoring)
 
     def decode_attention(self, query: torch.Tensor, batch: PagedBatch, tail: int) -> Attended:
         lengths = batch.lengths.tolist()

@@ -95,7 +95,7 @@ class Engine:
         self.tokenizer = Tokenizer(checkpoint, config.control_tokens_in_messages)
         connected = connect(_stage_configs(config, checkpoint, self.model.layers))
         self.facts, self.stages = connected.facts, connected.stages
-        layout = pipeline_layout(self.facts, self.model.layers, config)
+        layout = pipeline_layout(self.facts, self.model, config)
         ends = end_ids(self.model, self.tokenizer)
         self.loop = EngineLoop(layout, connected.pipeline, self.tokenizer, ends)
         self._waiting: deque[SequenceRequest] = deque()

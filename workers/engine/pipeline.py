@@ -12,6 +12,7 @@ from workers.engine.interleave import Interleave, OnAdvance, unobserved
 from workers.engine.settings import EngineSettings
 from workers.engine.stage import Stage, StageConfig, StageFacts
 from workers.kv.link import HostLink
+from workers.model.config import ModelConfig
 from workers.schedule.memory import PipelineLayout
 from workers.schedule.step import Step
 
@@ -51,17 +52,20 @@ class LocalPipeline:
         raise EngineError("no step is under way: one that has failed does not come back")
 
 
-def pipeline_layout(facts: Sequence[StageFacts], layers: int, settings: EngineSettings) -> PipelineLayout:
+def pipeline_layout(
+    facts: Sequence[StageFacts], model: ModelConfig, settings: EngineSettings
+) -> PipelineLayout:
     """The layout of a pipeline whose shards say ``facts`` of themselves, in order of rank."""
     return PipelineLayout(
         shards=tuple(fact.layout for fact in facts),
         pages=tuple(fact.pages for fact in facts),
         host_pages=tuple(fact.host_bytes_limit // fact.layout.page_bytes for fact in facts),
-        layers=layers,
+        layers=model.layers,
         max_sequences=settings.max_sequences,
         max_sessions=settings.max_sessions,
         max_prefill_tokens=settings.max_prefill_tokens,
         tuning=settings.schedule,
+        frequencies_length=model.frequencies_length,
     )
 
 

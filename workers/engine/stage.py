@@ -88,7 +88,7 @@ class Stage:
         self.model, self.tensor_names = load_stage(
             config.checkpoint, model, config.first, config.end, self._dtype, device, self._backend
         )
-        self._rope = Rope(config.checkpoint, device)
+        self._rope = Rope(config.checkpoint, model, device)
         self._decoder = Decoder(self.model, model, self._backend, self._rope)
         self.layout = shard_layout(model, config.first, config.end, self._dtype)
         check_room(settings, self.layout, device, self.workspace_bytes())
@@ -166,9 +166,9 @@ class Stage:
 
     def begin(self, step: Step, inputs: torch.Tensor) -> Prefill:
         """Begins a prefill; ``inputs`` as for ``run``, and given away."""
-        lengths = [(rows, spec.prompt_tokens) for rows, spec in zip(step.rows, step.new, strict=True)]
         positions, rows = step.positions, step.rows
-        rotation = self._rope.rotation(to_device(positions.astype(np.int64), self.device), lengths)
+        places = to_device(positions.astype(np.int64), self.device)
+        rotation = self._rope.rotation(places, step.rows_and_lengths)
         hidden = self.model.embed(to_device(inputs, self.device))
         prompts: list[Prompt] = []
         for spec, count in zip(step.new, step.rows, strict=True):
@@ -182,7 +182,7 @@ class Stage:
                 self._generation.reopen(spec.continues, spec.sequence, keep, spec.reused)
                 past = int((positions < spec.reused).sum())
                 lifted = LiftedRows(positions[:past], hidden[:past].clone())
-                prompts.append(self._continued(spec, lifted))
+                prompts.append(self._continued(spec, lifted, step.lengths[0]))
                 positions, hidden, rows = positions[past:], hidden[past:], (count - past,)
                 rotation = (rotation[0][past:], rotation[1][past:])
             else:
@@ -195,10 +195,10 @@ class Stage:
             *(self.model, self._backend, self._settings.execute.block_rows),
         )
 
-    def _continued(self, spec: SequenceSpec, lifted: LiftedRows) -> ContinuedPrompt:
+    def _continued(self, spec: SequenceSpec, lifted: LiftedRows, length: int) -> ContinuedPrompt:
         def rotate(positions: Positions) -> Rotation:
             rows = to_device(positions.astype(np.int64), self.device)
-            return self._rope.rotation(rows, [(len(positions), spec.prompt_tokens)])
+            return self._rope.rotation(rows, [(len(positions), length)])
 
         return ContinuedPrompt(
             *(spec.sequence, self._generation, self.cache, self.model, self.layout.first),

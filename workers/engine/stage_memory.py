@@ -54,4 +54,5 @@ def build_cache(
     # states wait behind the last layer too, and may take more room than KV.
     host_sizes = (3 * sizes[0], layers + 1, 2 * model.context)
     host = HostStore(settings.host_bytes, link, *host_sizes, like=pool.rows)
-    return ShardCache(pool, PageTables(pool.allocator, *sizes), host, layout)
+    windows = model.windows[layout.first : layout.end]
+    return ShardCache(pool, PageTables(pool.allocator, *sizes), host, layout, windows)

@@ -71,15 +71,9 @@ class Decoder:
             Hidden states [rows, hidden], and the attention to those tokens, fp32 [layers, rows, tail].
         """
         positions = to_device(step.positions.astype(np.int64), inputs.device)
-        rotation = self._rope.rotation(positions, _lengths(step))
+        rotation = self._rope.rotation(positions, step.rows_and_lengths)
         if self._fused and len(inputs) <= self._fused.max_rows and reach is None:
             return self._fused(self._model.embed(inputs), rotation, paged, tail)
         attend = DecodeAttend(paged, tail, self._backend, reach)
         hidden = self._model(inputs, rotation, attend)
         return hidden, torch.stack(attend.shares)
-
-
-def _lengths(step: Step) -> list[tuple[int, int]]:
-    """Of each sequence, its rows, and its length behind them."""
-    ends = np.cumsum(step.rows)
-    return [(rows, int(step.positions[end - 1]) + 1) for rows, end in zip(step.rows, ends, strict=True)]

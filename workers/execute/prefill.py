@@ -7,8 +7,8 @@ from typing import cast
 import numpy as np
 import torch
 
-from workers.backends.attention import window_weights
 from workers.backends.interface import Attention
+from workers.execute.attend import LayerAttention
 from workers.execute.blocks import blocks, finish
 from workers.execute.prompt import Prompt
 from workers.kv.entry import Positions
@@ -59,7 +59,9 @@ class Prefill:
             is_last = index == len(self._model.layers) - 1 and self._model.head is not None
             for prompt in self._prompts:
                 yield from (True for _ in prompt.begin(index))
-            attention = LayerAttention(self._attention, self._prompts, index, self.rows, is_last)
+            attention = LayerAttention(
+                self._attention, self._prompts, index, layer.window, self.rows, self.positions, is_last
+            )
             for block in blocks(len(self.hidden), self._block_rows):
                 rotation = self._rotation_of(block)
                 attention.attend(block, *layer.project(self.hidden[block], rotation))
@@ -126,77 +128,3 @@ class Prefill:
         ahead = [0 if part is None else len(part[0]) for part in parts]
         self.rows = tuple(rows + more for rows, more in zip(self.rows, ahead, strict=True))
         self.positions, self.hidden = np.concatenate(positions), torch.cat(hidden)
-
-
-class LayerAttention:
-    """One layer's attention of prompts, fed with their rows in order.
-
-    Attributes:
-        spans: first and last row, excluded, of each sequence.
-        out: [rows, heads * head size].
-        scores: per sequence, as ``window_scores``; None where nothing scores.
-    """
-
-    out: torch.Tensor
-
-    def __init__(
-        self,
-        attention: Attention,
-        prompts: Sequence[Prompt],
-        layer: int,
-        rows: tuple[int, ...],
-        last_rows: bool,
-    ) -> None:
-        """``last_rows``: output of others is not needed."""
-        self._attention, self._prompts, self._last_rows = attention, prompts, last_rows
-        self._windows = [prompt.window(layer, count) for prompt, count in zip(prompts, rows, strict=True)]
-        self.spans = list(pairwise(accumulate(rows, initial=0)))
-        self.scores: list[torch.Tensor | None] = [None] * len(prompts)
-        pasts = [0 if prompt.past is None else len(prompt.past) for prompt in prompts]
-        # Of each sequence, where its past begins among all tokens, where its rows do, and where these end.
-        begins = accumulate((past + count for past, count in zip(pasts, rows, strict=True)), initial=0)
-        self._tokens = [
-            (begin, begin + past, begin + past + count)
-            for begin, past, count in zip(begins, pasts, rows, strict=False)
-        ]
-
-    def kv_of(self, number: int) -> torch.Tensor:
-        """Keys and values of a sequence's past and rows, [tokens, 2, KV heads, head size]."""
-        begin, _, end = self._tokens[number]
-        return self._kv[begin:end]
-
-    def attend(self, block: slice, query: torch.Tensor, kv: torch.Tensor) -> None:
-        """Takes in the ``query`` and ``kv`` of the next rows."""
-        if block.start == 0:
-            self._kv = kv.new_empty(self._tokens[-1][2], *kv.shape[1:])
-            for (begin, start, _), prompt in zip(self._tokens, self._prompts, strict=True):
-                if prompt.past is not None:
-                    self._kv[begin:start] = prompt.past
-            self.out = query.new_empty(self.spans[-1][1], query[0].numel())
-        for number, (first, end) in enumerate(self.spans):
-            window = self._windows[number]
-            start, stop = max(first, block.start), min(end, block.stop)
-            if start >= stop:
-                continue
-            begin, rows_begin, _ = self._tokens[number]
-            past = rows_begin - begin
-            self._kv[rows_begin + start - first : rows_begin + stop - first] = kv[
-                start - block.start : stop - block.start
-            ]
-            if self._last_rows:
-                start = max(start, end - max(1, window))
-            if start >= stop:
-                continue
-            # Of the window's rows, those in this block.
-            scoring = max(0, stop - max(start, end - window))
-            newest = window - (end - stop)
-            weights = window_weights(window, self._prompts[number].plan.distance_weight, kv.device)
-            self.out[start:stop], scores = self._attention.prefill_attention(
-                query[start - block.start : stop - block.start],
-                self._kv[begin : begin + past + stop - first],
-                weights[max(0, newest - scoring) : max(0, newest)],
-                past + end - window - first if scoring else 0,
-            )
-            if scoring:
-                so_far = self.scores[number]
-                self.scores[number] = scores if so_far is None else so_far + scores

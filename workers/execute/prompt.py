@@ -8,7 +8,7 @@ import torch
 from workers.backends.stopwatch import Stopwatch
 from workers.budget.plan import KeepPlan
 from workers.kv.cache import ShardCache
-from workers.kv.entry import Positions
+from workers.kv.entry import GatheredLayer, Positions
 from workers.policies.select import keep_of_prompt
 
 
@@ -17,13 +17,12 @@ class Prompt(Protocol):
 
     Attributes:
         plan: what stays.
-        past: the KV that there is before the rows in the layer that has begun, [tokens, 2, KV heads, head
-            size]; None if they are the first.
+        past: what there is before the rows in the layer that has begun; None if they are the first.
         waits: hidden states of rows that go no further are wanted.
     """
 
     plan: KeepPlan
-    past: torch.Tensor | None
+    past: GatheredLayer | None
     waits: bool
 
     def begin(self, layer: int) -> Iterator[None]:
@@ -65,7 +64,7 @@ class Prompt(Protocol):
 class FreshPrompt:
     """A prompt that begins with its rows."""
 
-    past: torch.Tensor | None = None
+    past: GatheredLayer | None = None
 
     def __init__(
         self, sequence: int, plan: KeepPlan, cache: ShardCache, first_layer: int, stopwatch: Stopwatch

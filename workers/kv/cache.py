@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -24,14 +25,24 @@ from workers.kv.suspended import SuspendedSequences
 class ShardCache:
     """Where each token of every sequence is, by its position; it knows no policy.
 
-    Layers count from 0 within the shard.
+    Layers count from 0 within the shard. In one that has a window a token attends to the newest tokens
+    alone; what is older is kept, as a turn of a session may go back to it.
 
     Attributes:
         device, host: what holds the tokens.
         hidden: what holds hidden states, in the host's memory too.
     """
 
-    def __init__(self, pool: KVPool, tables: PageTables, host: HostStore, layout: ShardLayout) -> None:
+    def __init__(
+        self,
+        pool: KVPool,
+        tables: PageTables,
+        host: HostStore,
+        layout: ShardLayout,
+        windows: Sequence[int] = (),
+    ) -> None:
+        """``windows``: of every layer, the newest tokens that one attends to; 0: all. Empty: all in all."""
+        self._windows = windows if any(windows) else ()
         self.layers, self._first_layer = layout.end - layout.first, layout.first
         self.device, self.host = DeviceStore(pool, tables, self.layers), host
         self.hidden = HiddenStore(host, self.layers)
@@ -106,9 +117,17 @@ class ShardCache:
         stays[kept] = True
         back = tokens.places[kept]
         freed = np.sort(back[back >= 0])
-        gone = ~stays & (tokens.places < 0)
+        if entry.needs.whole and self._windows:  # in order, so that a window is all from a place on
+            gone, held = ~stays, self.host.positions(sequence, layer)
+            new = tokens.positions[gone]
+            differ = new[: len(held)] != held[: len(new)]
+            same = int(differ.argmax()) if differ.any() else len(differ)
+            gone[np.flatnonzero(gone)[:same]] = False
+            places = np.arange(same, len(held))
+        else:
+            gone, places = ~stays & (tokens.places < 0), freed
         evicted = tokens.kv[self._on_device(np.flatnonzero(gone))]
-        self.host.exchange(sequence, layer, freed, tokens.positions[gone], evicted)
+        self.host.exchange(sequence, layer, places, tokens.positions[gone], evicted)
         if sequence in self.device.keys:
             order = np.searchsorted(tokens.positions, self.host.positions(sequence, layer))
             self.device.keys.clear(sequence, layer)
@@ -143,11 +162,46 @@ class ShardCache:
         self._note_peak(sequence)
 
     def extend(self, sequences: Sequence[int], beyond: PagedLayers | None = None) -> PagedStep:
-        """Makes room for the next token of each of ``sequences``, as ``DeviceStore.extend`` does."""
+        """Makes room for the next token of each of ``sequences``, as ``DeviceStore.extend`` does.
+
+        Each attends to what is within the windows, of ``beyond`` too, which ``HostStore.attend`` returns.
+        """
         counts = Counter(sequences)
         for sequence, count in counts.items():
             self._sequences[sequence].fed += count
-        return self.device.extend(sequences, counts, beyond)
+        step = self.device.extend(sequences, counts, beyond)
+        if not self._windows:
+            return step
+        starts = self._on_device(self.starts(sequences, on_host=False))
+        if beyond is not None:
+            beyond = replace(beyond, starts=torch.from_numpy(self.starts(sequences, on_host=True)))
+        return replace(step, starts=starts, spilled=beyond)
+
+    def starts(self, sequences: Sequence[int], on_host: bool) -> npt.NDArray[np.int32]:
+        """How many tokens lie before those that the newest ones attend to, int32 [layers, sequences].
+
+        Of those on the device, by slots, or of those on the host of sequences that must not lose any.
+
+        Args:
+            sequences: of each new token; as ``extend`` takes them.
+        """
+        starts = np.zeros((self.layers, len(sequences)), dtype=np.int32)
+        row = 0
+        for sequence, count in Counter(sequences).items():
+            entry = self._sequences[sequence]
+            newest = np.arange(entry.tokens - count, entry.tokens)
+            for layer in (layer for layer, window in enumerate(self._windows) if window):
+                unseen = newest - self._windows[layer]  # the newest position that each does not attend to
+                if on_host:
+                    before = np.searchsorted(self.host.positions(sequence, layer), unseen, side="right")
+                else:
+                    known = entry.positions[layer]
+                    behind = self.device.length(sequence, layer) - len(known)
+                    before = np.searchsorted(known, unseen, side="right")
+                    before += np.clip(unseen + 1 - (entry.tokens - behind), 0, behind)
+                starts[layer, row : row + count] = before
+            row += count
+        return starts
 
     def take_back(self, sequence: int, tokens: int) -> None:
         """Forgets the newest ``tokens`` tokens."""

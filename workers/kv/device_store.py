@@ -99,7 +99,7 @@ class DeviceStore:
             self._on_device(slots),
             self._on_device(pages),
             self._on_device(lengths),
-            beyond,
+            spilled=beyond,
         )
 
     def shrink(self, sequence: int, tokens: int) -> None:

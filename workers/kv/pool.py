@@ -17,31 +17,38 @@ class PagedBatch:
             ``pages[s // 16] * 16 + s % 16``.
         pages: int32 [sequences, most pages]; beyond a sequence's own there is anything.
         lengths: tokens of each sequence, int32 [sequences].
+        starts: the first of them that is attended to, int32 [sequences]; None: all are.
         spilled: what they have in host memory, if that is wanted too.
     """
 
     rows: torch.Tensor
     pages: torch.Tensor
     lengths: torch.Tensor
+    starts: torch.Tensor | None = None
     spilled: "PagedBatch | None" = None
 
     def gather_all(
         self, start: int, end: int, longest: int, most: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """A copy of sequences ``start`` to ``end``, what is spilled behind, and which tokens there are.
+        """A copy of sequences ``start`` to ``end``, what is spilled behind, and which tokens are seen.
 
         [sequences, longest + most, 2, KV heads, head size] and bool [sequences, longest + most].
         """
         kv = self.gather(start, end, longest)
-        there = torch.arange(longest, device=kv.device) < self.lengths[start:end, None]
+        there = self._seen(start, end, longest)
         if self.spilled is None or not most:
             return kv, there
         back = self.spilled.gather(start, end, most)
-        own = torch.arange(most) < self.spilled.lengths[start:end, None]
+        own = self.spilled._seen(start, end, most)
         back, own = to_device(back, kv.device), to_device(own, kv.device)
         # Of a sequence that has none there may be anything.
         back.masked_fill_(~own[:, :, None, None, None], 0)
         return torch.cat((kv, back), dim=1), torch.cat((there, own), dim=1)
+
+    def _seen(self, start: int, end: int, longest: int) -> torch.Tensor:
+        slots = torch.arange(longest, device=self.lengths.device)
+        seen = slots < self.lengths[start:end, None]
+        return seen if self.starts is None else seen & (slots >= self.starts[start:end, None])
 
     def gather(self, start: int, end: int, longest: int) -> torch.Tensor:
         """A copy of sequences ``start`` to ``end``: [sequences, longest, 2, KV heads, head size].
@@ -59,15 +66,17 @@ class PagedBatch:
 
 @dataclass(frozen=True)
 class PagedLayers:
-    """As ``PagedBatch``, of all layers: pages [layers, sequences, most], lengths [layers, sequences]."""
+    """As ``PagedBatch``, of all layers: pages [layers, sequences, most], others [layers, sequences]."""
 
     rows: torch.Tensor
     pages: torch.Tensor
     lengths: torch.Tensor
+    starts: torch.Tensor | None = None
 
     def batch(self, layer: int) -> PagedBatch:
         """Where the KV of one layer lies."""
-        return PagedBatch(self.rows, self.pages[layer], self.lengths[layer])
+        starts = None if self.starts is None else self.starts[layer]
+        return PagedBatch(self.rows, self.pages[layer], self.lengths[layer], starts)
 
 
 @dataclass(frozen=True)
@@ -79,6 +88,7 @@ class PagedStep:
         slots: row of the pool for the new token's KV, int64 [layers, sequences].
         pages: int32 [layers, sequences, most pages]; beyond a sequence's own there is anything.
         lengths: tokens of each sequence with the new one, int32 [layers, sequences].
+        starts: the first of them that the new one attends to, int32 [layers, sequences]; None: all.
         spilled: what they have in host memory, if they attend to that too.
 
     A sequence may be there more than once, with several new tokens: each is written before any attends.
@@ -88,6 +98,7 @@ class PagedStep:
     slots: torch.Tensor
     pages: torch.Tensor
     lengths: torch.Tensor
+    starts: torch.Tensor | None = None
     spilled: PagedLayers | None = None
 
     def write(self, layer: int, kv: torch.Tensor) -> None:
@@ -97,7 +108,8 @@ class PagedStep:
     def batch(self, layer: int) -> PagedBatch:
         """Where the KV of one layer lies."""
         spilled = self.spilled.batch(layer) if self.spilled else None
-        return PagedBatch(self.rows, self.pages[layer], self.lengths[layer], spilled)
+        starts = None if self.starts is None else self.starts[layer]
+        return PagedBatch(self.rows, self.pages[layer], self.lengths[layer], starts, spilled)
 
 
 class KVPool:

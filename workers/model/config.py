@@ -1,52 +1,50 @@
 """What a LLaMA-family checkpoint says of itself."""
 
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pyramidserve.errors import CheckpointError
+from workers.model.families import bias, family_of, unrotated, windows
+from workers.model.scaling import (
+    LENGTH_MATTERS,
+    check_rope,
+    rope_parameters,
+    rotated_size,
+    scaled_context,
+    short_context,
+)
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 # The setting of config.json that says that weights are random; see ``random_model``.
 RANDOM_SEED = "pyramidserve_random_seed"
 GENERATION = "generation_config.json"
-# How positions may be scaled → the numbers that that needs.
-ROPE_TYPES: dict[str, tuple[str, ...]] = {
-    "default": (),
-    "linear": ("factor",),
-    "dynamic": ("factor",),
-    "yarn": ("factor",),
-    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
-    "longrope": (),
-}
-
-
 # A size of a model → what config.json calls it.
 SIZES = {
     "layers": "num_hidden_layers",
     "hidden": "hidden_size",
     "heads": "num_attention_heads",
     "kv_heads": "num_key_value_heads",
-    "head_size": "head_dim",
     "intermediate": "intermediate_size",
     "vocabulary": "vocab_size",
 }
-# Settings of positions that are numbers above 0, where they are there.
-ROPE_NUMBERS = (
-    *("rope_theta", "factor", "original_max_position_embeddings", "partial_rotary_factor"),
-    *("low_freq_factor", "high_freq_factor", "attention_factor", "beta_fast", "beta_slow"),
-)
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Sizes of a LLaMA.
+    """Sizes of a LLaMA, and what its family has that LLaMA has not; see ``Family``.
 
     Attributes:
+        attention_bias: of queries, keys and values.
         context: the most tokens, prompt and output, of one sequence.
         random_seed: of weights that are not read but made; None: they are the checkpoint's.
+        rotated: values of a head that are rotated, its first; 0: all.
+        windows: per layer, the newest tokens that one attends to, itself among them; 0: all. Empty: all in
+            all layers.
+        unrotated: layers that rotate nothing.
+        rope_type: how positions are scaled; see ROPE_TYPES.
+        short_context: tokens up to which frequencies do not depend on a sequence's length.
     """
 
     layers: int
@@ -64,12 +62,42 @@ class ModelConfig:
     eos_ids: tuple[int, ...]
     dtype: str
     random_seed: int | None = None
+    output_bias: bool = False
+    head_norms: bool = False
+    fused: bool = False
+    rotated: int = 0
+    windows: tuple[int, ...] = ()
+    unrotated: tuple[int, ...] = ()
+    rope_type: str = "default"
+    short_context: int = 0
+
+    def window(self, layer: int) -> int:
+        """The newest tokens that one attends to in ``layer``, itself among them; 0: all."""
+        return self.windows[layer] if self.windows else 0
+
+    def frequencies_length(self, length: int) -> int:
+        """The length that stands for a sequence's in what frequencies are computed from.
+
+        Where they do not depend on it, or are the same for others, all that have the same frequencies
+        have the same.
+        """
+        if self.rope_type not in LENGTH_MATTERS or length <= self.short_context:
+            return self.short_context
+        return length if self.rope_type == "dynamic" else self.short_context + 1
 
 
 def read_config(checkpoint: Path) -> ModelConfig:
     """Reads ``config.json`` of a checkpoint folder. Raises CheckpointError."""
     config = transformers_config(checkpoint)
+    family, rope = family_of(config.model_type, checkpoint), rope_parameters(config)
     sizes = {name: _size(checkpoint, config, key) for name, key in SIZES.items()}
+    head_size = sizes["hidden"] // sizes["heads"]
+    if getattr(config, "head_dim", None) is not None:
+        head_size = _size(checkpoint, config, "head_dim")
+    if head_size % 2 or not head_size:
+        raise CheckpointError(f"heads of {checkpoint} have {head_size} values; it must be an even number")
+    rotated = rotated_size(checkpoint, family, rope, head_size)
+    trained = _size(checkpoint, config, "max_position_embeddings")
     if sizes["heads"] % sizes["kv_heads"]:
         raise CheckpointError(
             f"the checkpoint at {checkpoint} has {sizes['heads']} heads, which cannot share "
@@ -81,13 +109,22 @@ def read_config(checkpoint: Path) -> ModelConfig:
     return ModelConfig(
         **sizes,
         norm_epsilon=epsilon,
-        attention_bias=bool(config.attention_bias),
-        mlp_bias=bool(config.mlp_bias),
+        head_size=head_size,
+        attention_bias=bias(family.qkv_bias, config, "attention_bias"),
+        output_bias=bias(family.output_bias, config, "attention_bias"),
+        mlp_bias=bias(family.mlp_bias, config, "mlp_bias"),
         tied_embeddings=bool(config.tie_word_embeddings),
-        context=_context(checkpoint, config),
+        context=scaled_context(rope, trained),
         eos_ids=_end_ids(checkpoint, config),
         dtype=str(config.dtype or "float32").removeprefix("torch."),
         random_seed=getattr(config, RANDOM_SEED, None),
+        head_norms=family.head_norms,
+        fused=family.fused,
+        rotated=rotated % head_size,
+        windows=windows(family, config, checkpoint),
+        unrotated=unrotated(family, config, checkpoint),
+        rope_type=rope["rope_type"],
+        short_context=short_context(rope, trained),
     )
 
 
@@ -96,14 +133,6 @@ def _size(checkpoint: Path, config: Any, key: str) -> int:
     if type(value) is not int or value < 1:
         raise CheckpointError(f"{key} of {checkpoint} is {value!r}; it must be a whole number above 0")
     return value
-
-
-def _context(checkpoint: Path, config: Any) -> int:
-    """The tokens that positions are scaled to reach, as vLLM derives them."""
-    rope, trained = rope_parameters(config), _size(checkpoint, config, "max_position_embeddings")
-    if rope["rope_type"] == "yarn":
-        trained = rope.get("original_max_position_embeddings") or trained
-    return int(trained * rope["factor"]) if rope["rope_type"] in ("linear", "dynamic", "yarn") else trained
 
 
 def _end_ids(checkpoint: Path, config: Any) -> tuple[int, ...]:
@@ -118,7 +147,7 @@ def _end_ids(checkpoint: Path, config: Any) -> tuple[int, ...]:
 
 
 def transformers_config(checkpoint: Path) -> Any:
-    """The checkpoint's ``transformers`` configuration, checked to be a LLaMA that we can run."""
+    """The checkpoint's ``transformers`` configuration, checked to be one that we can run."""
     from transformers import AutoConfig
 
     if not (checkpoint / "config.json").is_file():
@@ -130,39 +159,10 @@ def transformers_config(checkpoint: Path) -> Any:
         config = AutoConfig.from_pretrained(checkpoint)
     except Exception as error:  # transformers computes with what it reads before it checks it
         raise CheckpointError(f"{checkpoint / 'config.json'} cannot be read: {error}") from error
-    if config.model_type != "llama":
-        raise CheckpointError(
-            f"the checkpoint at {checkpoint} is a {config.model_type!r} model; "
-            "only the LLaMA architecture (model_type 'llama') is supported"
-        )
+    family_of(config.model_type, checkpoint)
     if config.hidden_act != "silu":
         raise CheckpointError(
-            f"the checkpoint at {checkpoint} has activation {config.hidden_act!r}; LLaMA has 'silu'"
+            f"the checkpoint at {checkpoint} has activation {config.hidden_act!r}; 'silu' is served"
         )
-    _check_rope(checkpoint, rope_parameters(config))
+    check_rope(checkpoint, rope_parameters(config))
     return config
-
-
-def _check_rope(checkpoint: Path, parameters: Any) -> None:
-    kind = parameters.get("rope_type") if isinstance(parameters, dict) else None
-    if not isinstance(kind, str) or kind not in ROPE_TYPES:
-        raise CheckpointError(
-            f"the checkpoint at {checkpoint} has rope_type {kind!r}; supported are {', '.join(ROPE_TYPES)}"
-        )
-    for name in ROPE_NUMBERS:
-        value = parameters.get(name)
-        if value is None and name in ("rope_theta", *ROPE_TYPES[kind]):
-            raise CheckpointError(f"rope_type {kind!r} of {checkpoint} needs {name}, which is not there")
-        if value is not None and (type(value) not in (int, float) or not 0 < value < math.inf):
-            raise CheckpointError(f"{name} of {checkpoint} is {value!r}; it must be a number above 0")
-    if kind == "longrope" and parameters["short_factor"] != parameters["long_factor"]:
-        raise CheckpointError(
-            f"the checkpoint at {checkpoint} turns positions otherwise beyond a length (rope_type "
-            "'longrope' with two kinds of factors), which keys that are cached cannot follow"
-        )
-
-
-def rope_parameters(config: Any) -> dict[str, Any]:
-    """The RoPE settings of a ``transformers`` configuration; always has ``rope_type``."""
-    parameters: dict[str, Any] = config.rope_parameters
-    return parameters

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from workers.model.config import ModelConfig
-from workers.model.operations import LayerWeights, Operations
+from workers.model.operations import HeadNorms, LayerWeights, Operations
 from workers.model.rope import Rotation
 
 
@@ -28,13 +28,13 @@ class Attend(Protocol):
 class RMSNorm(nn.Module):
     """Root mean square norm."""
 
-    def __init__(self, config: ModelConfig, operations: Operations) -> None:
+    def __init__(self, size: int, epsilon: float, operations: Operations) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(config.hidden), requires_grad=False)
-        self._epsilon, self._operations = config.norm_epsilon, operations
+        self.weight = nn.Parameter(torch.empty(size), requires_grad=False)
+        self.epsilon, self._operations = epsilon, operations
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self._operations.rms_norm(x, self.weight, self._epsilon)
+        return self._operations.rms_norm(x, self.weight, self.epsilon)
 
 
 class Linear(nn.Linear):
@@ -49,33 +49,53 @@ class Linear(nn.Linear):
 
 
 class LlamaLayer(nn.Module):
-    """One decoder layer; the projections that read the same input are fused."""
+    """One decoder layer; the projections that read the same input are fused.
 
-    def __init__(self, config: ModelConfig, operations: Operations) -> None:
+    Attributes:
+        window: the newest tokens that one attends to, itself among them; 0: all.
+    """
+
+    def __init__(self, config: ModelConfig, layer: int, operations: Operations) -> None:
+        """``layer``: of the model."""
         super().__init__()
+        self.window, self._rotates = config.window(layer), layer not in config.unrotated
         self._heads, self._kv_heads, self._head_size = config.heads, config.kv_heads, config.head_size
         self._operations = operations
         width = config.heads * config.head_size
         projected = (config.heads + 2 * config.kv_heads) * config.head_size
-        self.input_norm = RMSNorm(config, operations)
+        self.input_norm = RMSNorm(config.hidden, config.norm_epsilon, operations)
         self.qkv = Linear(config.hidden, projected, config.attention_bias, operations)
-        self.output = Linear(width, config.hidden, config.attention_bias, operations)
-        self.mlp_norm = RMSNorm(config, operations)
+        norms = (config.head_size, config.norm_epsilon, operations)
+        self.query_norm = RMSNorm(*norms) if config.head_norms else None
+        self.key_norm = RMSNorm(*norms) if config.head_norms else None
+        self.output = Linear(width, config.hidden, config.output_bias, operations)
+        self.mlp_norm = RMSNorm(config.hidden, config.norm_epsilon, operations)
         self.gate_up = Linear(config.hidden, 2 * config.intermediate, config.mlp_bias, operations)
         self.down = Linear(config.intermediate, config.hidden, config.mlp_bias, operations)
 
     def weights(self) -> LayerWeights:
         """The layer's weights, as they lie in memory."""
+        norms = self._head_norms
         return LayerWeights(
-            *(self.input_norm.weight, self.qkv.weight, self.qkv.bias, self.output.weight, self.output.bias),
+            *(self.input_norm.weight, self.qkv.weight, self.qkv.bias),
+            *(None if norms is None else norms.query, None if norms is None else norms.key),
+            *(self.output.weight, self.output.bias),
             *(self.mlp_norm.weight, self.gate_up.weight, self.gate_up.bias),
             *(self.down.weight, self.down.bias),
+            rotates=self._rotates,
         )
+
+    @property
+    def _head_norms(self) -> HeadNorms | None:
+        if self.query_norm is None or self.key_norm is None:
+            return None
+        return HeadNorms(self.query_norm.weight, self.key_norm.weight, self.query_norm.epsilon)
 
     def project(self, hidden: torch.Tensor, rotation: Rotation) -> tuple[torch.Tensor, torch.Tensor]:
         """Queries, and keys and values, of ``hidden`` [rows, hidden], as ``Attend`` takes them."""
         projected = self.qkv(self.input_norm(hidden)).view(len(hidden), -1, self._head_size)
-        return self._operations.rotate(projected, rotation, self._heads, self._kv_heads)
+        turned = rotation if self._rotates else None
+        return self._operations.rotate(projected, turned, self._heads, self._kv_heads, self._head_norms)
 
     def finish(self, hidden: torch.Tensor, attended: torch.Tensor) -> None:
         """Adds to ``hidden`` [rows, hidden] what the attention's output and the MLP come to."""
@@ -91,9 +111,10 @@ class LlamaStage(nn.Module):
         super().__init__()
         self._operations, self._activations = operations, operations.activations
         self.embedding = nn.Embedding(config.vocabulary, config.hidden) if first == 0 else None
-        self.layers = nn.ModuleList(LlamaLayer(config, operations) for _ in range(first, end))
+        self.layers = nn.ModuleList(LlamaLayer(config, layer, operations) for layer in range(first, end))
         is_last = end == config.layers
-        self.final_norm = RMSNorm(config, operations) if is_last else None
+        norm = (config.hidden, config.norm_epsilon, operations)
+        self.final_norm = RMSNorm(*norm) if is_last else None
         self.head = Linear(config.hidden, config.vocabulary, False, operations) if is_last else None
 
     def forward(self, inputs: torch.Tensor, rotation: Rotation, attend: Attend) -> torch.Tensor:

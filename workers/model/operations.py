@@ -10,11 +10,16 @@ from workers.model.rope import Rotation
 
 @dataclass(frozen=True)
 class LayerWeights:
-    """A layer's weights; products are [columns, size], norms [hidden], biases [columns]."""
+    """A layer's weights; products are [columns, size], norms [hidden], biases [columns].
+
+    ``query_norm`` and ``key_norm``, where there are such, are [head size]; ``rotates``: by position.
+    """
 
     input_norm: torch.Tensor
     qkv: torch.Tensor
     qkv_bias: torch.Tensor | None
+    query_norm: torch.Tensor | None
+    key_norm: torch.Tensor | None
     output: torch.Tensor
     output_bias: torch.Tensor | None
     mlp_norm: torch.Tensor
@@ -22,6 +27,16 @@ class LayerWeights:
     gate_up_bias: torch.Tensor | None
     down: torch.Tensor
     down_bias: torch.Tensor | None
+    rotates: bool
+
+
+@dataclass(frozen=True)
+class HeadNorms:
+    """Weights, [head size], of the norms of queries and keys, head by head."""
+
+    query: torch.Tensor
+    key: torch.Tensor
+    epsilon: float
 
 
 class Operations(Protocol):
@@ -49,9 +64,14 @@ class Operations(Protocol):
         ...
 
     def rotate(
-        self, projected: torch.Tensor, rotation: Rotation, heads: int, kv_heads: int
+        self,
+        projected: torch.Tensor,
+        rotation: Rotation | None,
+        heads: int,
+        kv_heads: int,
+        norms: HeadNorms | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Splits projections and rotates queries and keys.
+        """Splits projections; norms queries and keys, where they are, and rotates them, where that is.
 
         Args:
             projected: [rows, heads + 2 * KV heads, head size]: queries, keys, values.

@@ -4,48 +4,66 @@ from pathlib import Path
 
 import torch
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from workers.model.config import rope_parameters, transformers_config
+from workers.model.config import ModelConfig, transformers_config
+from workers.model.scaling import rope_parameters
 
 Rotation = tuple[torch.Tensor, torch.Tensor]
+# Lengths whose frequencies are kept.
+KNOWN = 256
 
 
 class Rope:
-    """The rotation of keys and queries by their input position."""
+    """The rotation of keys and queries by their input position.
 
-    def __init__(self, checkpoint: Path, device: torch.device) -> None:
-        self._config = transformers_config(checkpoint)
-        self._type = rope_parameters(self._config)["rope_type"]
-        self._trained_length = self._config.max_position_embeddings
-        self._device = device
-        self._frequencies, self._scaling = self._compute(self._trained_length)
+    Some kinds have other frequencies for longer sequences (dynamic, longrope). Keys that are cached cannot
+    follow them, so that they are those of all that a sequence may become, from its first token on:
+    ``length`` is that, and the same for as long as its keys are used.
+    """
 
-    def _compute(self, length: int) -> tuple[torch.Tensor, float]:
-        """Inverse frequencies, fp32 [head size / 2], for a sequence of ``length`` tokens."""
-        if self._type == "default":
-            frequencies, scaling = LlamaRotaryEmbedding.compute_default_rope_parameters(self._config)
+    def __init__(self, checkpoint: Path, model: ModelConfig, device: torch.device) -> None:
+        self._config, self._model, self._device = transformers_config(checkpoint), model, device
+        self._kind = rope_parameters(self._config)["rope_type"]
+        # By the lengths that they stand for; the last few of them.
+        self._known: dict[int, Rotation] = {}
+
+    def _compute(self, length: int) -> Rotation:
+        """Inverse frequencies and scales of cosines and sines, fp32 [head size / 2]."""
+        known = self._known.get(length)
+        if known is not None:
+            return known
+        if self._kind == "default":
+            partial = rope_parameters(self._config).get("partial_rotary_factor") or 1.0
+            size = int(self._model.head_size * partial)
+            exponents = torch.arange(0, size, 2, dtype=torch.int64).float() / size
+            frequencies, scale = 1 / rope_parameters(self._config)["rope_theta"] ** exponents, 1.0
         else:
-            frequencies, scaling = ROPE_INIT_FUNCTIONS[self._type](
-                self._config, torch.device("cpu"), seq_len=length
-            )
-        return frequencies.to(self._device), scaling
+            compute = ROPE_INIT_FUNCTIONS[self._kind]
+            frequencies, scale = compute(self._config, torch.device("cpu"), seq_len=length or None)
+        scales = torch.full_like(frequencies, scale)
+        # What is not rotated lies behind, as if it were, by nothing; see ``weights``.
+        still = self._model.head_size // 2 - len(frequencies)
+        frequencies = torch.nn.functional.pad(frequencies, (0, still))
+        scales = torch.nn.functional.pad(scales, (0, still), value=1.0)
+        if len(self._known) >= KNOWN:
+            del self._known[next(iter(self._known))]
+        self._known[length] = frequencies.to(self._device), scales.to(self._device)
+        return self._known[length]
 
     def rotation(self, positions: torch.Tensor, lengths: list[tuple[int, int]]) -> Rotation:
         """Cosines and sines, each fp32 [rows, head size / 2].
 
         Args:
             positions: input position of every row, int64 [rows].
-            lengths: (rows, length of their sequence so far) of every sequence, in order of rows; the
-                dynamic kind rotates by the length, beyond the trained one.
+            lengths: (rows, most tokens that their sequence has ever) of every sequence, in order of rows.
         """
-        frequencies = self._frequencies
-        if self._type == "dynamic" and any(n > self._trained_length for _, n in lengths):
-            frequencies = torch.cat(
-                [
-                    self._compute(max(length, self._trained_length))[0].expand(rows, -1)
-                    for rows, length in lengths
-                ]
+        counted = [(rows, self._model.frequencies_length(length)) for rows, length in lengths]
+        if len({length for _, length in counted}) == 1:
+            frequencies, scales = self._compute(counted[0][1])
+        else:
+            parts = [(self._compute(length), rows) for rows, length in counted]
+            frequencies, scales = (
+                torch.cat([part[which].expand(rows, -1) for part, rows in parts]) for which in (0, 1)
             )
         angles = positions[:, None].float() * frequencies
-        return angles.cos() * self._scaling, angles.sin() * self._scaling
+        return angles.cos() * scales, angles.sin() * scales

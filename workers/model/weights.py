@@ -26,6 +26,8 @@ LAYER_TENSORS = {
     "input_norm.weight": ("input_layernorm.weight",),
     "qkv.weight": ("self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.weight"),
     "qkv.bias": ("self_attn.q_proj.bias", "self_attn.k_proj.bias", "self_attn.v_proj.bias"),
+    "query_norm.weight": ("self_attn.q_norm.weight",),
+    "key_norm.weight": ("self_attn.k_norm.weight",),
     "output.weight": ("self_attn.o_proj.weight",),
     "output.bias": ("self_attn.o_proj.bias",),
     "mlp_norm.weight": ("post_attention_layernorm.weight",),
@@ -33,6 +35,11 @@ LAYER_TENSORS = {
     "gate_up.bias": ("mlp.gate_proj.bias", "mlp.up_proj.bias"),
     "down.weight": ("mlp.down_proj.weight",),
     "down.bias": ("mlp.down_proj.bias",),
+}
+# Where a family's checkpoints have them as one.
+FUSED_TENSORS = LAYER_TENSORS | {
+    "qkv.weight": ("self_attn.qkv_proj.weight",),
+    "gate_up.weight": ("mlp.gate_up_proj.weight",),
 }
 
 
@@ -49,13 +56,14 @@ def open_weights(checkpoint: Path, config: ModelConfig) -> CheckpointFiles | Non
             f"{checkpoint} has {len(files)} tensors, too few for the {config.layers} layers that its "
             "config.json tells of"
         )
-    biases = dict.fromkeys(("qkv.bias", "output.bias"), config.attention_bias)
-    biases |= dict.fromkeys(("gate_up.bias", "down.bias"), config.mlp_bias)
+    there = {"qkv.bias": config.attention_bias, "output.bias": config.output_bias}
+    there |= dict.fromkeys(("gate_up.bias", "down.bias"), config.mlp_bias)
+    there |= dict.fromkeys(("query_norm.weight", "key_norm.weight"), config.head_norms)
     own = [
         f"layers.{layer}.{parameter}"
         for layer in range(config.layers)
         for parameter in LAYER_TENSORS
-        if biases.get(parameter, True)
+        if there.get(parameter, True)
     ]
     names = ("embedding.weight", *own, "final_norm.weight", "head.weight")
     files.check_names(
@@ -93,6 +101,8 @@ def load_stage(
             fill(value, sources[0], config.random_seed)
         else:
             _copy(files, sources, value, name)
+            if config.rotated:
+                value.copy_(value[_rotated_rows(name, len(value), config)])
         set_module_tensor_to_device(stage, name, device, value=value, dtype=dtype)
     if tied and stage.head is not None:
         stage.head.weight = cast(nn.Embedding, stage.embedding).weight
@@ -114,6 +124,25 @@ def _copy(files: CheckpointFiles, sources: Sequence[str], value: torch.Tensor, n
         part.copy_(tensor)
 
 
+def _rotated_rows(name: str, rows: int, config: ModelConfig) -> torch.Tensor:
+    """The order of a parameter's rows in which each head's rotated values are the first of both halves.
+
+    Queries and keys are rotated as halves. What is not rotated comes behind, in both alike, where it is
+    turned by nothing; an order that queries and keys have in common changes no product of theirs.
+    """
+    order, size, turned = torch.arange(rows), config.head_size, config.rotated // 2
+    heads = {
+        "qkv.weight": config.heads + config.kv_heads,
+        "qkv.bias": config.heads + config.kv_heads,
+        "query_norm.weight": 1,
+        "key_norm.weight": 1,
+    }.get(name.partition(".")[2].partition(".")[2], 0)
+    first, second, still = torch.split(torch.arange(size), [turned, turned, size - 2 * turned])
+    each = torch.cat((first, still[: size // 2 - turned], second, still[size // 2 - turned :]))
+    own = order[: heads * size].view(heads, size)[:, each].reshape(-1)
+    return torch.cat((own, order[heads * size :]))
+
+
 def source_names(name: str, first: int, config: ModelConfig) -> tuple[str, ...]:
     """Names of the checkpoint's tensors that make up our parameter ``name``."""
     if name == "embedding.weight":
@@ -123,4 +152,5 @@ def source_names(name: str, first: int, config: ModelConfig) -> tuple[str, ...]:
     if name == "head.weight":
         return ("model.embed_tokens.weight" if config.tied_embeddings else HEAD,)
     _, index, parameter = name.split(".", 2)
-    return tuple(f"model.layers.{first + int(index)}.{source}" for source in LAYER_TENSORS[parameter])
+    tensors = FUSED_TENSORS if config.fused else LAYER_TENSORS
+    return tuple(f"model.layers.{first + int(index)}.{source}" for source in tensors[parameter])

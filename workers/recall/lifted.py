@@ -37,13 +37,21 @@ class LiftedRows:
         return LiftedRows(positions[order], hidden)
 
 
-def attend(query: torch.Tensor, positions: Positions, past: GatheredLayer) -> torch.Tensor:
+def attend(query: torch.Tensor, positions: Positions, past: GatheredLayer, window: int) -> torch.Tensor:
     """Attention of rows at ``positions``, ascending, to all of ``past`` that is not behind them.
 
-    ``query`` is [rows, heads, head size]; returns [rows, heads * head size].
+    Args:
+        query: [rows, heads, head size].
+        window: the newest positions that are attended to, a row's own among them; 0: all.
+
+    Returns:
+        [rows, heads * head size].
     """
     reach = int(np.searchsorted(past.positions, positions[-1], side="right"))
-    visible = to_device(past.positions[None, :reach] <= positions[:, None], query.device)
+    seen = past.positions[None, :reach] <= positions[:, None]
+    if window:
+        seen &= past.positions[None, :reach] > positions[:, None] - window
+    visible = to_device(seen, query.device)
     key, value = past.kv[:reach].to(query.dtype).unbind(1)
     attended = functional.scaled_dot_product_attention(
         query.transpose(0, 1)[None],

@@ -28,7 +28,10 @@ class BestOfHost:
         self._host, self._attention = cache.host, attention
         self._index = cache.device.keys.batch(self._sequences)
         self._spilled = self._host.view(self._sequences, cache.layers)
-        self._wanted = -(-self._spilled.lengths // RECALLED_OF)
+        starts = torch.from_numpy(cache.starts(self._sequences, on_host=True))
+        # A window ends what there is to choose from.
+        self._starts = starts if starts.any() else None
+        self._wanted = -(-(self._spilled.lengths - starts) // RECALLED_OF)
         self._most: list[int] = self._wanted.amax(dim=1).tolist()
 
     def __call__(self, layer: int, query: torch.Tensor) -> PagedBatch:
@@ -39,6 +42,10 @@ class BestOfHost:
         if self._rows is not None:
             query = query[to_device(self._rows, query.device)]
         shares = self._attention.indexed_shares(query, self._index.batch(layer), counts)
+        if self._starts is not None:
+            places = torch.arange(shares.shape[1], device=shares.device)
+            unseen = places < to_device(self._starts[layer], shares.device)[:, None]
+            shares = shares.masked_fill(unseen, -1)
         best = shares.topk(most, dim=1).indices.cpu()
         # Those of which fewer are wanted have anything behind them.
         best.masked_fill_(torch.arange(most) >= wanted[:, None], 0)

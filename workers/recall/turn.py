@@ -31,7 +31,7 @@ class ContinuedPrompt:
     follow, and get the keys and values that they lack. So a second turn does what the first one saved.
     """
 
-    past: torch.Tensor | None = None
+    past: GatheredLayer | None = None
 
     def __init__(
         self,
@@ -67,7 +67,7 @@ class ContinuedPrompt:
         if self.waits:
             self._take_up(layer)
             yield from self._lift(layer)
-        self.past = self._gathered.kv
+        self.past = self._gathered
 
     def window(self, layer: int, rows: int) -> int:
         plan, tokens = self.plan, len(self._gathered.positions) + rows
@@ -134,5 +134,6 @@ class ContinuedPrompt:
         self._gathered = GatheredLayer(positions[order], places[order], merged)
         self._lifted_out = torch.cat([query.flatten(1) for query in queries])
         for block, query in zip(lifted_blocks, queries, strict=True):
-            self._lifted_out[block] = attend(query, lifted.positions[block], self._gathered)
+            window = self._layers[layer].window
+            self._lifted_out[block] = attend(query, lifted.positions[block], self._gathered, window)
             yield

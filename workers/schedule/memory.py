@@ -1,6 +1,6 @@
 """The memory of a pipeline: what its sequences hold, will take, and have on the host instead."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,6 +28,7 @@ class PipelineLayout:
         max_prefill_tokens: rows of the prefill micro-batches of all shards together, unless one prompt
             alone is longer.
         tuning: how its scheduler weighs one against the other.
+        frequencies_length: see ``ModelConfig``; sequences of which it says the same are rotated alike.
     """
 
     shards: tuple[ShardLayout, ...]
@@ -38,6 +39,7 @@ class PipelineLayout:
     max_sessions: int
     max_prefill_tokens: int
     tuning: ScheduleTuning = ScheduleTuning()
+    frequencies_length: Callable[[int], int] = lambda length: 0
 
 
 class PipelineMemory:

@@ -18,6 +18,7 @@ class ParkedSession:
         key: the turn's sequence, which names the KV on the shards.
         ids: the tokens whose KV it is; the first ``prompt_tokens`` were the turn's prompt.
         generated: how many of them were generated in it.
+        length: the most that they could be, which their rotation may hang on.
         whole: nothing of it has been dropped from the host.
         since: when the turn ended, in seconds.
         lacking_rows: rows, summed over layers, that ``prune`` dropped, for the next turn to lift.
@@ -32,6 +33,7 @@ class ParkedSession:
     compression: Compression
     whole: bool
     since: float
+    length: int = 0
     lacking_rows: int = 0
     recomputed_rows: int = 0
     on_host: bool = False
@@ -53,6 +55,7 @@ class ParkedSession:
             compression=request.compression,
             whole=whole and sequence.whole,
             since=sequence.token_times[-1],
+            length=request.length,
             lacking_rows=_lacking_rows(sequence.plan, sequence.reused),
             recomputed_rows=sequence.recomputed_rows,
             on_host=on_host,

@@ -201,7 +201,7 @@ class Scheduler:
         if self.memory.host_is_overfull:
             return None if moving else self._room.make_on_host()
         session = self._session_of(first)
-        if session and (reused := session.reusable(self._request(first))):
+        if session and (reused := self._reusable(session, self._request(first))):
             return None if moving else self._go_on(first, session, reused)
         if keys := self._groups.prefill():
             return self._begin([spec_of(self._request(key)) for key in keys])
@@ -212,6 +212,11 @@ class Scheduler:
 
     def _session_of(self, key: int) -> ParkedSession | None:
         return self.parked.get(self.sequences[key].session_id)
+
+    def _reusable(self, session: ParkedSession, request: SequenceRequest) -> int:
+        """Tokens of ``session`` that ``request`` can go on with: none that it would rotate otherwise."""
+        alike = self.layout.frequencies_length
+        return session.reusable(request) if alike(session.length) == alike(request.length) else 0
 
     def _go_on(self, key: int, session: ParkedSession, reused: int) -> Work | None:
         """Lets the first that waits go on with what its session has left; brings that back before.

@@ -35,6 +35,11 @@ class SequenceRequest:
         assert self.stopping.max_tokens is not None
         return self.stopping.max_tokens
 
+    @property
+    def length(self) -> int:
+        """The most tokens of its KV: all but the last output, which is never fed."""
+        return len(self.prompt_ids) + self.max_tokens - 1
+
 
 @dataclass
 class RunningSequence:

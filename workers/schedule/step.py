@@ -93,6 +93,7 @@ class Step:
             one of each row.
         forced: for each of them, the token to take instead of drawing one; -1 draws.
         generated: how many generated tokens of each sequence are verified.
+        lengths: of each sequence, the most tokens that its KV may have; see ``Rope``.
         new: sequences that begin, in a prefill; in order of ``sequences``.
         slice_steps: how long a prefill may hold up decode steps, in such steps.
         memory, released, traces: what the shards so far report.
@@ -107,12 +108,18 @@ class Step:
     output_indices: tuple[int, ...] = ()
     forced: tuple[int, ...] = ()
     generated: tuple[int, ...] = ()
+    lengths: tuple[int, ...] = ()
     new: tuple[SequenceSpec, ...] = ()
     slice_steps: float = 0.0
     memory: tuple[ShardMemory, ...] = ()
     released: tuple[tuple[ReleasedSequence, ...], ...] = ()
     traces: tuple[PrefillTrace, ...] = ()
     top_logits: tuple[TopLogits, ...] = ()
+
+    @property
+    def rows_and_lengths(self) -> list[tuple[int, int]]:
+        """Of each sequence, its rows and ``lengths``."""
+        return list(zip(self.rows, self.lengths, strict=True))
 
     @property
     def fed(self) -> tuple[int, ...]:

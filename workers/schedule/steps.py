@@ -93,6 +93,7 @@ class Steps:
                 for index in indices
             ),
             generated=tuple(0 if each is None else max(0, each.fed) for each in sequences),
+            lengths=tuple(0 if each is None else each.request.length for each in sequences),
             new=new,
             slice_steps=slice_steps,
         )

@@ -58,8 +58,9 @@ def test_a_config_with_any_value_is_sound_or_refused(
     place[data.draw(st.sampled_from(sorted(place)))] = data.draw(ANYTHING)
     (damaged / "config.json").write_text(json.dumps(told))
     with suppress(CheckpointError):
-        assert _is_sound(read_config(damaged))
-        Rope(damaged, torch.device("cpu"))
+        model = read_config(damaged)
+        assert _is_sound(model)
+        Rope(damaged, model, torch.device("cpu"))
 
 
 @settings(max_examples=examples(60))

@@ -9,14 +9,14 @@ from workers.backends.cpu.shared import CHUNK, PARTIAL
 from workers.backends.stopwatch import Stopwatch
 from workers.kv.pool import PagedBatch, PagedLayers, PagedStep
 from workers.model.config import ModelConfig
-from workers.model.operations import LayerWeights
+from workers.model.operations import HeadNorms, LayerWeights
 from workers.model.rope import Rotation
 
 # What decode_layers adds up its seconds by.
 _SPENT = ("gemm", "attention", "elementwise")
 
 _NAMES = (
-    *("input_norm", "qkv", "qkv_bias", "output", "output_bias"),
+    *("input_norm", "qkv", "qkv_bias", "query_norm", "key_norm", "output", "output_bias"),
     *("mlp_norm", "gate_up", "gate_up_bias", "down", "down_bias"),
 )
 
@@ -24,27 +24,41 @@ _NAMES = (
 class _Weights(Structure):
     """``layer_weights`` of layers.c."""
 
-    _fields_ = tuple((name, c_void_p) for name in _NAMES)
+    _fields_ = (*((name, c_void_p) for name in _NAMES), ("rotates", c_int64))
+
+
+class _HeadNorms(Structure):
+    """``head_norms`` of kernels.h."""
+
+    _fields_ = (("query", c_void_p), ("key", c_void_p), ("epsilon", c_float))
+
+
+def head_norms(norms: HeadNorms | None) -> _HeadNorms:
+    """``norms`` as the kernels take them; its tensors must outlive it."""
+    return (
+        _HeadNorms(norms.query.data_ptr(), norms.key.data_ptr(), norms.epsilon) if norms else _HeadNorms()
+    )
 
 
 class PagedCache(Structure):
     """``paged_cache`` of kernels.h; of several layers, where there are."""
 
     _fields_ = (
-        *((name, c_void_p) for name in ("rows", "pages", "lengths")),
+        *((name, c_void_p) for name in ("rows", "pages", "lengths", "starts")),
         *((name, c_int64) for name in ("width", "chunks")),
     )
 
 
-NOTHING = PagedCache(None, None, None, 0, 0)
+NOTHING = PagedCache(None, None, None, None, 0, 0)
 
 
 def paged_cache(cache: PagedBatch | PagedStep | PagedLayers | None) -> PagedCache:
     """``cache`` as the kernels take it; its tensors must outlive it."""
     if cache is None:
         return NOTHING
-    tensors = (cache.rows.data_ptr(), cache.pages.data_ptr(), cache.lengths.data_ptr())
-    return PagedCache(*tensors, cache.pages.shape[-1], -(-int(cache.lengths.max()) // CHUNK))
+    tensors = (cache.rows, cache.pages, cache.lengths, cache.starts)
+    pointers = (None if each is None else each.data_ptr() for each in tensors)
+    return PagedCache(*pointers, cache.pages.shape[-1], -(-int(cache.lengths.max()) // CHUNK))
 
 
 class _Shape(Structure):
@@ -115,4 +129,4 @@ class NativeDecode:
 
 def _addresses(layer: LayerWeights) -> _Weights:
     tensors = (getattr(layer, name) for name in _NAMES)
-    return _Weights(*(None if tensor is None else tensor.data_ptr() for tensor in tensors))
+    return _Weights(*(None if tensor is None else tensor.data_ptr() for tensor in tensors), layer.rotates)

@@ -6,7 +6,7 @@ from ctypes import CDLL, byref, c_float, c_int, c_int64, c_void_p
 import torch
 from torch.nn import functional
 
-from workers.backends.cpu.fused import NativeDecode, paged_cache
+from workers.backends.cpu.fused import NativeDecode, head_norms, paged_cache
 from workers.backends.cpu.shared import CHUNK, COLUMNS, LANES, PARTIAL
 from workers.backends.interface import Attended, FusedDecode
 from workers.backends.reference import ReferenceBackend
@@ -16,7 +16,7 @@ from workers.budget.plan import KEYS_PER_ROW
 from workers.device import multiplies_bf16
 from workers.kv.pool import PagedBatch
 from workers.model.config import ModelConfig
-from workers.model.operations import LayerWeights
+from workers.model.operations import HeadNorms, LayerWeights
 from workers.model.rope import Rotation
 
 # Products of at most this many rows are bound by reading the weights, which torch's do with less speed.
@@ -29,8 +29,8 @@ _ARGUMENTS = {
     "linear": (*(_POINTER,) * 4, *(_SIZE,) * 3, *(_INT,) * 3),
     "rms_norm": (_POINTER, _POINTER, _POINTER, _SIZE, _SIZE, c_float, *(_INT,) * 3),
     "silu_product": (_POINTER, _POINTER, _SIZE, _SIZE, _INT, _INT),
-    "rotate": (*(_POINTER,) * 5, _SIZE, *(_INT,) * 6),
-    "prefill_attention": (*(_POINTER,) * 6, *(_SIZE,) * 4, *(_INT,) * 6),
+    "rotate": (*(_POINTER,) * 6, _SIZE, *(_INT,) * 6),
+    "prefill_attention": (*(_POINTER,) * 7, *(_SIZE,) * 4, *(_INT,) * 6),
     "indexed_shares": (*(_POINTER,) * 5, *(_SIZE,) * 2, *(_INT,) * 6),
     "decode_attention": (*(_POINTER,) * 8, *(_SIZE,) * 2, *(_INT,) * 6),
 }
@@ -105,29 +105,44 @@ class CpuBackend:
         return out
 
     def rotate(
-        self, projected: torch.Tensor, rotation: Rotation, heads: int, kv_heads: int
+        self,
+        projected: torch.Tensor,
+        rotation: Rotation | None,
+        heads: int,
+        kv_heads: int,
+        norms: HeadNorms | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         projected = projected.contiguous()
         rows, _, head_size = projected.shape
         query = projected.new_empty(rows, heads, head_size)
         kv = torch.empty(rows, 2, kv_heads, head_size, dtype=self._dtype)
-        cos, sin = (part.contiguous() for part in rotation)
-        pointers = (each.data_ptr() for each in (projected, cos, sin, query, kv))
+        turned = [part.contiguous() for part in rotation or ()]
         with self.stopwatch.on("elementwise"):
-            self._library.rotate(*pointers, rows, heads, kv_heads, head_size, *self._mode())
+            self._library.rotate(
+                *(projected.data_ptr(), byref(head_norms(norms))),
+                *((part.data_ptr() for part in turned) if turned else (None, None)),
+                *(query.data_ptr(), kv.data_ptr()),
+                *(rows, heads, kv_heads, head_size, *self._mode()),
+            )
         return query, kv
 
     def prefill_attention(
-        self, query: torch.Tensor, kv: torch.Tensor, weights: torch.Tensor, context: int
+        self,
+        query: torch.Tensor,
+        kv: torch.Tensor,
+        weights: torch.Tensor,
+        context: int,
+        starts: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         if query.shape[-1] % LANES:  # No whole number of vectors.
-            return self._reference.prefill_attention(query, kv, weights, context)
+            return self._reference.prefill_attention(query, kv, weights, context, starts)
         query, kv = query.contiguous(), kv.contiguous()
         (rows, heads, head_size), (tokens, _, kv_heads, _) = query.shape, kv.shape
         out = query.new_empty(rows, heads * head_size)
         scratch = torch.empty(self._prefill_scratch(tokens, len(weights), heads, kv_heads, head_size))
         scores = torch.zeros(context)
-        pointers = (each.data_ptr() for each in (query, kv, weights, out, scratch, scores))
+        tensors = (query, kv, weights, starts, out, scratch, scores)
+        pointers = (0 if each is None else each.data_ptr() for each in tensors)
         with self.stopwatch.on("attention"):
             self._library.prefill_attention(
                 *(*pointers, rows, tokens, len(weights), context),

@@ -131,11 +131,11 @@ static inline __attribute__((always_inline)) void mix_heads(const int heads, con
 // One query row a sequence over its own pages, and over those of what is spilled: see PagedBatch for the layout.
 //
 // query, out [sequences, heads, head_size], head_size a multiple of 16; rows of both [*, 2, kv_heads, head_size],
-// pages [sequences, width], `chunks` of the longest, none where nothing is spilled; partials: scratch, float
-// [sequences, chunks of both, heads, head_size + 2]; logits: scratch, float [sequences, heads, tail]; shares:
-// float [sequences, tail], the attention to the newest `tail` tokens that are not spilled, averaged over heads, 0
-// where there are fewer; lse: float [sequences, heads], the logarithm of the sum of exponentiated logits, where it is
-// wanted.
+// pages [sequences, width], `chunks` of the longest, none where nothing is spilled; each sequence attends to one of its
+// own tokens at least; partials: scratch, float [sequences, chunks of both, heads, head_size + 2]; logits: scratch,
+// float [sequences, heads, tail]; shares: float [sequences, tail], the attention to the newest `tail` tokens that are
+// not spilled, averaged over heads, 0 where there are fewer; lse: float [sequences, heads], the logarithm of the sum of
+// exponentiated logits, where it is wanted.
 void decode_attention_rows(const void *query, const paged_cache *own_cache, const paged_cache *spilled, void *out,
                            float *partials, float *logits, float *shares, float *lse, int64_t sequences,
                            int64_t tail, int heads, int kv_heads, int head_size, int bf16, int stored) {
@@ -149,7 +149,7 @@ void decode_attention_rows(const void *query, const paged_cache *own_cache, cons
         const int is_spilled = chunk >= own_cache->chunks;
         const paged_cache *cache = is_spilled ? spilled : own_cache;
         const int64_t begin = (is_spilled ? chunk - own_cache->chunks : chunk) * CHUNK;
-        const int64_t length = cache->lengths[sequence];
+        const int64_t length = cache->lengths[sequence], start = cache->starts ? cache->starts[sequence] : 0;
         if (begin >= length) continue;
         const cache_part part = {
             .rows = cache->rows,
@@ -160,7 +160,9 @@ void decode_attention_rows(const void *query, const paged_cache *own_cache, cons
         };
         const char *own_query = (const char *)query + sequence * heads * head_size * (bf16 ? 2 : 4);
         float own[heads * CHUNK], *sums = partials + task * heads * size;
-        for (int first = 0; first < part.count; first += PAGE_TOKENS) {
+        // Tokens before the first that is attended to.
+        const int unseen = start < begin ? 0 : start - begin < part.count ? start - begin : part.count;
+        for (int first = unseen / PAGE_TOKENS * PAGE_TOKENS; first < part.count; first += PAGE_TOKENS) {
             const int count = part.count - first < PAGE_TOKENS ? part.count - first : PAGE_TOKENS;
             const char *page = page_of(&part, first);
             const int more = first + PAGE_TOKENS < part.count;
@@ -179,11 +181,14 @@ void decode_attention_rows(const void *query, const paged_cache *own_cache, cons
         }
         const int64_t to_column = begin - (length - tail), newest = to_column < 0 ? -to_column : 0;
         for (int head = 0; head < heads; head++) {
+            for (int t = 0; t < unseen; t++) own[head * CHUNK + t] = -INFINITY;
             float *target = logits + (sequence * heads + head) * tail + to_column;
             for (int64_t t = newest; !is_spilled && t < part.count; t++) target[t] = own[head * CHUNK + t];
             float *sum = sums + head * size + head_size;
-            sum[0] = exponentiate(own + head * CHUNK, part.count, bf16, &sum[1]);
+            sum[1] = -INFINITY;
+            if (unseen < part.count) sum[0] = exponentiate(own + head * CHUNK, part.count, bf16, &sum[1]);
         }
+        if (unseen == part.count) continue;
         for (int kv_head = 0; kv_head < kv_heads; kv_head++)
             for (int head = kv_head * group, left = group; left > 0; head += TOGETHER, left -= TOGETHER) {
 #define MIX(n, pairs, half)                                                                                \
@@ -207,6 +212,7 @@ void decode_attention_rows(const void *query, const paged_cache *own_cache, cons
             EACH_CHUNK best = fmaxf(best, first[(c * heads + head) * size + head_size + 1]);
             EACH_CHUNK {
                 const float *part = first + (c * heads + head) * size;
+                if (part[head_size + 1] == -INFINITY) continue;  // nothing of it is attended to
                 const float weight = exp2_lanes(all(part[head_size + 1] - best))[0];
                 sum += weight * part[head_size];
                 for (int i = 0; i < head_size; i++) mixed[i] += weight * part[i];

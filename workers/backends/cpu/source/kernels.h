@@ -3,20 +3,27 @@
 
 #include <stdint.h>
 
-// KV of several sequences: pages [sequences, width], lengths [sequences], and parts of the longest.
+// KV of several sequences: pages [sequences, width], lengths [sequences], the first token of each that is attended to
+// [sequences], null for 0, and parts of the longest.
 typedef struct {
     void *rows;
-    const int32_t *pages, *lengths;
+    const int32_t *pages, *lengths, *starts;
     int64_t width, chunks;
 } paged_cache;
+
+// Weights of the norms of queries and keys, each [head_size]; null where there are none.
+typedef struct {
+    const void *query, *key;
+    float epsilon;
+} head_norms;
 
 void linear_rows(const void *x, const void *weight, const void *bias, float *out, int64_t rows, int64_t columns,
                  int64_t size, int add, int bf16, int stored);
 void rms_norm_rows(const void *x, const void *weight, void *out, int64_t rows, int64_t size, float epsilon,
                    int from_bf16, int bf16, int stored);
 void silu_product_rows(const void *gate_up, void *out, int64_t rows, int64_t size, int from_bf16, int bf16);
-void rotate_rows(const void *projected, const float *cos, const float *sin, void *query, void *kv,
-                 const int64_t *slots, int64_t rows, int heads, int kv_heads, int head_size, int from_bf16,
+void rotate_rows(const void *projected, const head_norms *norms, const float *cos, const float *sin, void *query,
+                 void *kv, const int64_t *slots, int64_t rows, int heads, int kv_heads, int head_size, int from_bf16,
                  int bf16, int stored);
 void decode_attention_rows(const void *query, const paged_cache *own_cache, const paged_cache *spilled, void *out,
                            float *partials, float *logits, float *shares, float *lse, int64_t sequences,

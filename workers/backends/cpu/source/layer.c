@@ -4,6 +4,19 @@
 // Fewer values than this are not worth a second thread.
 #define ALONE 16384
 
+// 1 / rms(values), of `size` values that have room for LANES more behind them.
+static inline float inverse_rms(float *values, int64_t size, float epsilon) {
+    lanes sums = all(0);
+    memset(values + size, 0, sizeof(float) * LANES);
+    for (int64_t i = 0; i < size; i += LANES) {
+        const lanes value = load_lanes(values, i, 0);
+        sums += value * value;
+    }
+    float sum = 0;
+    for (int i = 0; i < LANES; i++) sum += sums[i];
+    return 1.0f / sqrtf(sum / size + epsilon);
+}
+
 // out[row] = x[row] / rms(x[row]) * weight, [rows, size].
 void rms_norm_rows(const void *x, const void *weight, void *out, int64_t rows, int64_t size, float epsilon,
                    int from_bf16, int bf16, int stored) {
@@ -11,15 +24,7 @@ void rms_norm_rows(const void *x, const void *weight, void *out, int64_t rows, i
     for (int64_t row = 0; row < rows; row++) {
         float values[size + LANES];
         load(x, row * size, size, from_bf16, values);
-        lanes sums = all(0);
-        memset(values + size, 0, sizeof(float) * LANES);
-        for (int64_t i = 0; i < size; i += LANES) {
-            const lanes value = load_lanes(values, i, 0);
-            sums += value * value;
-        }
-        float sum = 0;
-        for (int i = 0; i < LANES; i++) sum += sums[i];
-        const float inverse = 1.0f / sqrtf(sum / size + epsilon);
+        const float inverse = inverse_rms(values, size, epsilon);
         int64_t i = 0;
         for (; i + LANES <= size; i += LANES)
             store_lanes(out, row * size + i, bf16,
@@ -64,9 +69,10 @@ void silu_product(const void *gate_up, void *out, int64_t rows, int64_t size, in
 
 // Splits projected [rows, heads + 2 * kv_heads, head_size] into rotated queries [rows, heads, head_size] and
 // rotated keys and values, of which those of row i become row slots[i] of kv [*, 2, kv_heads, head_size], or
-// row i without slots; cos and sin are float [rows, head_size / 2].
-void rotate_rows(const void *projected, const float *cos, const float *sin, void *query, void *kv,
-                 const int64_t *slots, int64_t rows, int heads, int kv_heads, int head_size, int from_bf16,
+// row i without slots; cos and sin are float [rows, head_size / 2], null where nothing is rotated. Before that, each
+// query and key is normed, where there are norms [head_size].
+void rotate_rows(const void *projected, const head_norms *norms, const float *cos, const float *sin, void *query,
+                 void *kv, const int64_t *slots, int64_t rows, int heads, int kv_heads, int head_size, int from_bf16,
                  int bf16, int stored) {
     const int64_t half = head_size / 2, width = (int64_t)(heads + 2 * kv_heads) * head_size;
 #pragma omp for schedule(static)
@@ -74,9 +80,16 @@ void rotate_rows(const void *projected, const float *cos, const float *sin, void
         const float *c = cos + row * half, *s = sin + row * half;
         const int64_t slot = slots ? slots[row] : row;
         for (int head = 0; head < heads + 2 * kv_heads; head++) {
-            float in[head_size], out[head_size];
+            float in[head_size + LANES], out[head_size];
             load(projected, row * width + (int64_t)head * head_size, head_size, from_bf16, in);
-            if (head < heads + kv_heads) {
+            const int is_value = head >= heads + kv_heads;
+            if (norms->query && !is_value) {
+                float scales[head_size];
+                load(head < heads ? norms->query : norms->key, 0, head_size, stored, scales);
+                const float inverse = inverse_rms(in, head_size, norms->epsilon);
+                for (int64_t i = 0; i < head_size; i++) in[i] *= inverse * scales[i];
+            }
+            if (cos && !is_value) {
                 for (int64_t i = 0; i < half; i++) {
                     out[i] = in[i] * c[i] - in[i + half] * s[i];
                     out[i + half] = in[i + half] * c[i] + in[i] * s[i];
@@ -92,8 +105,8 @@ void rotate_rows(const void *projected, const float *cos, const float *sin, void
     }
 }
 
-void rotate(const void *projected, const float *cos, const float *sin, void *query, void *kv, int64_t rows,
-            int heads, int kv_heads, int head_size, int bf16, int stored, int threads) {
+void rotate(const void *projected, const head_norms *norms, const float *cos, const float *sin, void *query, void *kv,
+            int64_t rows, int heads, int kv_heads, int head_size, int bf16, int stored, int threads) {
 #pragma omp parallel num_threads(threads) if (rows * (heads + 2 * kv_heads) * head_size > ALONE)
-    rotate_rows(projected, cos, sin, query, kv, 0, rows, heads, kv_heads, head_size, bf16, bf16, stored);
+    rotate_rows(projected, norms, cos, sin, query, kv, 0, rows, heads, kv_heads, head_size, bf16, bf16, stored);
 }

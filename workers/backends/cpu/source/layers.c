@@ -2,10 +2,11 @@
 
 #include "kernels.h"
 
-// The weights of a layer, each [columns, size]; biases may be null.
+// The weights of a layer, each [columns, size]; biases may be null, and norms of heads. `rotates`: by position.
 typedef struct {
-    const void *input_norm, *qkv, *qkv_bias, *output, *output_bias, *mlp_norm, *gate_up, *gate_up_bias, *down,
-        *down_bias;
+    const void *input_norm, *qkv, *qkv_bias, *query_norm, *key_norm, *output, *output_bias, *mlp_norm, *gate_up,
+        *gate_up_bias, *down, *down_bias;
+    int64_t rotates;
 } layer_weights;
 
 typedef struct {
@@ -25,6 +26,7 @@ static paged_cache layer_of(const paged_cache *all, int64_t layer, int64_t seque
     paged_cache one = *all;
     one.pages += layer * sequences * all->width;
     one.lengths += layer * sequences;
+    if (all->starts) one.starts += layer * sequences;
     return one;
 }
 
@@ -32,7 +34,7 @@ static paged_cache layer_of(const paged_cache *all, int64_t layer, int64_t seque
 //
 // hidden: float [sequences, hidden], changed; cache: the first layer's, which others follow, its rows the KV pool,
 // into which slots [layers, sequences] the new tokens' keys and values are written, its pages
-// [layers, sequences, width] and lengths [layers, sequences] counting them already; spilled: likewise; shares: float
+// [layers, sequences, width], starts and lengths [layers, sequences] counting them already; spilled: likewise; shares: float
 // [layers, sequences, tail]. See `decode_attention`. scratch: as many floats as fused.py says. seconds: what
 // products, attention and the rest took is added to its three.
 void decode_layers(const layer_weights *weights, const layer_shape *shape, float *hidden, const float *cos,
@@ -55,8 +57,9 @@ void decode_layers(const layer_weights *weights, const layer_shape *shape, float
             clock_to(&seconds[2], &began);
             linear_rows(normed, w->qkv, w->qkv_bias, projected, n, projected_size, size, 0, bf16, stored);
             clock_to(&seconds[0], &began);
-            rotate_rows(projected, cos, sin, query, cache->rows, slots + first, n, heads, kv_heads, head_size, 0, bf16,
-                        stored);
+            const head_norms norms = {w->query_norm, w->key_norm, shape->epsilon};
+            rotate_rows(projected, &norms, w->rotates ? cos : 0, w->rotates ? sin : 0, query, cache->rows,
+                        slots + first, n, heads, kv_heads, head_size, 0, bf16, stored);
             clock_to(&seconds[2], &began);
             const paged_cache here = layer_of(cache, layer, n), there = layer_of(spilled, layer, n);
             decode_attention_rows(query, &here, &there, attended, partials, logits, shares + first * tail, 0, n,

@@ -1,3 +1,5 @@
+#include <float.h>
+
 #include "kernels.h"
 #include "panels.h"
 
@@ -15,10 +17,12 @@ typedef struct {
     int64_t tokens, padded, slots, slot_words, panel_words, thread_words;
 } prefill_shape;
 
-// What a thread holds of PANEL queries of one head, all transposed, with what it has attended to so far.
-// `shares` are words of 2^(logit - best of the span).
+// What a thread holds of PANEL queries of one head, all transposed, with what it has attended to so far: of tokens
+// `begin`, where a span begins, to `end`, those from `starts` of each query on. `shares` are words of
+// 2^(logit - best of the span).
 typedef struct {
-    int64_t first, count, end;
+    int64_t first, count, begin, end;
+    indices starts[2];
     int head, scored;
     float *query, *mixed, *best_of_span, *shares;
     lanes best[2], total[2];
@@ -60,10 +64,12 @@ static inline void pack_tokens(const prefill_shape *s, const void *kv, int64_t t
 }
 
 // Turns the logits of `count` tokens into shares. The first query may attend to `visible` of them, each
-// further one to one more. What was summed before shrinks to the new greatest logit.
+// further one to one more; none before their `starts`, counted from the first of these tokens on, the last query's being
+// `most`. What was summed before shrinks to the new greatest logit.
 static inline __attribute__((always_inline)) void exponentiate(const prefill_shape *s, panel_state *panel,
                                                                float *logits, float *words, int count,
-                                                               int64_t visible, const int pairs) {
+                                                               int64_t visible, const indices starts[2],
+                                                               int64_t most, const int pairs) {
     const indices query = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
     const int even = count + count % 2;
     for (int half = 0; half < 2; half++) {
@@ -72,6 +78,8 @@ static inline __attribute__((always_inline)) void exponentiate(const prefill_sha
             const indices attends = query + half * LANES > (int32_t)(t < count ? t - visible : PANEL);
             store_lanes(in, t * PANEL, 0, choose(attends, load_lanes(in, t * PANEL, 0), all(-INFINITY)));
         }
+        for (int t = 0; t < most && t < count; t++)
+            store_lanes(in, t * PANEL, 0, choose(starts[half] > t, all(-INFINITY), load_lanes(in, t * PANEL, 0)));
         lanes best = all(-INFINITY), other = best, total = all(0);
         for (int t = 0; t < even; t += 2) {
             best = maximum(best, load_lanes(in, t * PANEL, 0));
@@ -97,7 +105,7 @@ static inline __attribute__((always_inline)) void exponentiate(const prefill_sha
     }
 }
 
-// Attends to tokens `start` to `start + SPAN`, as far as they go; the first query sees `visible` of them.
+// Attends to tokens `start` to `start + SPAN`, as far as they go; the first query sees those before `visible`.
 static inline __attribute__((always_inline)) void attend_span(const prefill_shape *s, panel_state *panel,
                                                               const float *keys, const float *values,
                                                               float *logits, int64_t start, int64_t visible,
@@ -109,7 +117,8 @@ static inline __attribute__((always_inline)) void attend_span(const prefill_shap
     for (int t = 0; t < count; t += TILE_ROWS)
         multiply_tile(TILE_ROWS, keys + (start + t) * depth, depth, 1, panel->query, depth, 1, pairs,
                       logits + t * PANEL);
-    exponentiate(s, panel, logits, words, count, visible, pairs);
+    const indices starts[2] = {panel->starts[0] - (int32_t)start, panel->starts[1] - (int32_t)start};
+    exponentiate(s, panel, logits, words, count, visible, starts, starts[1][LANES - 1], pairs);
     memcpy(panel->best_of_span + slot * PANEL, panel->best, sizeof panel->best);
     const float *own = values + (pairs ? start / 2 : start) * size;
     const int tokens = pairs ? (count + 1) / 2 : count;
@@ -138,7 +147,7 @@ static inline void store_panel(const prefill_shape *s, const panel_state *panel,
 // seen [context, LANES] += the attention of the panel's queries that are of the window, each by its weight.
 static inline void score_panel(const prefill_shape *s, const panel_state *panel, const lanes weights[2],
                                int64_t context, float *seen) {
-    for (int64_t start = 0; start < context; start += SPAN) {
+    for (int64_t start = panel->begin; start < context; start += SPAN) {
         const int64_t slot = start / SPAN;
         const float *shares = panel->shares + slot * s->slot_words, *best = panel->best_of_span + slot * PANEL;
         const int width = context - start < SPAN ? context - start : SPAN;
@@ -166,12 +175,12 @@ static inline void score_panel(const prefill_shape *s, const panel_state *panel,
 
 // Causal attention of `queries` rows, the last of `tokens` tokens, and what the last `window` of them attend
 // to in the first `context` tokens: their shares, averaged over heads, weighted by `weights` [window] and
-// summed.
+// summed. `starts` [queries], ascending: the first token that each attends to; null for 0.
 //
 // query, out [queries, heads, head_size], head_size a multiple of 16; kv [tokens, 2, kv_heads, head_size];
 // scores: float [context], written if there is a window. scratch: words, see `prefill_scratch`.
-void prefill_attention(const void *query, const void *kv, const float *weights, void *out, float *scratch,
-                       float *scores, int64_t queries, int64_t tokens, int64_t window, int64_t context,
+void prefill_attention(const void *query, const void *kv, const float *weights, const int32_t *starts, void *out,
+                       float *scratch, float *scores, int64_t queries, int64_t tokens, int64_t window, int64_t context,
                        int heads, int kv_heads, int head_size, int bf16, int stored, int threads) {
     const prefill_shape shape = shape_of(tokens, window, heads, kv_heads, head_size, bf16), *s = &shape;
     const int64_t row_size = (int64_t)2 * kv_heads * head_size, before = tokens - queries;
@@ -208,18 +217,22 @@ void prefill_attention(const void *query, const void *kv, const float *weights, 
                     panel->mixed = panel->query + head_size * PANEL;
                     panel->best_of_span = panel->mixed + head_size * PANEL;
                     panel->shares = panel->best_of_span + s->slots * PANEL;
+                    for (int j = 0; j < PANEL; j++)
+                        panel->starts[j / LANES][j % LANES] =
+                            starts ? starts[first + (j < panel->count ? j : panel->count - 1)] : 0;
+                    panel->begin = panel->starts[0][0] / SPAN * SPAN;
                     for (int half = 0; half < 2; half++)
-                        panel->best[half] = all(-INFINITY), panel->total[half] = all(0);
+                        panel->best[half] = all(-FLT_MAX), panel->total[half] = all(0);
                     const float *words = (const float *)query + (first * heads + head) * depth;
                     pack_panel(words, heads * depth, panel->count, depth, panel->query);
                     memset(panel->mixed, 0, sizeof(float) * head_size * PANEL);
                 }
             const float *own_keys = keys + kv_head * s->padded * depth;
             const float *own_values = values + kv_head * s->padded * depth;
-            for (int64_t start = 0; start < panels[used - 1].end; start += SPAN)
+            for (int64_t start = panels[0].begin; start < panels[used - 1].end; start += SPAN)
                 for (int i = 0; i < used; i++) {
                     const int64_t visible = before + panels[i].first + 1 - start;
-                    if (start >= panels[i].end) continue;
+                    if (start < panels[i].begin || start >= panels[i].end) continue;
                     if (s->pairs)
                         attend_span(s, &panels[i], own_keys, own_values, logits, start, visible, 1);
                     else
