@@ -74,6 +74,7 @@ def step_for(seed: int, lengths: list[list[int]], model: ModelConfig, dtype: tor
     dtype=st.sampled_from([torch.float32, torch.bfloat16]),
     tail=st.integers(0, 40),
     spilled=st.sampled_from([0, 0, 7, 290]),
+    family=st.booleans(),
 )
 def test_one_call_is_all_layers_one_by_one(
     native_for: Callable[[torch.dtype], CpuBackend],
@@ -85,10 +86,13 @@ def test_one_call_is_all_layers_one_by_one(
     dtype: torch.dtype,
     tail: int,
     spilled: int,
+    family: bool,
 ) -> None:
     model = dataclasses.replace(
-        MODEL, heads=heads[0], kv_heads=heads[1], attention_bias=biased, mlp_bias=biased
+        MODEL, heads=heads[0], kv_heads=heads[1], attention_bias=biased, output_bias=biased, mlp_bias=biased
     )
+    if family:
+        model = dataclasses.replace(model, head_norms=True, unrotated=(1,))
     kernels = native_for(dtype)
     torch.manual_seed(seed)
     stage = LlamaStage(model, 0, LAYERS, kernels).requires_grad_(False)
@@ -107,6 +111,16 @@ def test_one_call_is_all_layers_one_by_one(
         for step, kind in ((ours, dtype), (theirs, torch.float32)):
             own = PagedLayers(there.rows.to(kind), there.pages, there.lengths)
             object.__setattr__(step, "spilled", own)
+    if family:
+        ours, theirs = (
+            dataclasses.replace(
+                step,
+                starts=(step.lengths // 3 * torch.tensor([[1], [0], [2]])).to(torch.int32),
+                spilled=step.spilled
+                and dataclasses.replace(step.spilled, starts=step.spilled.lengths * 3 // 4),
+            )
+            for step in (ours, theirs)
+        )
     theirs = dataclasses.replace(theirs, rows=theirs.rows.float())
     tokens = torch.randint(model.vocabulary, (len(lengths),))
     angles = torch.randn(len(lengths), model.head_size // 2)

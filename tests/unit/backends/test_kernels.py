@@ -18,6 +18,7 @@ from workers.backends.tuning import ReferenceTuning
 from workers.budget.pages import PAGE_TOKENS, pages_for
 from workers.kv.pool import KVPool, PagedBatch
 from workers.kv.spilled_keys import SpilledKeys, unpack
+from workers.model.operations import HeadNorms
 
 # (heads, KV heads): one key for each head, for groups of heads, for all of them.
 HEADS = [(4, 4), (6, 2), (9, 3), (4, 1), (1, 1)]
@@ -106,16 +107,32 @@ def test_silu_product(kernels_for: KernelsFor, seed: int, rows: int, size: int, 
     assert near(kernels.silu_product(gate_up.clone()), gate * gate.sigmoid() * up, dtype)
 
 
-@given(seeds, heads, st.integers(0, 20), head_sizes, dtypes)
+@given(seeds, heads, st.integers(0, 20), head_sizes, dtypes, st.booleans(), st.booleans())
 def test_rotate(
-    kernels_for: KernelsFor, seed: int, heads: tuple[int, int], rows: int, size: int, dtype: torch.dtype
+    kernels_for: KernelsFor,
+    seed: int,
+    heads: tuple[int, int],
+    rows: int,
+    size: int,
+    dtype: torch.dtype,
+    normed: bool,
+    still: bool,
 ) -> None:
     kernels, (count, kv_count) = kernels_for(dtype), heads
     projected = draw(seed, rows, count + 2 * kv_count, size).to(kernels.activations)
-    angles = draw(seed + 1, rows, size // 2) * 3
-    query, kv = kernels.rotate(projected, (angles.cos(), angles.sin()), count, kv_count)
+    angles = torch.zeros(rows, size // 2) if still else draw(seed + 1, rows, size // 2) * 3
+    rotation = None if still else (angles.cos(), angles.sin())
+    weights = draw(seed + 2, 2, size).to(dtype)
+    norms = HeadNorms(weights[0], weights[1], 1e-5) if normed else None
+    query, kv = kernels.rotate(projected, rotation, count, kv_count, norms)
+    before = projected.float()
+    if norms is not None:
+        scales = torch.cat([each.float().expand(n, -1) for each, n in zip(weights, heads, strict=True)])
+        turned = before[:, : count + kv_count]
+        turned = turned / (turned.square().mean(dim=-1, keepdim=True) + 1e-5).sqrt() * scales
+        before = torch.cat((turned, before[:, count + kv_count :]), dim=1)
     # A rotation is the product with a number of length 1 in the complex plane.
-    first, second = projected.float().chunk(2, dim=-1)
+    first, second = before.chunk(2, dim=-1)
     turned = torch.view_as_real(torch.complex(first, second) * torch.polar(torch.ones(1), angles[:, None]))
     expected = torch.cat((turned[..., 0], turned[..., 1]), dim=-1)
     assert near(query, expected[:, :count], dtype)
@@ -132,6 +149,7 @@ def test_rotate(
     st.floats(0, 1),
     st.floats(0, 1),
     st.floats(0, 1),
+    st.integers(1, 500) | st.none(),
 )
 def test_the_newest_rows_attend_to_all_before_them_and_the_newest_of_them_score(
     kernels_for: KernelsFor,
@@ -143,6 +161,7 @@ def test_the_newest_rows_attend_to_all_before_them_and_the_newest_of_them_score(
     row_share: float,
     window_share: float,
     context_share: float,
+    reach: int | None,
 ) -> None:
     kernels = kernels_for(dtype)
     rows = max(1, int(row_share * tokens))
@@ -151,10 +170,17 @@ def test_the_newest_rows_attend_to_all_before_them_and_the_newest_of_them_score(
     query = (draw(seed, rows, heads[0], head_size) * 2).to(kernels.activations)
     kv = draw(seed + 1, tokens, 2, heads[1], head_size).to(dtype)
     weights = draw(seed + 2, window).abs()
-    attended, scores = kernels.prefill_attention(query, kv, weights, context)
+    starts = None
+    if reach is not None:  # as after a cut, which leaves gaps that a row may reach across
+        last = torch.arange(tokens - rows, tokens)
+        starts = (last + 1 - reach + draw(seed + 3, rows).abs().cumsum(0).long()).clamp(0).minimum(last)
+        starts = starts.cummax(0).values.to(torch.int32)
+    attended, scores = kernels.prefill_attention(query, kv, weights, context, starts)
     key, value = kv.float().repeat_interleave(heads[0] // heads[1], dim=2).unbind(1)
     logits = torch.einsum("mhd,nhd->hmn", query.float(), key) / head_size**0.5
     logits += torch.full((rows, tokens), -torch.inf).triu(tokens - rows + 1)
+    if starts is not None:
+        logits.masked_fill_(torch.arange(tokens) < starts[:, None], -torch.inf)
     probabilities = logits.softmax(dim=-1)
     assert near(attended, torch.einsum("hmn,nhd->mhd", probabilities, value).flatten(1), dtype)
     newest = probabilities.mean(dim=0)[rows - window :, :context]
@@ -190,6 +216,7 @@ def scattered(
     st.integers(0, 80),
     st.integers(1, 40_000),
     st.sampled_from([0, 0, 3, 40, 300]),
+    st.none() | st.floats(0, 1),
 )
 def test_a_step_attends_to_each_cache_up_to_its_length(
     kernels_for: KernelsFor,
@@ -201,6 +228,7 @@ def test_a_step_attends_to_each_cache_up_to_its_length(
     tail: int,
     gathered_bytes: int,
     spilled: int,
+    unseen: float | None,
 ) -> None:
     kernels = kernels_for(dtype, ReferenceTuning(gather_bytes=gathered_bytes))
     query = draw(seed, len(lengths), heads[0], head_size).to(kernels.activations)
@@ -214,17 +242,29 @@ def test_a_step_attends_to_each_cache_up_to_its_length(
             behind[1:],
         )
         batch = dataclasses.replace(batch, spilled=there)
+    starts = [[0] * len(lengths)] * 2
+    if unseen is not None:
+        # All of what is spilled may be out of reach, but not the newest token.
+        starts = [
+            [int(unseen * (length - 1)) for length in lengths],
+            [int(unseen * 1.5 * len(each)) for each in behind],
+        ]
+        own, beyond = (torch.tensor(each, dtype=torch.int32) for each in starts)
+        far = dataclasses.replace(batch.spilled, starts=beyond) if batch.spilled else None
+        batch = dataclasses.replace(batch, starts=own, spilled=far)
     attended = kernels.decode_attention(query, batch, tail)
     shares = attended.shares
     assert shares.shape == (len(lengths), tail)
     for row, (length, cache) in enumerate(zip(lengths, caches, strict=True)):
-        whole = torch.cat((cache, behind[row]))
+        first = starts[0][row]
+        whole = torch.cat((cache[first:], behind[row][starts[1][row] :]))
         key, value = whole.float().repeat_interleave(heads[0] // heads[1], dim=2).unbind(1)
         logits = torch.einsum("hd,nhd->hn", query[row].float(), key) / head_size**0.5
         probabilities = logits.softmax(dim=-1)
         assert near(attended.out[row], torch.einsum("hn,nhd->hd", probabilities, value).flatten(), dtype)
         assert near(attended.lse[row], logits.logsumexp(dim=-1), dtype)
-        newest = probabilities.mean(dim=0)[max(0, length - tail) : length]
+        seen = probabilities.mean(dim=0)[: length - first]
+        newest = torch.cat((torch.zeros(first), seen))[max(0, length - tail) :]
         assert near(shares[row, tail - len(newest) :], newest, dtype)
         assert not shares[row, : tail - len(newest)].any()
 
