@@ -75,7 +75,7 @@ LLAMAS: dict[str, dict[str, Any]] = {
 # Another family by name → what it is, and what it changes.
 FAMILIES: dict[str, dict[str, Any]] = {
     "mistral": {"model_type": "mistral", "sliding_window": None},
-    "mistral-window": {"model_type": "mistral", "sliding_window": 24},
+    "mistral-window": {"model_type": "mistral", "sliding_window": 90},
     "qwen2": {"model_type": "qwen2"},
     "qwen2-window": {
         "model_type": "qwen2",
