@@ -33,7 +33,7 @@ def build(arguments: dict[str, Any]) -> serve.Application:
     Raises ConfigurationError or CheckpointError.
     """
     config = parse_config(arguments)
-    model = read_config(resolve_checkpoint(config.model))
+    model = read_config(resolve_checkpoint(config.model), config.max_model_len)
     shard_config = shard_settings(config, model)
     shards = serve.deployment(**_shard_options(config))(Shard).bind(shard_config)
     edge = serve.deployment(
@@ -49,7 +49,8 @@ def shard_settings(config: ClusterConfig, model: ModelConfig) -> ShardConfig:
     """What the shards are told. Raises ConfigurationError when there are more shards than layers."""
     if config.shards > model.layers:
         raise ConfigurationError(
-            f"shards is {config.shards}, but {config.model} has {model.layers} layers; give at most that"
+            f"shards is {config.shards}, but {config.model} has {model.summary}; give at most "
+            f"{model.layers}"
         )
     costs, head_cost = layer_costs(model, config.compression)
     return ShardConfig(

@@ -103,6 +103,7 @@ class ClusterConfig(EngineSettings):
         if not 0 < self.target_pressure <= 1:
             raise ConfigurationError(f"target_pressure is {self.target_pressure}; it must be in (0, 1]")
         for name in (
+            "max_model_len",
             "host_bytes",
             "max_sessions",
             "cpus_per_shard",

@@ -124,7 +124,7 @@ class Shard:
         self._tasks: list[asyncio.Task[None]] = []
         torch.set_num_threads(config.threads)
         checkpoint = await asyncio.to_thread(resolve_checkpoint, config.model)
-        model = read_config(checkpoint)
+        model = read_config(checkpoint, config.settings.max_model_len)
         stage = await in_own_thread(partial(self._load, checkpoint, model))
         facts: tuple[StageFacts, ...] = (stage.facts(node_address()),)
         ring = None

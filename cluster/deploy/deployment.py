@@ -60,7 +60,8 @@ def check_files(config: ClusterConfig, progress: Progress) -> None:
     read_tenants(config.tenants_file)
     server_credentials(config.tls_certificate, config.tls_key)
     checkpoint = resolve_checkpoint(config.model, progress)
-    model = read_config(checkpoint)
+    model = read_config(checkpoint, config.max_model_len)
+    progress(f"{config.model} has {model.summary}")
     shard_settings(config, model)
     open_weights(checkpoint, model)
 

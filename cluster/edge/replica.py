@@ -30,7 +30,7 @@ class Edge:
         self._server: RouterServer | None = None
         self._telling: asyncio.Task[None] | None = None
         checkpoint = await asyncio.to_thread(resolve_checkpoint, config.model)
-        model = read_config(checkpoint)
+        model = read_config(checkpoint, config.max_model_len)
         tokenizer = await asyncio.to_thread(Tokenizer, checkpoint, config.control_tokens_in_messages)
 
         def validate(request: messages.GenerateRequest, last: Transcript | None) -> ValidatedRequest:

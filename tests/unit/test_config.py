@@ -119,7 +119,7 @@ def test_what_must_be_there_is_at_least_one(name: str, value: int) -> None:
     assert getattr(parse_config({name: 1}), name) == 1
 
 
-@pytest.mark.parametrize("name", ["host_bytes", "cpus_per_shard", "gpus_per_shard"])
+@pytest.mark.parametrize("name", ["host_bytes", "max_model_len", "cpus_per_shard", "gpus_per_shard"])
 def test_what_may_be_absent_is_not_negative(name: str) -> None:
     with pytest.raises(ConfigurationError, match=f"{name} is -1; it must be finite and 0 or more"):
         parse_config({name: -1})

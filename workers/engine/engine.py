@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 
-from pyramidserve.errors import RequestTooLargeError, not_finite
+from pyramidserve.errors import ConfigurationError, RequestTooLargeError, not_finite
 from pyramidserve.prompt import Prompt, goes_on, read_prompt
 from pyramidserve.types import (
     Compression,
@@ -30,7 +30,7 @@ from workers.engine.pipeline import Connect, connect_local, pipeline_layout
 from workers.engine.settings import EngineSettings, settings_of
 from workers.engine.stage import StageConfig
 from workers.model.checkpoint import EMBEDDED, resolve_checkpoint
-from workers.model.config import read_config
+from workers.model.config import ModelConfig, read_config
 from workers.model.tokenizer import Tokenizer, end_ids
 from workers.schedule.sequence import SequenceRequest
 from workers.schedule.validation import lowered, settle
@@ -91,9 +91,9 @@ class Engine:
         Raises CheckpointError or ConfigurationError.
         """
         checkpoint = resolve_checkpoint(config.checkpoint)
-        self.model = read_config(checkpoint)
+        self.model = read_config(checkpoint, config.max_model_len)
         self.tokenizer = Tokenizer(checkpoint, config.control_tokens_in_messages)
-        connected = connect(_stage_configs(config, checkpoint, self.model.layers))
+        connected = connect(_stage_configs(config, checkpoint, self.model))
         self.facts, self.stages = connected.facts, connected.stages
         layout = pipeline_layout(self.facts, self.model, config)
         ends = end_ids(self.model, self.tokenizer)
@@ -263,8 +263,14 @@ class TracedReply:
     traced: SequenceTraced | None
 
 
-def _stage_configs(config: EngineConfig, checkpoint: Path, layers: int) -> list[StageConfig]:
+def _stage_configs(config: EngineConfig, checkpoint: Path, model: ModelConfig) -> list[StageConfig]:
+    layers = model.layers
     bounds, settings = (0, *config.boundaries, layers), settings_of(config)
+    if any(end <= first for first, end in pairwise(bounds)):
+        raise ConfigurationError(
+            f"boundaries are {list(config.boundaries)}, for {len(bounds) - 1} shards of at least a layer, "
+            f"but {config.checkpoint} has {model.summary}; give ascending ones from 1 to {layers - 1}"
+        )
 
     def share(first: int, end: int) -> EngineSettings:
         kv, host = ((end - first) * size // layers for size in (config.kv_bytes, config.host_bytes))

@@ -15,6 +15,8 @@ class EngineSettings:
         dtype: "float32", "bfloat16" or "float16"; "auto" takes bfloat16 where that is fast.
         device: "cpu", "cuda", or another as torch names it.
         backend: kernels: "cpu" are compiled ones, "reference" plain torch, "auto" the fastest there are.
+        max_model_len: tokens of a sequence, prompt and output, at most; 0: as many as the checkpoint's
+            context has. Tables and workspace are of that size.
         kv_bytes: device memory for KV.
         host_bytes: host memory for spilled KV.
         max_sequences: sequences at once, at most.
@@ -28,6 +30,7 @@ class EngineSettings:
     dtype: str = "auto"
     device: str = "cpu"
     backend: str = "auto"
+    max_model_len: int = 0
     kv_bytes: int = 256 << 20
     host_bytes: int = 256 << 20
     max_sequences: int = 64

@@ -81,7 +81,7 @@ class Stage:
     def __init__(self, config: StageConfig, link: HostLink | None = None) -> None:
         """Loads the weights. Raises CheckpointError or ConfigurationError."""
         self._settings = settings = config.settings
-        self._model_config = model = read_config(config.checkpoint)
+        self._model_config = model = read_config(config.checkpoint, settings.max_model_len)
         self.device = device = open_device(settings.device)
         self._dtype = choose_dtype(settings.dtype, device)
         self._backend = choose_backend(settings.backend, device, self._dtype, settings.reference)

@@ -8,7 +8,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pyramidserve.types import LayerReceipt
 from workers.budget.footprint import ShardLayout, floats_pages
 from workers.budget.pages import IntegrityError
 from workers.budget.released import ReleasedSequence
@@ -20,6 +19,7 @@ from workers.kv.host import HostStore
 from workers.kv.page_table import Lengths, PageTables
 from workers.kv.pool import KVPool, PagedLayers, PagedStep
 from workers.kv.suspended import SuspendedSequences
+from workers.kv.windows import not_yet_there, unseen_slots
 
 
 class ShardCache:
@@ -42,8 +42,8 @@ class ShardCache:
         windows: Sequence[int] = (),
     ) -> None:
         """``windows``: of every layer, the newest tokens that one attends to; 0: all. Empty: all in all."""
-        self._windows = windows if any(windows) else ()
         self.layers, self._first_layer = layout.end - layout.first, layout.first
+        self._windows = tuple(windows) or (0,) * self.layers
         self.device, self.host = DeviceStore(pool, tables, self.layers), host
         self.hidden = HiddenStore(host, self.layers)
         self._suspended = SuspendedSequences(host)
@@ -117,15 +117,10 @@ class ShardCache:
         stays[kept] = True
         back = tokens.places[kept]
         freed = np.sort(back[back >= 0])
-        if entry.needs.whole and self._windows:  # in order, so that a window is all from a place on
+        gone, places = ~stays & (tokens.places < 0), freed
+        if entry.needs.whole and any(self._windows):  # in order, so that a window is all from a place on
             gone, held = ~stays, self.host.positions(sequence, layer)
-            new = tokens.positions[gone]
-            differ = new[: len(held)] != held[: len(new)]
-            same = int(differ.argmax()) if differ.any() else len(differ)
-            gone[np.flatnonzero(gone)[:same]] = False
-            places = np.arange(same, len(held))
-        else:
-            gone, places = ~stays & (tokens.places < 0), freed
+            places = np.arange(not_yet_there(gone, tokens.positions, held), len(held))
         evicted = tokens.kv[self._on_device(np.flatnonzero(gone))]
         self.host.exchange(sequence, layer, places, tokens.positions[gone], evicted)
         if sequence in self.device.keys:
@@ -170,7 +165,7 @@ class ShardCache:
         for sequence, count in counts.items():
             self._sequences[sequence].fed += count
         step = self.device.extend(sequences, counts, beyond)
-        if not self._windows:
+        if not any(self._windows):
             return step
         starts = self._on_device(self.starts(sequences, on_host=False))
         if beyond is not None:
@@ -178,30 +173,12 @@ class ShardCache:
         return replace(step, starts=starts, spilled=beyond)
 
     def starts(self, sequences: Sequence[int], on_host: bool) -> npt.NDArray[np.int32]:
-        """How many tokens lie before those that the newest ones attend to, int32 [layers, sequences].
+        """Slots before those that the newest tokens attend to, see ``unseen_slots``.
 
-        Of those on the device, by slots, or of those on the host of sequences that must not lose any.
-
-        Args:
-            sequences: of each new token; as ``extend`` takes them.
+        On the device, or ``on_host``, of sequences that must not lose any there.
         """
-        starts = np.zeros((self.layers, len(sequences)), dtype=np.int32)
-        row = 0
-        for sequence, count in Counter(sequences).items():
-            entry = self._sequences[sequence]
-            newest = np.arange(entry.tokens - count, entry.tokens)
-            for layer in (layer for layer, window in enumerate(self._windows) if window):
-                unseen = newest - self._windows[layer]  # the newest position that each does not attend to
-                if on_host:
-                    before = np.searchsorted(self.host.positions(sequence, layer), unseen, side="right")
-                else:
-                    known = entry.positions[layer]
-                    behind = self.device.length(sequence, layer) - len(known)
-                    before = np.searchsorted(known, unseen, side="right")
-                    before += np.clip(unseen + 1 - (entry.tokens - behind), 0, behind)
-                starts[layer, row : row + count] = before
-            row += count
-        return starts
+        positions = self.host.positions if on_host else self.positions
+        return unseen_slots(sequences, self._windows, self._sequences, positions)
 
     def take_back(self, sequence: int, tokens: int) -> None:
         """Forgets the newest ``tokens`` tokens."""
@@ -262,7 +239,10 @@ class ShardCache:
             counts = counts.plus(self.hidden.take_counts(sequence))
         page_bytes = self.device.pool.page_bytes
         report = ReleasedSequence(
-            layers=tuple(self._layer_receipt(sequence, layer) for layer in range(self.layers)),
+            layers=tuple(
+                entry.receipt(layer, self._first_layer, self.positions(sequence, layer), held)
+                for layer, held in enumerate(self.host.count(sequence, each) for each in range(self.layers))
+            ),
             peak_pages=entry.peak_pages,
             score_pages=floats_pages(entry.needs.score_width * self.layers, page_bytes),
             page_bytes=page_bytes,
@@ -310,20 +290,6 @@ class ShardCache:
             spilled = torch.split(kv[:, 0], [len(each) for each in positions])
             for layer, (keys, count) in enumerate(zip(spilled, before, strict=True), first):
                 self.device.keys.append(sequence, layer, keys, count)
-
-    def _layer_receipt(self, sequence: int, layer: int) -> LayerReceipt:
-        entry = self._sequences[sequence]
-        positions = self.positions(sequence, layer)
-        prompt = int((positions < entry.needs.prompt_tokens).sum())
-        spilled = self.host.count(sequence, layer)
-        return LayerReceipt(
-            layer=self._first_layer + layer,
-            prompt_kept=prompt,
-            generated_kept=len(positions) - prompt,
-            spilled=spilled,
-            dropped=entry.tokens - len(positions) - spilled,
-            recalled=entry.recalled[layer],
-        )
 
     def _note_peak(self, sequence: int) -> None:
         """Pages only grow between cuts, so noting them there and at the end finds the peak."""

@@ -6,6 +6,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from pyramidserve.types import LayerReceipt
+
 Positions = npt.NDArray[np.int32]
 
 
@@ -47,6 +49,18 @@ class CachedSequence:
     def tokens(self) -> int:
         """Tokens of the prompt and behind it, wherever they are."""
         return self.needs.prompt_tokens + self.fed
+
+    def receipt(self, layer: int, first_layer: int, positions: Positions, spilled: int) -> LayerReceipt:
+        """What became of the tokens of a ``layer`` that has those at ``positions``, and ``spilled``."""
+        prompt = int((positions < self.needs.prompt_tokens).sum())
+        return LayerReceipt(
+            layer=first_layer + layer,
+            prompt_kept=prompt,
+            generated_kept=len(positions) - prompt,
+            spilled=spilled,
+            dropped=self.tokens - len(positions) - spilled,
+            recalled=self.recalled[layer],
+        )
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,11 @@
 """What a LLaMA-family checkpoint says of itself."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pyramidserve.errors import CheckpointError
+from pyramidserve.errors import CheckpointError, ConfigurationError
 from workers.model.families import bias, family_of, unrotated, windows
 from workers.model.scaling import (
     LENGTH_MATTERS,
@@ -71,6 +71,12 @@ class ModelConfig:
     rope_type: str = "default"
     short_context: int = 0
 
+    @property
+    def summary(self) -> str:
+        """What a message says of the model."""
+        sizes = f"{self.layers} layers, a context of {self.context} tokens"
+        return f"{sizes} and a vocabulary of {self.vocabulary}"
+
     def window(self, layer: int) -> int:
         """The newest tokens that one attends to in ``layer``, itself among them; 0: all."""
         return self.windows[layer] if self.windows else 0
@@ -86,8 +92,24 @@ class ModelConfig:
         return length if self.rope_type == "dynamic" else self.short_context + 1
 
 
-def read_config(checkpoint: Path) -> ModelConfig:
-    """Reads ``config.json`` of a checkpoint folder. Raises CheckpointError."""
+def read_config(checkpoint: Path, max_model_len: int = 0) -> ModelConfig:
+    """Reads ``config.json`` of a checkpoint folder.
+
+    Args:
+        max_model_len: the context that is served, in tokens; 0: all that there is.
+
+    Raises CheckpointError, or ConfigurationError where ``max_model_len`` is more than there is.
+    """
+    model = _read(checkpoint)
+    if not 0 <= max_model_len <= model.context:
+        raise ConfigurationError(
+            f"max_model_len is {max_model_len}, but {checkpoint.name} has {model.summary}; give at most "
+            f"{model.context}, or 0 for all of it"
+        )
+    return replace(model, context=max_model_len or model.context)
+
+
+def _read(checkpoint: Path) -> ModelConfig:
     config = transformers_config(checkpoint)
     family, rope = family_of(config.model_type, checkpoint), rope_parameters(config)
     sizes = {name: _size(checkpoint, config, key) for name, key in SIZES.items()}
