@@ -9,6 +9,7 @@ from pyramidserve.types import ChatMessage
 from workers.model.config import ModelConfig
 from workers.model.control_tokens import ControlTokens
 from workers.model.longest_token import characters_per_token
+from workers.model.sentencepiece_model import has_model_alone, tokenizer_of_model
 from workers.model.transcript import Transcript
 
 
@@ -31,7 +32,10 @@ class Tokenizer:
         from transformers import AutoTokenizer
 
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+            load = tokenizer_of_model if has_model_alone(checkpoint) else AutoTokenizer.from_pretrained
+            self._tokenizer = load(checkpoint)
+        except CheckpointError:
+            raise
         except Exception as error:  # the tokenizers library raises just that
             raise CheckpointError(f"the tokenizer of {checkpoint} cannot be read: {error}") from error
         backend = getattr(self._tokenizer, "backend_tokenizer", None)
