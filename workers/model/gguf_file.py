@@ -1,4 +1,4 @@
-"""A LLaMA in llama.cpp's GGUF, made a folder of config.json and safetensors.
+"""A model of the LLaMA family in llama.cpp's GGUF, made a folder of config.json and safetensors.
 
 Every tensor of the file is used, or it is refused by name; none is made up. The names are llama.cpp's
 (``gguf/constants.py``), the order of rotated rows is undone (``convert_hf_to_gguf.py``: ``permute``).
@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from pyramidserve.errors import CheckpointError
+from workers.model.families import Family, family_of
 from workers.model.files import INDEX, WHOLE, listed
 
 if TYPE_CHECKING:
@@ -27,12 +28,18 @@ OF_LAYER = {
     "attn_k": "self_attn.k_proj",
     "attn_v": "self_attn.v_proj",
     "attn_output": "self_attn.o_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
     "ffn_norm": "post_attention_layernorm",
     "ffn_gate": "mlp.gate_proj",
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
+# Where q, k and v are one, and gate and up.
+OF_FUSED_LAYER = OF_LAYER | {"attn_qkv": "self_attn.qkv_proj", "ffn_up": "mlp.gate_up_proj"}
 EMBEDDING, ROPE_FACTORS = "token_embd.weight", "rope_freqs.weight"
+LONG_FACTORS, SHORT_FACTORS = "rope_factors_long.weight", "rope_factors_short.weight"
+ORIGINAL = "rope.scaling.original_context_length"
 SPLIT = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 # Bytes after which a file is written: what a conversion holds in memory at most, and a tensor.
 PART_BYTES = 1 << 27
@@ -70,24 +77,26 @@ class GGUFCheckpoint:
                 f"{path} is one of {told} parts, but its name is not that of a part, so the others are not "
                 "found; keep the names that they were published with: NAME-00001-of-0000N.gguf"
             )
-        architecture = self._value("general.architecture", None)
-        if architecture != "llama":
-            raise CheckpointError(
-                f"{path} is a {architecture!r} model; only the LLaMA architecture is supported"
-            )
+        self.architecture = self._value("general.architecture", None)
+        self.family = family_of(self.architecture, path)
 
     def settings(self) -> dict[str, Any]:
-        """What ``LlamaConfig`` is to be made with. Raises CheckpointError."""
+        """What ``transformers``' configuration is to be made with. Raises CheckpointError."""
         heads, hidden = self._needed("attention.head_count"), self._needed("embedding_length")
         if EMBEDDING not in self._tensors:
             raise CheckpointError(f"{self.path} lacks {EMBEDDING}; is it whole?")
         rope: dict[str, Any] = {"rope_type": "default", "rope_theta": self._of("rope.freq_base", 10000.0)}
+        head_size = self._of("attention.key_length", hidden // heads)
+        rotated = self._of("rope.dimension_count", head_size)
+        if rotated != head_size:
+            rope["partial_rotary_factor"] = rotated / head_size
         return {
+            "model_type": self.architecture,
             "num_hidden_layers": self._needed("block_count"),
             "hidden_size": hidden,
             "num_attention_heads": heads,
             "num_key_value_heads": self._of("attention.head_count_kv", heads),
-            "head_dim": self._of("attention.key_length", hidden // heads),
+            "head_dim": head_size,
             "intermediate_size": self._needed("feed_forward_length"),
             "vocab_size": int(self._tensors[EMBEDDING].shape[1]),
             "rms_norm_eps": self._needed("attention.layer_norm_rms_epsilon"),
@@ -96,6 +105,8 @@ class GGUFCheckpoint:
             "attention_bias": "blk.0.attn_q.bias" in self._tensors,
             "mlp_bias": "blk.0.ffn_gate.bias" in self._tensors,
             "rope_parameters": rope | self._scaling(),
+            "original_max_position_embeddings": self._of(ORIGINAL, self._needed("context_length")),
+            "sliding_window": self._of("attention.sliding_window", None) or None,
             "bos_token_id": self._value("tokenizer.ggml.bos_token_id", None),
             "eos_token_id": self._value("tokenizer.ggml.eos_token_id", None),
         }
@@ -125,9 +136,10 @@ class GGUFCheckpoint:
             size = 0
 
         for tensor in self._tensors.values():
-            if tensor.name == ROPE_FACTORS:
+            if tensor.name in (ROPE_FACTORS, LONG_FACTORS, SHORT_FACTORS):
                 continue
-            batch[_name(tensor.name, self.path)] = value = _floats(tensor, settings, self.path).to(dtype)
+            value = _floats(tensor, settings, self.family, self.path).to(dtype)
+            batch[_name(tensor.name, self.family, self.path)] = value
             size, total = size + value.nbytes, total + value.nbytes
             if size >= PART_BYTES:
                 flush()
@@ -141,9 +153,17 @@ class GGUFCheckpoint:
 
     def _scaling(self) -> dict[str, Any]:
         """How frequencies are scaled, as ``rope_parameters`` of transformers."""
+        if LONG_FACTORS in self._tensors and SHORT_FACTORS in self._tensors:
+            return {
+                "rope_type": "longrope",
+                "short_factor": self._factors(SHORT_FACTORS),
+                "long_factor": self._factors(LONG_FACTORS),
+                "original_max_position_embeddings": self._needed(ORIGINAL),
+                "attention_factor": self._of("rope.scaling.attn_factor", 1.0),
+            }
         if ROPE_FACTORS in self._tensors:
             # llama.cpp's form of Llama 3.1: each frequency over a factor of its own, at any length.
-            factors = self._tensors[ROPE_FACTORS].data.astype(float).tolist()
+            factors = self._factors(ROPE_FACTORS)
             return {
                 "rope_type": "longrope",
                 "short_factor": factors,
@@ -158,7 +178,7 @@ class GGUFCheckpoint:
         if kind in ("none", "linear"):
             return {} if factor in (0.0, 1.0) else {"rope_type": "linear", "factor": factor}
         if kind == "yarn":
-            original = self._needed("rope.scaling.original_context_length")
+            original = self._needed(ORIGINAL)
             told = {
                 "attention_factor": self._of("rope.scaling.attn_factor", None),
                 "beta_fast": self._of("rope.scaling.yarn_beta_fast", None),
@@ -174,13 +194,17 @@ class GGUFCheckpoint:
             f"{self.path} scales its positions by {kind!r}; none, linear and yarn are known"
         )
 
+    def _factors(self, name: str) -> list[float]:
+        factors: list[float] = self._tensors[name].data.astype(float).tolist()
+        return factors
+
     def _of(self, key: str, default: Any) -> Any:
-        return self._value(f"llama.{key}", default)
+        return self._value(f"{self.architecture}.{key}", default)
 
     def _needed(self, key: str) -> Any:
         value = self._of(key, None)
         if value is None:
-            raise CheckpointError(f"{self.path} does not say its llama.{key}; is it a LLaMA, whole?")
+            raise CheckpointError(f"{self.path} does not say its {self.architecture}.{key}; is it whole?")
         return value
 
     def _value(self, key: str, default: Any) -> Any:
@@ -203,19 +227,20 @@ def parts_of(path: Path) -> list[Path]:
     return parts
 
 
-def _name(name: str, path: Path) -> str:
+def _name(name: str, family: Family, path: Path) -> str:
     """transformers' name of a tensor."""
     module, _, kind = name.rpartition(".")
     outer = OUTER.get(module)
     if outer:
         return f"{outer}.{kind}"
     layer = re.fullmatch(r"blk\.(\d+)\.(\w+)", module)
-    if layer and layer[2] in OF_LAYER and kind in ("weight", "bias"):
-        return f"model.layers.{layer[1]}.{OF_LAYER[layer[2]]}.{kind}"
-    raise CheckpointError(f"{path} has a tensor {name!r}, which a LLaMA does not have")
+    modules = OF_FUSED_LAYER if family.fused else OF_LAYER
+    if layer and layer[2] in modules and kind in ("weight", "bias"):
+        return f"model.layers.{layer[1]}.{modules[layer[2]]}.{kind}"
+    raise CheckpointError(f"{path} has a tensor {name!r}, which such a model does not have")
 
 
-def _floats(tensor: "ReaderTensor", settings: dict[str, Any], path: Path) -> torch.Tensor:
+def _floats(tensor: "ReaderTensor", settings: dict[str, Any], family: Family, path: Path) -> torch.Tensor:
     """A tensor's values, fp32, rows in transformers' order."""
     from gguf import dequantize
 
@@ -226,7 +251,7 @@ def _floats(tensor: "ReaderTensor", settings: dict[str, Any], path: Path) -> tor
     values = values.reshape(tuple(int(size) for size in reversed(tensor.shape)))
     heads = {"attn_q": "num_attention_heads", "attn_k": "num_key_value_heads"}
     rotated = heads.get(tensor.name.split(".")[-2])
-    if rotated:
+    if rotated and family.interleaved:
         # llama.cpp rotates neighbouring rows, transformers those that are half a head apart.
         pairs = values.reshape(settings[rotated], -1, 2, *values.shape[1:])
         values = pairs.swapaxes(1, 2).reshape(values.shape)
