@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from toy import check_best, write_toy
 from toy_gguf import with_bytes_and_pair, write_gguf
-from transformers import AutoModelForCausalLM, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedModel
 
 from pyramidserve.errors import CheckpointError
 from pyramidserve.types import Reply, Stopping
@@ -37,7 +37,7 @@ def _says(checkpoint: Path, **changed: Any) -> list[Reply]:
     return engine.generate([EngineRequest(ids, stopping=stopping) for ids in PROMPTS])
 
 
-def _is_what_it_says(model: LlamaForCausalLM, replies: list[Reply]) -> None:
+def _is_what_it_says(model: PreTrainedModel, replies: list[Reply]) -> None:
     """Asserts that each token is ``model``'s best, but for near ties."""
     for prompt, reply in zip(PROMPTS, replies, strict=True):
         check_best(model, prompt, reply.token_ids)
@@ -206,7 +206,8 @@ def test_a_gguf_file_of_every_shape(kind: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["qwen2", "qwen3", "phi3", "phi3-partial"])
 def test_a_gguf_file_of_every_family(kind: str, tmp_path: Path) -> None:
     folder = write_toy(tmp_path / kind, kind, layers=2)
-    model = with_bytes_and_pair(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32))
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model = with_bytes_and_pair(model)
     more: dict[str, Any] = {}
     extra: dict[str, Any] = {}
     if kind == "phi3-partial":  # as convert_hf_to_gguf.py writes it
