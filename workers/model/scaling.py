@@ -31,6 +31,12 @@ def check_rope(checkpoint: object, parameters: Any) -> None:
         raise CheckpointError(
             f"the checkpoint at {checkpoint} has rope_type {kind!r}; supported are {', '.join(ROPE_TYPES)}"
         )
+    nested = [name for name, value in parameters.items() if isinstance(value, dict)]
+    if nested:
+        raise CheckpointError(
+            f"the checkpoint at {checkpoint} scales positions of some layers alone ({', '.join(nested)}), "
+            "which is not served"
+        )
     for name in ROPE_NUMBERS:
         value = parameters.get(name)
         if value is None and name in ("rope_theta", *ROPE_TYPES[kind]):
