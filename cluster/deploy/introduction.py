@@ -11,7 +11,7 @@ from workers.schedule.capacity import capacity
 
 def introduction(config: ClusterConfig) -> Iterator[str]:
     """A line for each pipeline that is attached."""
-    model = read_config(resolve_checkpoint(config.model))
+    model = read_config(resolve_checkpoint(config.model), config.max_model_len)
     with own_client(config) as client:
         pipelines = client.cluster_state().pipelines
     for pipeline in pipelines:
