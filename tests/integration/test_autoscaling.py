@@ -62,7 +62,7 @@ def test_a_burst_brings_a_gang_and_calm_takes_it_away(cluster: RunningCluster) -
     with Client(cluster.target) as client, many_users(partial(ask, client)) as answers:
         eventually(lambda: pipelines(cluster) == 2, "no gang was added")
         eventually(
-            lambda: len({reply.receipt.pipeline_id for reply in answers}) == 2, "the new gang answers nobody"
+            lambda: len({reply.receipt.pipeline_id for reply in answers}) == 2, "the new gang answers none"
         )
     assert {reply.token_ids for reply in answers} == {answers[0].token_ids}
     assert all(len(reply.token_ids) == 150 for reply in answers)
@@ -95,7 +95,7 @@ def test_scaling_goes_on_when_the_controller_dies_alone_and_with_a_shard(cluster
         kill_controller(cluster)
         os.kill(lost.stages[1].pid, signal.SIGKILL)
         eventually(
-            lambda: any(reply.receipt.replays for reply in answers), "no stream of the lost gang was replayed"
+            lambda: any(reply.receipt.replays for reply in answers), "nothing of the lost gang was replayed"
         )
     assert {reply.token_ids for reply in answers} == {answers[0].token_ids}
     assert all(len(reply.token_ids) == 150 for reply in answers)
