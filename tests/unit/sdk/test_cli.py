@@ -12,7 +12,7 @@ from scripted_inference import ScriptedInference, refuse
 from pyramidserve._requests import Access
 from pyramidserve.cli import main
 from pyramidserve.commands.connection import TOKEN_VARIABLE, add_connection_arguments, connection
-from pyramidserve.errors import OverloadedError
+from pyramidserve.errors import UnauthenticatedError
 
 pytest_plugins = ["scripted_fixtures"]
 
@@ -32,10 +32,10 @@ def test_errors_are_one_line(
     type_in: Callable[[str], None],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    scripted.script = refuse(OverloadedError("the queue\nis full"))
+    scripted.script = refuse(UnauthenticatedError("the token\nis unknown"))
     type_in("hello\n")
     assert main(["chat", "--target", scripted_target]) == 1
-    assert capsys.readouterr().err == "error: the queue is full\n"
+    assert capsys.readouterr().err == "error: the token is unknown\n"
     assert scripted.turns == {}
 
 
