@@ -19,7 +19,7 @@ import torch
 from bench.recall.turns import first_token
 from cluster.commands.serve import say
 from cluster.config import parse_config
-from cluster.deploy.deployment import DEFAULT_DEPLOYMENT, Deployment, read_deployment
+from cluster.deploy.deployment import DEFAULT_DEPLOYMENT, Deployment
 from cluster.deploy.serving import serving
 from pyramidserve import AsyncClient, Receipt, Tokens
 from pyramidserve.types import Compression
@@ -166,7 +166,6 @@ def _spent(process: psutil.Process, before: dict[int, float]) -> dict[int, float
 
 def deployment(workload: Workload, pool_bytes: int, model: str, port: int) -> Deployment:
     """One pipeline of one shard with the engine's threads and memory, behind a router at ``port``."""
-    usual = read_deployment(None)
     settings = {
         "model": model,
         "shards": 1,
@@ -177,10 +176,8 @@ def deployment(workload: Workload, pool_bytes: int, model: str, port: int) -> De
         "compression": {"policy": "full"},
     }
     (application,) = DEFAULT_DEPLOYMENT["applications"]
-    schema = usual.schema.model_validate(
-        DEFAULT_DEPLOYMENT | {"applications": [{**application, "args": settings}]}  # type: ignore[dict-item]
-    )
-    return Deployment(schema, usual.name, parse_config(settings))
+    raw = DEFAULT_DEPLOYMENT | {"applications": [{**application, "args": settings}]}
+    return Deployment(raw, parse_config(settings))
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 import argparse
 import json
 import tempfile
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,9 @@ POLICIES = {
 def with_pool(deployment: Deployment, sequences: int) -> Deployment:
     """The same with a pool of ``sequences`` full ones."""
     config = replace(deployment.config, kv_bytes=deployment.config.kv_bytes * sequences // FULL_SEQUENCES)
-    schema = deployment.schema.model_copy(deep=True)
-    schema.applications[0].args["kv_bytes"] = config.kv_bytes
-    return Deployment(schema, deployment.name, config)
+    raw = deepcopy(deployment.raw)
+    raw["applications"][0]["args"]["kv_bytes"] = config.kv_bytes
+    return Deployment(raw, config)
 
 
 def measure(

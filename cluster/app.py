@@ -24,6 +24,8 @@ from workers.shard import Shard, ShardConfig
 ROUTER_RESOURCE = "pyramidserve_router"
 ROUTER_SHARE = 0.001
 HEALTH_PERIOD_SECONDS = 1.0
+# As often a replica may fail to start before Serve gives its deployment up; some faults go by themselves.
+STARTS = 3
 METRIC_SECONDS = 0.5
 
 
@@ -32,7 +34,9 @@ def build(arguments: dict[str, Any]) -> serve.Application:
 
     Raises ConfigurationError or CheckpointError.
     """
-    config = parse_config(arguments)
+    if not arguments:  # Serve passes over names that it does not know, such as "arg"
+        raise ConfigurationError("the application has no args; give at least its model there")
+    config = parse_config(arguments, "args.")
     model = read_config(resolve_checkpoint(config.model), config.max_model_len)
     shard_config = shard_settings(config, model)
     shards = serve.deployment(**_shard_options(config))(Shard).bind(shard_config)
@@ -40,6 +44,7 @@ def build(arguments: dict[str, Any]) -> serve.Application:
         name="Router",
         num_replicas=1,
         ray_actor_options={"num_cpus": 0, "resources": {ROUTER_RESOURCE: ROUTER_SHARE}},
+        max_constructor_retry_count=STARTS,
         graceful_shutdown_timeout_s=config.drain_seconds + 5,
     )(Edge)
     return edge.bind(config, shards)
@@ -79,6 +84,7 @@ def _shard_options(config: ClusterConfig) -> dict[str, Any]:
                 }
             },
         },
+        "max_constructor_retry_count": STARTS,
         "health_check_period_s": HEALTH_PERIOD_SECONDS,
         "graceful_shutdown_timeout_s": max(config.drain_seconds, config.leave_seconds) + 5,
         "graceful_shutdown_wait_loop_s": 0.2,

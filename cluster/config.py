@@ -8,6 +8,7 @@ from types import NoneType
 from typing import Any, get_args
 
 from cluster.admit.tuning import AdmitTuning
+from cluster.naming import check_names
 from cluster.route.tuning import RouteTuning
 from pyramidserve.errors import ConfigurationError, InvalidRequestError
 from pyramidserve.types import Compression
@@ -43,8 +44,6 @@ class ClusterConfig(EngineSettings):
         queue_limit: requests that may wait; a tenant may always have its share of them, by its weight.
         session_limit: sessions that the router remembers.
         session_max_age: seconds that a session, and its KV, is remembered after its last use.
-        take_over: the router listens beside one that has its port, as soon as all pipelines are there;
-            `pyramidserve rollout` sets it.
         bind_seconds: how long the router waits for its port.
         drain_seconds: how long requests may go on when the cluster shuts down.
         control_tokens_in_messages: control tokens that a message has typed count as such; else as text.
@@ -67,7 +66,6 @@ class ClusterConfig(EngineSettings):
     shard_host: str = ""
     router_host: str = "127.0.0.1"
     router_port: int = 8700
-    take_over: bool = False
     tls_certificate: str = ""
     tls_key: str = ""
     tenants_file: str = ""
@@ -137,17 +135,19 @@ class ClusterConfig(EngineSettings):
             raise ConfigurationError(f"compression: {error.message}") from error
 
 
-def parse_config(arguments: Mapping[str, Any]) -> ClusterConfig:
-    """Reads the application's arguments. Raises ConfigurationError on unknown names and wrong types."""
-    config: ClusterConfig = _typed(ClusterConfig, arguments, "")
+def parse_config(arguments: Mapping[str, Any], place: str = "") -> ClusterConfig:
+    """Reads the application's arguments; in messages ``place`` goes in front of their names.
+
+    Raises ConfigurationError on unknown names and wrong types.
+    """
+    config: ClusterConfig = _typed(ClusterConfig, arguments, place)
     return config
 
 
 def _typed(kind: type[Any], values: Mapping[str, Any], prefix: str) -> Any:
     """An instance of the dataclass ``kind`` from its fields."""
     known = {field.name: field.type for field in dataclasses.fields(kind)}
-    if unknown := [name for name in values if name not in known]:
-        raise ConfigurationError(f"unknown setting {prefix}{unknown[0]}; known are {', '.join(known)}")
+    check_names(values, known, prefix)
     return kind(**{name: _checked(known[name], value, prefix + name) for name, value in values.items()})
 
 

@@ -9,10 +9,11 @@ import ray
 from ray._private.authentication.authentication_token_setup import (
     maybe_enable_token_auth_if_token_available,
 )
-from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
+from ray._private.services import find_gcs_addresses
+from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _internal_kv_put
 from ray.serve._private.logging_utils import get_serve_logs_dir
 from ray.serve.context import _get_global_client
-from ray.serve.schema import ServeDeploySchema
+from ray.serve.schema import ServeApplicationSchema, ServeDeploySchema
 
 # Of `ray.init`, as its _system_config: Ray would have shards give way to whatever else runs.
 SYSTEM_CONFIG = {"worker_niceness": 0}
@@ -29,6 +30,16 @@ def get(key: str) -> bytes | None:
     return value
 
 
+def delete(key: str) -> None:
+    """Takes ``key`` out of the cluster's key-value store, if it is there."""
+    _internal_kv_del(key.encode())
+
+
+def clusters_here() -> frozenset[str]:
+    """The addresses of the Ray clusters that have a node on this machine."""
+    return frozenset(find_gcs_addresses())  # type: ignore[no-untyped-call]
+
+
 def use_token() -> None:
     """Lets this process authenticate itself if it has a token, as Ray does by itself for "auto" alone."""
     maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
@@ -41,13 +52,15 @@ def deploy(schema: ServeDeploySchema) -> None:
     client.deploy_apps(schema)
 
 
-def deployed() -> list[dict[str, Any]]:
-    """The config of each application, as it was deployed; none where Serve does not run."""
+def deployed() -> tuple[dict[str, Any], dict[str, ServeApplicationSchema]]:
+    """What Serve says of itself, and the configs that it keeps; nothing where it does not run.
+
+    The configs may be of applications that have gone.
+    """
     client = _get_global_client(raise_if_no_controller_running=False)
     if client is None:
-        return []
-    applications = client.get_serve_details()["applications"].values()
-    return [application["deployed_app_config"] for application in applications]
+        return {}, {}
+    return client.get_serve_details(), ray.get(client._controller.get_app_configs.remote())
 
 
 def serve_log() -> RotatingFileHandler:

@@ -66,6 +66,11 @@ def router_key() -> str:
     return f"router/{serve.get_replica_context().app_name}"
 
 
+def take_over_key(application: str) -> str:
+    """There while the router of ``application`` is to listen beside one that has its port."""
+    return f"pyramidserve/take-over/{application}"
+
+
 def announce(key: str, value: dict[str, str | int]) -> None:
     """Lets others read ``value`` under ``key``."""
     ray_private.put(f"pyramidserve/{key}", json.dumps(value).encode())

@@ -6,6 +6,8 @@ from pydoc_data.topics import topics
 
 from cluster.commands.chart import pyramid_chart
 from cluster.commands.serve import say
+from cluster.config import ClusterConfig
+from cluster.edge.tenants import first_token
 from pyramidserve import ChatMessage, Client, Compression, Receipt, Stopping, Tokens
 
 SUMMARY = "answer two questions on a cluster on this machine"
@@ -25,15 +27,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Asks both questions and shows the last one's receipt and pyramid."""
     from cluster.deploy.deployment import read_deployment
-    from cluster.deploy.serving import own_client, serving
+    from cluster.deploy.guardian import guarded
 
     deployment = read_deployment(arguments.config)
-    with serving(deployment, "", say), own_client(deployment.config) as client:
-        ask(client, "Why is the sky blue?", "", "prune")
-        ask(client, "What is a block?", DOCUMENT, "prune")
-        receipt = ask(client, "What is a block?", DOCUMENT, "evict")
-        print(pyramid_chart(receipt.layers))
-    return 0
+
+    def work() -> int:
+        from cluster.deploy.serving import serving
+
+        certificate, token = access(deployment.config)
+        with (
+            serving(deployment, "", say) as target,
+            Client(target, token=token, certificate=certificate) as client,
+        ):
+            ask(client, "Why is the sky blue?", "", "prune")
+            ask(client, "What is a block?", DOCUMENT, "prune")
+            receipt = ask(client, "What is a block?", DOCUMENT, "evict")
+            print(pyramid_chart(receipt.layers))
+        return 0
+
+    return guarded(work, orphan_seconds=0.0)
+
+
+def access(config: ClusterConfig) -> tuple[bytes | None, str | None]:
+    """The certificate and the token with which the cluster's own settings let a client in."""
+    certificate = Path(config.tls_certificate).read_bytes() if config.tls_certificate else None
+    return certificate, first_token(config.tenants_file)
 
 
 def ask(client: Client, question: str, document: str, prefill: str) -> Receipt:

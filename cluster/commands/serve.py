@@ -1,7 +1,6 @@
 """`pyramidserve serve`: a cluster that stays up."""
 
 import argparse
-import signal
 import sys
 import threading
 from contextlib import nullcontext
@@ -9,6 +8,8 @@ from pathlib import Path
 
 from workers.events import LEVELS
 
+# As long may a `serve` that was killed take to delete what it has deployed on a Ray cluster that stays.
+DELETED_SECONDS = 6.0
 SUMMARY = "keep a cluster up, on this machine or on the nodes of a Ray cluster"
 
 
@@ -18,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--config", type=Path, metavar="FILE", help="Serve config file; default: the embedded model"
     )
     parser.add_argument(
-        "--address", default="", help="of a Ray cluster to serve on; default: a new one on this machine"
+        "--address", default="", help="of a Ray cluster to serve on, or auto; default: a new one"
     )
     parser.add_argument(
         "--log-level",
@@ -31,25 +32,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Serves until it is interrupted or terminated."""
     from cluster.deploy.deployment import read_deployment
-    from cluster.deploy.event_tail import events_shown
-    from cluster.deploy.introduction import introduction
-    from cluster.deploy.serving import ray_address, serving
+    from cluster.deploy.guardian import guarded
 
-    stopped = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stopped.set())
-    deployment = read_deployment(arguments.config)
-    level, address = arguments.log_level, arguments.address
-    with (
-        events_shown(level, bool(address)) if level else nullcontext(),
-        serving(deployment, address, say) as target,
-    ):
-        for line in introduction(deployment.config):
-            say(line)
-        say(f"on the Ray cluster at {ray_address()}; `pyramidserve rollout` wants that as its --address")
-        say(f"serving at {target}; `pyramidserve chat --target {target}` talks to it; Ctrl-C ends it")
-        stopped.wait()
-    return 0
+    deployment, level, address = read_deployment(arguments.config), arguments.log_level, arguments.address
+
+    def work() -> int:
+        from cluster.deploy.event_tail import events_shown
+        from cluster.deploy.introduction import introduction
+        from cluster.deploy.serving import ray_address, serving
+
+        with (
+            events_shown(level, bool(address)) if level else nullcontext(),
+            serving(deployment, address, say) as target,
+        ):
+            for line in introduction(deployment):
+                say(line)
+            tls = deployment.config.tls_certificate
+            chat = f"pyramidserve chat --target {target}" + (f" --certificate {tls}" if tls else "")
+            say(
+                f"on the Ray cluster at {ray_address()}; `pyramidserve rollout` wants that as its --address"
+            )
+            say(f"serving at {target}; `{chat}` talks to it; Ctrl-C ends it")
+            threading.Event().wait()
+        return 0
+
+    return guarded(work, orphan_seconds=DELETED_SECONDS if address else 0.0)
 
 
 def say(message: str) -> None:

@@ -2,19 +2,23 @@
 
 from collections.abc import Iterator
 
-from cluster.config import ClusterConfig
-from cluster.deploy.serving import own_client
+from ray import serve
+
+from cluster.deploy.deployment import Deployment
+from cluster.deploy.readiness import ANSWER_SECONDS
+from pyramidserve.types import ClusterState
 from workers.model.checkpoint import resolve_checkpoint
 from workers.model.config import read_config
 from workers.schedule.capacity import capacity
 
 
-def introduction(config: ClusterConfig) -> Iterator[str]:
+def introduction(deployment: Deployment) -> Iterator[str]:
     """A line for each pipeline that is attached."""
+    config = deployment.config
     model = read_config(resolve_checkpoint(config.model), config.max_model_len)
-    with own_client(config) as client:
-        pipelines = client.cluster_state().pipelines
-    for pipeline in pipelines:
+    asked = serve.get_app_handle(deployment.name).state.remote()
+    state: ClusterState = asked.result(timeout_s=ANSWER_SECONDS)
+    for pipeline in state.pipelines:
         head = pipeline.stages[0]
         fits = capacity(pipeline.stages, pipeline.max_sequences, model.context, config.compression)
         yield (

@@ -1,94 +1,123 @@
-"""Puts a new deployment in the place of the one that serves, so that no stream is lost."""
+"""Puts a new deployment in the place of the one that serves, so that no stream is lost.
 
-import re
-import time
+Serve knows an application by its name, and so do those who deploy files with its own command: a rollout
+ends with the new version under the name of the old one. While the names change hands a stand-in of the
+new version serves; each router listens on the port before the one before it drains.
+"""
 
-import ray
-from ray import serve
-from ray.serve.schema import ServeApplicationSchema, ServeDeploySchema
+from ray.serve.schema import ServeApplicationSchema
 
-from cluster.config import ClusterConfig, parse_config
-from cluster.deploy.deployment import Deployment, Progress, check_files
-from cluster.deploy.serving import NODES_SECONDS, POLL_SECONDS, await_running, join
+from cluster.config import ClusterConfig
+from cluster.deploy import deployed
+from cluster.deploy.deployment import Deployment, Progress
+from cluster.deploy.readiness import await_ready
+from cluster.deploy.serving import NODES_SECONDS, joined
 from pyramidserve.errors import ConfigurationError
 from workers import ray_private
+from workers.rendezvous import take_over_key
 
-IMPORT_PATH = "cluster.app:build"
+
+def stand_in_name(name: str) -> str:
+    """Of the application that serves while ``name`` changes hands."""
+    return f"{name}-stand-in"
 
 
 def roll_out(deployment: Deployment, address: str, progress: Progress) -> None:
     """Deploys beside what serves, lets the new router take over its port, then lets the old one drain.
 
     Streams that the old one does not end within its ``drain_seconds`` go on at the new one, with what
-    it serves. Needs room for both at once. When the new one does not come up, the old one goes on alone.
+    it serves. Needs room for both at once. When the new one does not come up, or the rollout is
+    interrupted before the old one drains, the old one goes on alone; later, the rollout is finished.
 
     Args:
-        deployment: its router must have the port of the one that serves, and the same Ray cluster.
-        address: of that cluster.
+        deployment: its name must be that of the one that serves, its router must have the same port.
+        address: of the Ray cluster; "auto": the only one on this machine.
 
-    Raises ConfigurationError when nothing is served there, or at another port, or the new one does not
-    come up.
+    Raises ConfigurationError when nothing of that name is served there, or at another port, or the new one
+    does not come up.
     """
-    check_files(deployment.config, progress)
-    join(address, progress)
-    try:
-        old = applications()
-        if not old:
-            raise ConfigurationError(
-                f"nothing of ours is served on the Ray cluster at {address!r}; use `pyramidserve serve`"
-            )
-        for each in old:
-            check_place(deployment.config, parse_config(each.args))
-        new = successor(deployment.schema.applications[0], [each.name for each in old])
-        names = ", ".join(each.name for each in old)
-        progress(f"deploying {new.name} beside {names}")
-        everything = deployment.schema.model_copy(update={"applications": [*old, new]})
-        ray_private.deploy(everything)
+    with joined(address, progress):
+        application = deployed.application_of(deployment)
+        name, there = application.name, deployed.look()
+        old, stand_in = there.is_ours(name), there.is_ours(stand_in_name(name))
+        check_successor(there, name, deployment.config)
+        rollout = _Rollout(application, deployment.config, progress)
+        if old:
+            if stand_in:  # of a rollout that was lost with its machine
+                rollout.withdraw()
+            rollout.stand_in()
         try:
-            await_running(new.name, NODES_SECONDS)
-        except ConfigurationError:
-            progress(f"taking {new.name} away again; {names} goes on")
-            ray_private.deploy(deployment.schema.model_copy(update={"applications": old}))
+            rollout.settle()
+        except KeyboardInterrupt:
+            progress(f"the old {name} has gone already; the rollout is finished first")
+            rollout.settle()
             raise
-        progress(f"{new.name} serves; {names} drains")
-        ray_private.deploy(deployment.schema.model_copy(update={"applications": [new]}))
-        _await_gone([each.name for each in old])
-    finally:
-        ray.shutdown()
 
 
-def applications() -> list[ServeApplicationSchema]:
-    """Ours, as they were deployed."""
-    configs = (
-        ServeDeploySchema.model_validate({"applications": [each]}) for each in ray_private.deployed()
-    )
-    return [app for config in configs for app in config.applications if app.import_path == IMPORT_PATH]
+def check_successor(there: deployed.Deployed, name: str, new: ClusterConfig) -> None:
+    """Raises ConfigurationError unless one of that name serves where clients would find the new one."""
+    old = [each for each in (name, stand_in_name(name)) if there.is_ours(each)]
+    if not old:
+        others = there.ours()
+        served = f"served are {', '.join(others)}" if others else "nothing of ours is served there"
+        raise ConfigurationError(
+            f"no application of ours is named {name}: {served}; name the one to be replaced in the file, "
+            "or use `pyramidserve serve`"
+        )
+    place = deployed.address_of(there.configs[old[0]])
+    if place != (new.router_host, new.router_port):
+        raise ConfigurationError(
+            f"the new router would listen on {new.router_host}:{new.router_port}, and {old[0]} on "
+            f"{place[0]}:{place[1]}; give the same, as clients go on calling there"
+        )
 
 
-def successor(application: ServeApplicationSchema, taken: list[str]) -> ServeApplicationSchema:
-    """The application under a name of its own, with a router that takes over."""
-    stem = re.sub(r"-\d+$", "", application.name)
-    numbers = (name.removeprefix(f"{stem}-") for name in taken)
-    last = max((int(number) for number in numbers if number.isdigit()), default=1)
-    return application.model_copy(
-        update={"name": f"{stem}-{last + 1}", "args": {**application.args, "take_over": True}}
-    )
+class _Rollout:
+    """One rollout; each step may be done again after it was interrupted."""
 
+    def __init__(
+        self, application: ServeApplicationSchema, config: ClusterConfig, progress: Progress
+    ) -> None:
+        self._application, self._config, self._progress = application, config, progress
+        self._name = application.name
+        self._stand_in = application.model_copy(update={"name": stand_in_name(application.name)})
+        self._seconds = NODES_SECONDS + config.drain_seconds
+        self._old_has_gone = False
 
-def check_place(new: ClusterConfig, old: ClusterConfig) -> None:
-    """Raises ConfigurationError unless clients find the new router where the old one is."""
-    for name in ("router_host", "router_port"):
-        if getattr(new, name) != getattr(old, name):
+    def stand_in(self) -> None:
+        """Brings the new version up beside the old one, which drains only if this returns."""
+        try:
+            self._bring(self._stand_in, f"deploying the new {self._name} beside the old one")
+        except BaseException:
+            self._progress(f"taking the new {self._name} away again; the old one goes on")
+            self.withdraw()
+            raise
+
+    def settle(self) -> None:
+        """Lets the old version drain and gives the new one its name for good, in the stand-in's place."""
+        if not self._old_has_gone:
+            self._progress(f"the new {self._name} serves; the old one drains")
+            deployed.take_away(self._name)
+            deployed.await_gone(self._name, self._seconds)
+            self._old_has_gone = True
+        try:
+            self._bring(self._application, f"giving the new version the name {self._name}")
+        except ConfigurationError as error:
+            deployed.take_away(self._name)
             raise ConfigurationError(
-                f"{name} is {getattr(new, name)!r} and of what serves {getattr(old, name)!r}; "
-                "give the same, as clients go on calling there"
-            )
+                f"{error.message}; {self._stand_in.name} serves meanwhile: mend that and roll out again"
+            ) from error
+        self.withdraw()
 
+    def withdraw(self) -> None:
+        """Takes the stand-in away, and ends the taking over."""
+        deployed.take_away(self._stand_in.name)
+        deployed.await_gone(self._stand_in.name, self._seconds)
+        for each in (self._name, self._stand_in.name):
+            ray_private.delete(take_over_key(each))
 
-def _await_gone(names: list[str]) -> None:
-    deadline = time.monotonic() + NODES_SECONDS
-    while time.monotonic() < deadline:
-        if not set(names) & set(serve.status().applications):
-            return
-        time.sleep(POLL_SECONDS)
-    raise ConfigurationError(f"{', '.join(names)} did not go in {NODES_SECONDS:g} s")
+    def _bring(self, application: ServeApplicationSchema, what: str) -> None:
+        self._progress(what)
+        ray_private.put(take_over_key(application.name), b"1")
+        deployed.put(application)
+        await_ready(application.name, self._config, NODES_SECONDS)

@@ -2,63 +2,90 @@
 
 import logging
 import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import ray
 from ray import serve
+from ray.exceptions import RayError
 from ray.serve.config import ProxyLocation
-from ray.serve.schema import ApplicationStatus
 
-from cluster.app import ROUTER_RESOURCE, demand
+from cluster.app import ROUTER_RESOURCE
 from cluster.config import ClusterConfig
-from cluster.deploy.deployment import Deployment, Progress, check_files, check_port
-from cluster.edge.tenants import first_token
-from pyramidserve import Client
-from pyramidserve.errors import ConfigurationError, UnavailableError, UnschedulableError
+from cluster.deploy import deployed
+from cluster.deploy.checks import check_files, check_memory, check_port, check_resources
+from cluster.deploy.deployment import Deployment, Progress
+from cluster.deploy.readiness import await_ready
+from pyramidserve.errors import ConfigurationError
 from workers import ray_private
 from workers.rendezvous import mark_own_cluster
 
 OBJECT_STORE_BYTES = 100 << 20
-POLL_SECONDS = 0.1
 # Until all pipelines are attached; longer on a cluster that may have to add nodes for them.
 READY_SECONDS, NODES_SECONDS = 180.0, 900.0
+# For a deployment that goes to be gone, beside what it may drain.
+GONE_SECONDS = 60.0
 
 
 @contextmanager
 def serving(deployment: Deployment, address: str, progress: Progress) -> Iterator[str]:
-    """Deploys, and yields the router's address once a pipeline is attached; ends it all at the end.
+    """Deploys, and yields the router's address once all pipelines are attached; ends it all at the end.
 
     Args:
         address: of a Ray cluster that is there; "" starts one on this machine.
 
     Raises UnschedulableError when this machine lacks a resource that the shards need,
-    ConfigurationError when there is no such cluster or the deployment fails.
+    ConfigurationError when there is no such cluster, the application's name is taken there, or the
+    deployment fails.
     """
-    check_files(deployment.config, progress)
-    if address:
-        join(address, progress)
-    else:
+    if not address:
+        check_files(deployment.config, progress)
+        check_memory(deployment.config)
         check_port(deployment.config)
-        _start(deployment.config, progress)
-    try:
-        with _deployed(deployment, NODES_SECONDS if address else READY_SECONDS, progress) as target:
-            yield target
-    finally:
-        ray.shutdown()
+    with (
+        joined(address, progress) if address else _started(deployment.config, progress),
+        _deployed(deployment, NODES_SECONDS if address else READY_SECONDS, progress) as target,
+    ):
+        yield target
 
 
-def join(address: str, progress: Progress) -> None:
-    """Connects this process to a Ray cluster. Raises ConfigurationError if there is none."""
+@contextmanager
+def joined(address: str, progress: Progress) -> Iterator[None]:
+    """Connects this process to a Ray cluster; "auto": the only one on this machine.
+
+    Raises ConfigurationError if there is none, more than one, or it does not let this process in.
+    """
+    address = the_only_one() if address == "auto" else address
     _quiet()
     progress(f"joining the Ray cluster at {address}")
     ray_private.use_token()
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError) as error:
-        raise ConfigurationError(f"there is no Ray cluster at {address!r}: {error}") from error
+    except (ConnectionError, RuntimeError, ValueError, RayError) as error:
+        raise ConfigurationError(
+            f"the Ray cluster at {address!r} cannot be joined: {error}; give the --address of one that "
+            "runs, and RAY_AUTH_MODE=token with its RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH if it wants one"
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def the_only_one() -> str:
+    """The address of the Ray cluster on this machine, or of RAY_ADDRESS.
+
+    Raises ConfigurationError when there is none, or more than one.
+    """
+    if given := os.environ.get("RAY_ADDRESS", ""):
+        return given
+    found = sorted(ray_private.clusters_here())
+    if len(found) != 1:
+        there = (
+            f"several Ray clusters run on this machine: {', '.join(found)}" if found else "none runs here"
+        )
+        raise ConfigurationError(f"which Ray cluster is meant? {there}; give its --address")
+    return found[0]
 
 
 def ray_address() -> str:
@@ -73,99 +100,39 @@ def _quiet() -> None:
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
 
 
-def _start(config: ClusterConfig, progress: Progress) -> None:
+@contextmanager
+def _started(config: ClusterConfig, progress: Progress) -> Iterator[None]:
     progress("starting a local Ray cluster")
     _quiet()
-    ray.init(
-        address="local",
-        include_dashboard=False,
-        object_store_memory=OBJECT_STORE_BYTES,
-        resources={ROUTER_RESOURCE: 1},
-        _system_config=ray_private.SYSTEM_CONFIG,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-    )
-    mark_own_cluster()
     try:
-        check_resources(config)
-    except UnschedulableError:
+        ray.init(
+            address="local",
+            include_dashboard=False,
+            object_store_memory=OBJECT_STORE_BYTES,
+            resources={ROUTER_RESOURCE: 1},
+            _system_config=ray_private.SYSTEM_CONFIG,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+        mark_own_cluster()
+        check_resources(config, ray.cluster_resources())  # type: ignore[no-untyped-call]
+        yield
+    finally:
         ray.shutdown()
-        raise
 
 
 @contextmanager
 def _deployed(deployment: Deployment, patience: float, progress: Progress) -> Iterator[str]:
-    config = deployment.config
+    config, application = deployment.config, deployed.application_of(deployment)
+    name = application.name
     serve.start(proxy_location=ProxyLocation.Disabled)
+    deployed.check_place(deployed.look(), name, config.router_host, config.router_port)
+    deployed.await_gone(name, GONE_SECONDS + config.drain_seconds)  # as a command before may have left it
     progress(f"deploying {config.pipelines} pipeline(s) of {config.shards} shard(s)")
-    ray_private.deploy(deployment.schema)
     try:
-        await_running(deployment.name, patience)
-        await_pipelines(config, patience)
-        yield router_target(config)
+        deployed.put(application)
+        yield await_ready(name, config, patience)
     finally:
         progress("shutting down")
-        # Lets the replicas go in order; the rest of Serve ends with the cluster.
-        serve.delete(deployment.name)
-
-
-def check_resources(config: ClusterConfig) -> None:
-    """Raises UnschedulableError, naming the resource that the cluster lacks."""
-    there: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    for resource, wanted in demand(config).items():
-        if wanted > there.get(resource, 0):
-            raise UnschedulableError(
-                f"the shards need {wanted:g} {resource}, the cluster has {there.get(resource, 0):g}; "
-                f"lower pipelines ({config.pipelines}), shards ({config.shards}) or what each shard "
-                "reserves, or add nodes"
-            )
-
-
-def await_running(name: str, patience: float) -> None:
-    """Waits ``patience`` seconds until the application runs.
-
-    Raises ConfigurationError when it fails or takes longer.
-    """
-    deadline = time.monotonic() + patience
-    message = ""
-    while time.monotonic() < deadline:
-        overview = serve.status().applications.get(name)
-        if overview is not None:
-            details = [d.message for d in overview.deployments.values() if d.message]
-            message = "; ".join([overview.message, *details]).strip("; ")
-            if overview.status == ApplicationStatus.RUNNING:
-                return
-            if overview.status in (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY):
-                raise ConfigurationError(f"the deployment failed: {message}")
-        time.sleep(POLL_SECONDS)
-    raise ConfigurationError(f"the deployment was not ready after {patience:g} s: {message}")
-
-
-def router_target(config: ClusterConfig) -> str:
-    """Where the router listens."""
-    return f"{config.router_host}:{config.router_port}"
-
-
-def own_client(config: ClusterConfig) -> Client:
-    """A client that the cluster's own settings let in."""
-    certificate = Path(config.tls_certificate).read_bytes() if config.tls_certificate else None
-    return Client(router_target(config), token=first_token(config.tenants_file), certificate=certificate)
-
-
-def await_pipelines(config: ClusterConfig, patience: float) -> None:
-    """Waits ``patience`` seconds until the router answers and has all its pipelines attached.
-
-    Raises ConfigurationError when that takes longer.
-    """
-    deadline = time.monotonic() + patience
-    with own_client(config) as client:
-        while time.monotonic() < deadline:
-            try:
-                if len(client.cluster_state().pipelines) >= config.pipelines:
-                    return
-            except UnavailableError:
-                pass
-            time.sleep(POLL_SECONDS)
-    raise ConfigurationError(
-        f"no pipeline attached to the router at {router_target(config)} in {patience:g} s"
-    )
+        deployed.take_away(name)
+        deployed.await_gone(name, GONE_SECONDS + config.drain_seconds)

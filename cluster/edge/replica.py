@@ -3,6 +3,8 @@
 import asyncio
 from typing import Any
 
+from ray import serve as serve_api
+
 from cluster.admit.request import ValidatedRequest
 from cluster.config import ClusterConfig
 from cluster.edge.server import RouterServer, serve, server_credentials
@@ -10,15 +12,18 @@ from cluster.edge.tenants import read_tenants
 from cluster.edge.validation import validate_request
 from cluster.route.router import Router
 from pyramidserve import MAX_MESSAGE_BYTES
+from pyramidserve.types import ClusterState
 from pyramidserve.v1 import inference_pb2 as messages
+from workers import ray_private
 from workers.event_file import write_events
 from workers.model.checkpoint import resolve_checkpoint
 from workers.model.config import read_config
 from workers.model.tokenizer import Tokenizer
 from workers.model.transcript import Transcript
-from workers.rendezvous import announce, router_key, shard_address
+from workers.rendezvous import announce, node_address, router_key, shard_address, take_over_key
 
 DEMAND_SECONDS = 0.5
+EVERY_INTERFACE = ("", "0.0.0.0", "::", "[::]")
 
 
 class Edge:
@@ -52,6 +57,9 @@ class Edge:
         def tell_where(port: int) -> None:
             announce(router_key(), {"host": registry_host, "port": port})
 
+        application = serve_api.get_replica_context().app_name
+        takes_over = await asyncio.to_thread(ray_private.get, take_over_key(application)) is not None
+        self._router, self._host = router, config.router_host
         self._server = await serve(
             router,
             validate,
@@ -63,9 +71,19 @@ class Edge:
             max_message_bytes=MAX_MESSAGE_BYTES,
             bind_timeout=config.bind_seconds,
             tell_where=tell_where,
-            beside_pipelines=config.pipelines if config.take_over else 0,
+            beside_pipelines=config.pipelines if takes_over else 0,
         )
         self._telling = asyncio.create_task(_tell_demand(router)) if config.max_pipelines else None
+
+    def pipelines_and_address(self) -> tuple[int, str]:
+        """How many pipelines are attached, and where clients find the router."""
+        assert self._server is not None
+        host = node_address() if self._host in EVERY_INTERFACE else self._host
+        return len(self._router.state().pipelines), f"{host}:{self._server.port}"
+
+    def state(self) -> ClusterState:
+        """As the router sees it."""
+        return self._router.state()
 
     async def __del__(self) -> None:
         if self._telling is not None:

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import yaml
 
+from cluster.naming import check_names
 from pyramidserve.errors import ConfigurationError, UnauthenticatedError
 
 HEADER = "authorization"
+KEYS = ("name", "token", "weight")
 FORM = "a list of entries with name, token and, if not 1, weight"
 
 
@@ -58,12 +60,10 @@ def read_tenants(file: str) -> Tenants:
     except (OSError, yaml.YAMLError) as error:
         raise ConfigurationError(f"tenants_file {file!r} cannot be read: {error}") from error
     tenants: dict[str, Tenant] = {}
-    for entry in entries if isinstance(entries, list) else [entries]:
-        if not isinstance(entry, dict) or not {"name", "token"} <= entry.keys() <= {
-            "name",
-            "token",
-            "weight",
-        }:
+    for number, entry in enumerate(entries if isinstance(entries, list) else [entries]):
+        if isinstance(entry, dict):
+            check_names(entry, KEYS, f"[{number}] of tenants_file {file!r}: ")
+        if not isinstance(entry, dict) or not {"name", "token"} <= entry.keys():
             raise ConfigurationError(f"tenants_file {file!r} is not {FORM}")
         name, token, weight = str(entry["name"]), str(entry["token"]), entry.get("weight", 1.0)
         if not isinstance(weight, int | float) or not 0 < weight < float("inf"):

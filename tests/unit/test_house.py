@@ -15,7 +15,7 @@ FLOORS = (
     "cluster.config",
     "cluster.route",
     "cluster.admit",
-    "cluster.partition cluster.autoscale",
+    "cluster.partition cluster.autoscale cluster.naming",
     "workers.bench workers.shard",
     "workers.head workers.hello",
     "workers.rendezvous workers.event_file",

@@ -20,7 +20,7 @@ def shard_layout(model: ModelConfig, first: int, end: int, dtype: torch.dtype) -
 
 
 def check_room(settings: EngineSettings, layout: ShardLayout, device: torch.device, workspace: int) -> None:
-    """Raises ConfigurationError where ``kv_bytes`` is too little for the layers, or too much for a device.
+    """Raises ConfigurationError where ``kv_bytes`` is too little for the layers, or memory too little.
 
     ``workspace``: bytes that steps need beside it, once the weights are there.
     """
@@ -35,6 +35,13 @@ def check_room(settings: EngineSettings, layout: ShardLayout, device: torch.devi
             f"kv_bytes is {kv_bytes}, but beside the weights {device} has {free} bytes free, of "
             f"which steps need {workspace}; give at most {max(0, free - workspace)}, or spread the "
             "model over more shards"
+        )
+    own = device.type != "cpu"
+    rest = free_bytes(torch.device("cpu")) if own else free - kv_bytes - workspace
+    if settings.host_bytes > rest:
+        raise ConfigurationError(
+            f"host_bytes is {settings.host_bytes}, but the host has {rest} bytes free"
+            f"{'' if own else ' beside weights, kv_bytes and what steps need'}; give at most {rest}"
         )
 
 

@@ -50,7 +50,7 @@ def test_a_missing_or_unknown_token_is_refused(value: str | None, problem: str) 
         ("- {name: [", "cannot be read"),
         ("", "is not a list of entries"),
         ("- {name: a}", "is not a list of entries"),
-        ("- {name: a, token: b, wait: 1}", "is not a list of entries"),
+        ("- {name: a, token: b, weigth: 1}", "tenants.yaml': weigth; did you mean weight"),
         ("- {name: a, token: b, weight: 0}", "weight of 'a' is 0"),
         ("- {name: a, token: b, weight: much}", "weight of 'a' is 'much'"),
         ("- {name: a/b, token: b}", "without /"),

@@ -1,0 +1,62 @@
+"""Looks at what a deployment on this machine needs, so that a fault shows before anything starts."""
+
+import psutil
+
+from cluster.app import demand, shard_settings
+from cluster.config import ClusterConfig
+from cluster.deploy.deployment import Progress
+from cluster.edge.server import port_problem, server_credentials
+from cluster.edge.tenants import read_tenants
+from pyramidserve.errors import ConfigurationError, PortInUseError, UnschedulableError
+from workers.model.checkpoint import resolve_checkpoint
+from workers.model.config import read_config
+from workers.model.weights import open_weights
+
+
+def check_files(config: ClusterConfig, progress: Progress) -> None:
+    """Looks at all files. Makes the checkpoint ready. Raises CheckpointError or ConfigurationError."""
+    read_tenants(config.tenants_file)
+    server_credentials(config.tls_certificate, config.tls_key)
+    checkpoint = resolve_checkpoint(config.model, progress)
+    model = read_config(checkpoint, config.max_model_len)
+    progress(f"{config.model} has {model.summary}")
+    shard_settings(config, model)
+    open_weights(checkpoint, model)
+
+
+def check_port(config: ClusterConfig) -> None:
+    """Raises PortInUseError when the router could not listen."""
+    problem = port_problem(config.router_host, config.router_port)
+    if problem is not None:
+        raise PortInUseError(
+            f"cannot listen on {config.router_host}:{config.router_port}: {problem}; "
+            "stop the process that listens there or choose another router_port"
+        )
+
+
+def check_memory(config: ClusterConfig) -> None:
+    """Raises ConfigurationError when this machine has too little memory for the pools of all shards.
+
+    A pool's pages are taken from the machine when they are first used: each would begin well, and the
+    machine would end one of them under load.
+    """
+    free = psutil.virtual_memory().available
+    shards = config.pipelines * config.shards
+    pool = config.kv_bytes if config.device == "cpu" else 0
+    if shards * (pool + config.host_bytes) > free:
+        raise ConfigurationError(
+            f"{shards} shards want {pool} bytes of kv_bytes and {config.host_bytes} of host_bytes each, "
+            f"and this machine has {free} free; lower kv_bytes, host_bytes, shards or pipelines: each may "
+            f"have {free // shards} in all, less its weights"
+        )
+
+
+def check_resources(config: ClusterConfig, there: dict[str, float]) -> None:
+    """Raises UnschedulableError, naming the resource that ``there`` has too little of."""
+    for resource, wanted in demand(config).items():
+        if wanted > there.get(resource, 0):
+            raise UnschedulableError(
+                f"the shards need {wanted:g} {resource}, the cluster has {there.get(resource, 0):g}; "
+                f"lower pipelines ({config.pipelines}), shards ({config.shards}) or what each shard "
+                "reserves, or add nodes"
+            )
