@@ -14,9 +14,7 @@ from pyramidserve import errors
 from pyramidserve.errors import ConfigurationError
 
 # The last line of a traceback; Serve has it in the middle of a message.
-ERROR_LINE = re.compile(
-    r"(?:^|[\s(])(?:\w+\.)*(\w+(?:Error|Exception)): ([^\n]+(?:\n(?!\s*File |Traceback).+)*)"
-)
+ERROR_LINE = re.compile(r"^(?:\w+\.)*(\w+(?:Error|Exception)): (.+)", re.MULTILINE)
 ANSWER_SECONDS = 10.0
 
 
