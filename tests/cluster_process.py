@@ -166,6 +166,8 @@ def running_cluster(
         (ray,) = re.findall(r"on the Ray cluster at (\S+);", "".join(lines))
         reader.start()
         yield RunningCluster(f"{reached_at}:{port}", ray, lines)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == 128 + signal.SIGTERM
     finally:
         timer.cancel()
         process.send_signal(signal.SIGTERM)

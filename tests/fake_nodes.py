@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -20,9 +19,9 @@ from ray.autoscaler._private.fake_multi_node.node_provider import (
     FAKE_HEAD_NODE_TYPE,
     FakeMultiNodeProvider,
 )
+from ray_head import RAY, end
 
 TYPES = Path(__file__).parents[1] / "deploy" / "ray-cluster.yaml"
-RAY = Path(sys.executable).parent / "ray"
 # Without tokens: it listens on loopback and lives as long as its test.
 SETTINGS = {
     "RAY_FAKE_CLUSTER": "1",
@@ -87,7 +86,7 @@ def autoscaling_nodes(idle_minutes: float) -> Iterator[Nodes]:
         try:
             yield Nodes(f"127.0.0.1:{port}", psutil.Process(process.pid))
         finally:
-            _end(process)
+            end(process)
     except BaseException:
         print(f"Ray's logs are kept in {folder}")
         raise
@@ -127,15 +126,3 @@ def _autoscaler(
         | {FAKE_HEAD_NODE_TYPE: {"resources": head, "node_config": {}, "max_workers": 0}},
         **nothing,
     }
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Ends a cluster's processes, and no others."""
-    ours = [psutil.Process(process.pid)]
-    ours += ours[0].children(recursive=True)
-    process.terminate()
-    _, alive = psutil.wait_procs(ours, timeout=10)
-    for each in alive:
-        each.kill()
-    psutil.wait_procs(alive, timeout=10)
-    process.wait()

@@ -4,9 +4,11 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 from cluster_process import RunningCluster, free_port, run_serve, write_config
 from transformers import GPT2Config
@@ -57,6 +59,35 @@ def _refusal(folder: Path, **settings: object) -> str:
     return error
 
 
+def _begun(folder: Path, toy: Path) -> tuple[subprocess.Popen[str], list[psutil.Process]]:
+    """A `serve` that waits for its shards, and all processes that it has started."""
+    process = run_serve(
+        folder, write_config(folder / "serve.yaml", model=str(toy), router_port=free_port())
+    )
+    assert process.stderr is not None
+    while "deploying" not in (line := process.stderr.readline()):
+        assert line, "it has ended"
+    started = psutil.Process(process.pid).children(recursive=True)
+    assert "raylet" in {each.name() for each in started}
+    return process, started
+
+
+def _gone(started: list[psutil.Process], seconds: float) -> bool:
+    return not psutil.wait_procs(started, timeout=seconds)[1]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+def test_a_serve_that_is_ended_while_it_starts_leaves_nothing(
+    tmp_path: Path, toy: Callable[[str], Path], number: signal.Signals, code: int
+) -> None:
+    process, started = _begun(tmp_path, toy("gqa"))
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert "Traceback" not in said
+    assert _gone(started, 10.0)
+
+
 def test_a_gang_that_cannot_be_scheduled_names_the_resource(
     tmp_path: Path, toy: Callable[[str], Path]
 ) -> None:
@@ -77,6 +108,13 @@ def test_a_port_in_use_is_named(tmp_path: Path, toy: Callable[[str], Path]) -> N
 def test_more_shards_than_layers_are_refused(tmp_path: Path, toy: Callable[[str], Path]) -> None:
     said = _refusal(tmp_path, model=str(toy("gqa")), router_port=free_port(), shards=7, cpus_per_shard=0.1)
     assert "shards is 7" in said
+
+
+def test_a_pool_that_this_machine_has_no_memory_for_is_named(
+    tmp_path: Path, toy: Callable[[str], Path]
+) -> None:
+    said = _refusal(tmp_path, model=str(toy("gqa")), router_port=free_port(), kv_bytes=100 << 30)
+    assert "lower kv_bytes" in said
 
 
 def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
