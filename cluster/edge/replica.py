@@ -75,7 +75,7 @@ class Edge:
         )
         self._telling = asyncio.create_task(_tell_demand(router)) if config.max_pipelines else None
 
-    def pipelines_and_address(self) -> tuple[int, str]:
+    async def pipelines_and_address(self) -> tuple[int, str]:
         """How many pipelines are attached, and where clients find the router."""
         assert self._server is not None
         host = node_address() if self._host in EVERY_INTERFACE else self._host
