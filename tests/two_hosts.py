@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 from cluster_process import eventually, free_port
-from fake_nodes import RAY
+from ray_head import RAY
 
 # For tests alone (RFC 2544): of the wire between the hosts, and of the one from here to the first.
 FIRST, SECOND, CLIENTS_OWN, FIRST_FOR_CLIENTS = "198.18.0.1", "198.18.0.2", "198.18.1.2", "198.18.1.1"

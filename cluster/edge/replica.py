@@ -81,7 +81,7 @@ class Edge:
         host = node_address() if self._host in EVERY_INTERFACE else self._host
         return len(self._router.state().pipelines), f"{host}:{self._server.port}"
 
-    def state(self) -> ClusterState:
+    async def state(self) -> ClusterState:
         """As the router sees it."""
         return self._router.state()
 

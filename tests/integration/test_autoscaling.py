@@ -23,9 +23,9 @@ LONG = Stopping(max_tokens=150, ignore_eos=True)
 # Says how many placement groups there are on the Ray cluster at an address.
 GANGS = """
 import sys, ray
-from cluster.deploy.serving import join
-join(sys.argv[1], lambda told: None)
-print(sum(group["state"] != "REMOVED" for group in ray.util.placement_group_table().values()))
+from cluster.deploy.serving import joined
+with joined(sys.argv[1], lambda told: None):
+    print(sum(group["state"] != "REMOVED" for group in ray.util.placement_group_table().values()))
 """
 
 
