@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-import threading
+import time
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -53,8 +53,8 @@ def run(arguments: argparse.Namespace) -> int:
                 f"on the Ray cluster at {ray_address()}; `pyramidserve rollout` wants that as its --address"
             )
             say(f"serving at {target}; `{chat}` talks to it; Ctrl-C ends it")
-            threading.Event().wait()
-        return 0
+            while True:  # a signal just before a wait does not end that one
+                time.sleep(1.0)
 
     return guarded(work, orphan_seconds=DELETED_SECONDS if address else 0.0)
 

@@ -32,8 +32,8 @@ def guarded(work: Callable[[], int], orphan_seconds: float) -> int:
 
     Returns: the exit code of the work; 130 after SIGINT and 143 after SIGTERM.
     """
-    signals = (signal.SIGINT, signal.SIGTERM)
-    signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # until there is somebody to pass them on to
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD)
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     _adopt()
     watcher, child = os.getpid(), os.fork()
     if child:
@@ -48,18 +48,18 @@ def guarded(work: Callable[[], int], orphan_seconds: float) -> int:
 
 
 def _watch(child: int, signals: tuple[int, ...]) -> int:
+    """Waits for signals, which stay blocked: none is lost between a look and a wait."""
     received: list[int] = []
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        if not received:
-            os.kill(child, STOP)
-        received.append(number)
-
-    for each in signals:
-        signal.signal(each, stop)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
-    _, status = os.waitpid(child, 0)
-    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    while True:
+        number = signal.sigwait(signals)
+        if number != signal.SIGCHLD:
+            if not received:
+                os.kill(child, STOP)
+            received.append(number)
+        else:
+            ended, status = os.waitpid(child, os.WNOHANG)
+            if ended:
+                break
     _end_descendants()
     if received:
         return 128 + received[0]
@@ -103,8 +103,8 @@ def _end_everything() -> None:
 
 
 def _end_descendants() -> None:
-    """Ends all processes that this one, or one of them, has started; those end that come meanwhile, too."""
-    while left := psutil.Process().children(recursive=True):
+    """Ends all processes that this one has started, and in turn those that lose their parents by that."""
+    while left := [each for each in psutil.process_iter(["ppid"]) if each.info["ppid"] == os.getpid()]:
         for each in left:
             with suppress(psutil.NoSuchProcess):
                 each.kill()

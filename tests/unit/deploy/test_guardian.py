@@ -18,8 +18,8 @@ from cluster.deploy.guardian import guarded
 def work():
     starting = "import subprocess; subprocess.Popen(['sleep', '600'], start_new_session=True)"
     subprocess.run([sys.executable, "-c", starting], check=True)
-    print("up", flush=True)
     try:
+        print("up", flush=True)
         {body}
     except KeyboardInterrupt:
         time.sleep(0.5)
@@ -58,7 +58,7 @@ class Running:
 
 @pytest.fixture
 def running() -> Callable[..., Running]:
-    def start(body: str = "time.sleep(600)", orphan_seconds: float = 20.0) -> Running:
+    def start(body: str = "while True: time.sleep(0.05)", orphan_seconds: float = 20.0) -> Running:
         return Running(body, orphan_seconds)
 
     return start
@@ -92,7 +92,7 @@ def test_the_watchers_death_stops_the_work_in_order(running: Callable[..., Runni
 
 
 def test_work_without_a_watcher_that_does_not_stop_is_ended(running: Callable[..., Running]) -> None:
-    stubborn = "exec('while True:\\n  try: time.sleep(600)\\n  except KeyboardInterrupt: pass')"
+    stubborn = "exec('while True:\\n  try: time.sleep(0.05)\\n  except KeyboardInterrupt: pass')"
     command = running(stubborn, orphan_seconds=0.2)
     command.command.kill()
     assert command.end() == (-signal.SIGKILL, "")
