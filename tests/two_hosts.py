@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -27,6 +28,8 @@ SETTINGS = {
     "RAY_health_check_timeout_ms": "2000",
     "RAY_health_check_failure_threshold": "3",
 }
+# A node ends where its agent is not there within some 15 s, as on a machine that has much to do.
+STARTS, STARTED_SECONDS = 3, 90.0
 OBJECT_STORE = f"--object-store-memory={100 << 20}"
 NODE = (RAY, "start", "--block", "--num-cpus=1", "--num-gpus=0", OBJECT_STORE)
 
@@ -57,17 +60,22 @@ class Hosts:
         _ip("-n", self.namespaces[1], "link", "set", "wire", state)
 
     def _start(self, host: int, *arguments: str) -> None:
-        log = self.folder / f"node-{host}-{len(list(self.folder.glob('*.log')))}.log"
-        with log.open("wb") as output:
-            self.nodes.append(
-                subprocess.Popen(
+        for _ in range(STARTS):
+            log = self.folder / f"node-{host}-{len(list(self.folder.glob('*.log')))}.log"
+            with log.open("wb") as output:
+                node = subprocess.Popen(
                     ["ip", "netns", "exec", self.namespaces[host], *NODE, *arguments],
                     env=os.environ | SETTINGS,
                     stdout=output,
                     stderr=output,
                 )
-            )
-        eventually(lambda: b"Ray runtime started" in log.read_bytes(), f"no node came up: {log}")
+            self.nodes.append(node)
+            decided = partial(_has_decided, node, log)
+            eventually(decided, f"no node came up: {log}", STARTED_SECONDS)
+            if node.poll() is None:
+                return
+            _end(self.nodes.pop(), kill=True)
+        pytest.fail(f"no node came up: {log.read_text()}")
 
 
 @contextmanager
@@ -122,10 +130,14 @@ def _ip(*arguments: str) -> None:
         )
 
 
+def _has_decided(node: subprocess.Popen[bytes], log: Path) -> bool:
+    return node.poll() is not None or b"Ray runtime started" in log.read_bytes()
+
+
 def _end(node: subprocess.Popen[bytes], kill: bool) -> None:
     """Ends a node's processes, and no others."""
-    ours = [psutil.Process(node.pid)]
-    ours += ours[0].children(recursive=True)
+    ours = [psutil.Process(node.pid)] if node.poll() is None else []
+    ours += [each for parent in ours for each in parent.children(recursive=True)]
     if not kill:
         node.terminate()
         _, ours = psutil.wait_procs(ours, timeout=10)
