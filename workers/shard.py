@@ -120,7 +120,7 @@ class Shard:
         self._runner: EngineRunner | None = None
         self._head: Head | None = None
         self._leases: list[Any] = []
-        self._let_go = False
+        self._let_go = self._leaves = False
         self._tasks: list[asyncio.Task[None]] = []
         torch.set_num_threads(config.threads)
         checkpoint = await asyncio.to_thread(resolve_checkpoint, config.model)
@@ -249,11 +249,18 @@ class Shard:
         return {"demand": self._head.demand} if self._head is not None else {}
 
     def check_health(self) -> None:
-        """Raises when a step does not come back."""
+        """Raises when a step does not come back, or the shard is about to go.
+
+        Serve asks those that it has told to go only where it has forgotten it, as when its controller died
+        meanwhile: else it would count on them for ever.
+        """
+        if self._leaves:
+            raise RuntimeError("the shard has been told to go")
         if self._runner is not None and self._runner.stalled_for() > self._config.stall_seconds:
             raise RuntimeError(f"a step has taken more than {self._config.stall_seconds} s")
 
     async def __del__(self) -> None:
+        self._leaves = True
         if self._head is not None:
             await self._head.leave()
         for lease in self._leases:
