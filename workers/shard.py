@@ -120,7 +120,7 @@ class Shard:
         self._runner: EngineRunner | None = None
         self._head: Head | None = None
         self._leases: list[Any] = []
-        self._let_go = self._leaves = False
+        self._let_go = self._leaves = self._forgotten = False
         self._tasks: list[asyncio.Task[None]] = []
         torch.set_num_threads(config.threads)
         checkpoint = await asyncio.to_thread(resolve_checkpoint, config.model)
@@ -252,10 +252,12 @@ class Shard:
         """Raises when a step does not come back, or the shard is about to go.
 
         Serve asks those that it has told to go only where it has forgotten it, as when its controller died
-        meanwhile: else it would count on them for ever.
+        meanwhile: else it would count on them for ever. The first time it takes stock, and would lose the
+        placement group of those that are not well.
         """
-        if self._leaves:
+        if self._forgotten:
             raise RuntimeError("the shard has been told to go")
+        self._forgotten = self._leaves
         if self._runner is not None and self._runner.stalled_for() > self._config.stall_seconds:
             raise RuntimeError(f"a step has taken more than {self._config.stall_seconds} s")
 
