@@ -8,7 +8,7 @@ from typing import Self
 import grpc.aio
 
 from cluster.admit.request import ValidatedRequest
-from pyramidserve.types import Compression, Sampling, Stopping
+from pyramidserve.types import Compression, Sampling, StageState, Stopping
 from pyramidserve.v1 import inference_pb2 as pb
 from pyramidserve.v1 import pipeline_pb2
 from pyramidserve.v1.pipeline_pb2_grpc import PipelineRegistryStub
@@ -29,6 +29,26 @@ def hello(
             pb.StageState(first_layer=rank, end_layer=rank + 1, pages_total=count, page_bytes=4096)
             for rank, count in enumerate(pages)
         ],
+    )
+
+
+def stage(first: int, end: int, pages: int = 8, page_bytes: int = 4096, host_pages: int = 0) -> StageState:
+    """A shard of layers ``first`` to ``end`` that has done nothing; its host has no whole page more."""
+    return StageState(
+        first_layer=first,
+        end_layer=end,
+        pid=1,
+        node="n",
+        pages_total=pages,
+        pages_in_use=0,
+        pages_reserved=0,
+        page_bytes=page_bytes,
+        host_bytes=0,
+        host_bytes_limit=host_pages * page_bytes + 17,
+        workspace_bytes=0,
+        resident_bytes=0,
+        device_bytes=0,
+        device_peak_bytes=0,
     )
 
 

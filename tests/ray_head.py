@@ -46,13 +46,14 @@ def ray_head(environment: Mapping[str, str]) -> Iterator[str]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def end(process: subprocess.Popen[bytes]) -> None:
-    """Ends a cluster's processes, and no others."""
-    ours = [psutil.Process(process.pid)]
-    ours += ours[0].children(recursive=True)
-    process.terminate()
-    _, alive = psutil.wait_procs(ours, timeout=10)
-    for each in alive:
+def end(process: subprocess.Popen[bytes], kill: bool = False) -> None:
+    """Ends a node's processes, and no others; in order unless it is to ``kill`` them."""
+    ours = [psutil.Process(process.pid)] if process.poll() is None else []
+    ours += [each for parent in ours for each in parent.children(recursive=True)]
+    if not kill:
+        process.terminate()
+        _, ours = psutil.wait_procs(ours, timeout=10)
+    for each in ours:
         each.kill()
-    psutil.wait_procs(alive, timeout=10)
+    psutil.wait_procs(ours, timeout=10)
     process.wait()

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import psutil
 import pytest
 from cluster_process import eventually, free_port
-from ray_head import RAY
+from ray_head import RAY, end
 
 # For tests alone (RFC 2544): of the wire between the hosts, and of the one from here to the first.
 FIRST, SECOND, CLIENTS_OWN, FIRST_FOR_CLIENTS = "198.18.0.1", "198.18.0.2", "198.18.1.2", "198.18.1.1"
@@ -53,7 +52,7 @@ class Hosts:
 
     def kill_second(self) -> None:
         """Kills all that runs on the second host."""
-        _end(self.nodes.pop(), kill=True)
+        end(self.nodes.pop(), kill=True)
 
     def wire(self, state: str) -> None:
         """Puts the wire between the hosts "up" or "down"."""
@@ -74,7 +73,7 @@ class Hosts:
             eventually(decided, f"no node came up: {log}", STARTED_SECONDS)
             if node.poll() is None:
                 return
-            _end(self.nodes.pop(), kill=True)
+            end(self.nodes.pop(), kill=True)
         pytest.fail(f"no node came up: {log.read_text()}")
 
 
@@ -95,7 +94,7 @@ def two_hosts() -> Iterator[Hosts]:
         shutil.rmtree(folder, ignore_errors=True)
     finally:
         for node in reversed(hosts.nodes):
-            _end(node, kill=False)
+            end(node)
         for namespace in namespaces:
             subprocess.run(["ip", "netns", "del", namespace], capture_output=True)
 
@@ -132,16 +131,3 @@ def _ip(*arguments: str) -> None:
 
 def _has_decided(node: subprocess.Popen[bytes], log: Path) -> bool:
     return node.poll() is not None or b"Ray runtime started" in log.read_bytes()
-
-
-def _end(node: subprocess.Popen[bytes], kill: bool) -> None:
-    """Ends a node's processes, and no others."""
-    ours = [psutil.Process(node.pid)] if node.poll() is None else []
-    ours += [each for parent in ours for each in parent.children(recursive=True)]
-    if not kill:
-        node.terminate()
-        _, ours = psutil.wait_procs(ours, timeout=10)
-    for each in ours:
-        each.kill()
-    psutil.wait_procs(ours, timeout=10)
-    node.wait()

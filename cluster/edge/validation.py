@@ -59,7 +59,7 @@ def validate_request(
     _check_identifier("request_id", message.request_id, 1)
     _check_identifier("session_id", message.session_id, 0)
     check_size(message, facts.context, tokenizer.characters_per_token)
-    prompt_ids, messages = _prompt(message, tokenizer, last)
+    prompt_ids, messages, continues = _prompt(message, tokenizer, last)
     sampling = sampling_from_message(message.sampling)
     compression = compression_from_message(message.compression, default_compression)
     resumed = tuple(message.resume_output_ids)
@@ -78,7 +78,7 @@ def validate_request(
         limited=terms.limited,
         priority=priority_from_message(message.priority),
         messages=messages,
-        continues=bool(messages) and continues(message.chat, messages),
+        continues=continues,
     )
 
 
@@ -91,26 +91,22 @@ def _check_identifier(name: str, value: str, least: int) -> None:
 
 def _prompt(
     message: pb.GenerateRequest, tokenizer: Tokenizer, last: Transcript | None
-) -> tuple[tuple[int, ...], tuple[ChatMessage, ...]]:
-    """The ids of the prompt, and the conversation that it is, if it is one."""
+) -> tuple[tuple[int, ...], tuple[ChatMessage, ...], bool]:
+    """The prompt's ids, the conversation that it is, if any, and whether the reply continues that."""
     match message.WhichOneof("prompt"):
         case "text":
             if not message.text:
                 raise InvalidRequestError("text is empty; give at least one character")
-            return tuple(tokenizer.encode(message.text)), ()
+            return tuple(tokenizer.encode(message.text)), (), False
         case "chat":
             messages = _chat_messages(message.chat)
-            return tuple(tokenizer.chat(messages, last, continues(message.chat, messages))), messages
+            given = message.chat.HasField("continue_final_message")
+            continues = goes_on(messages, message.chat.continue_final_message if given else None)
+            return tuple(tokenizer.chat(messages, last, continues)), messages, continues
         case "token_ids":
-            return tuple(message.token_ids.ids), ()
+            return tuple(message.token_ids.ids), (), False
         case None:
             raise InvalidRequestError("the request has no prompt; set one of text, chat and token_ids")
-
-
-def continues(prompt: pb.ChatPrompt, messages: Sequence[ChatMessage]) -> bool:
-    """Whether the reply goes on with the last message. Raises InvalidRequestError where it cannot."""
-    given = prompt.HasField("continue_final_message")
-    return goes_on(messages, prompt.continue_final_message if given else None)
 
 
 def _chat_messages(prompt: pb.ChatPrompt) -> tuple[ChatMessage, ...]:

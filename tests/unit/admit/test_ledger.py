@@ -3,32 +3,13 @@
 from dataclasses import replace
 
 import pytest
-from fake_head import request
+from fake_head import request, stage
 
 from cluster.admit.ledger import PipelineLedger
 from cluster.admit.tuning import AdmitTuning
 from pyramidserve.errors import ConfigurationError, InvalidRequestError
 from pyramidserve.types import Compression, StageState, Stopping, StreamingParameters
 from pyramidserve.v1 import pipeline_pb2 as pb
-
-
-def stage(first: int, end: int, pages: int = 8, page_bytes: int = 4096, host_pages: int = 0) -> StageState:
-    return StageState(
-        first_layer=first,
-        end_layer=end,
-        pid=1,
-        node="n",
-        pages_total=pages,
-        pages_in_use=0,
-        pages_reserved=0,
-        page_bytes=page_bytes,
-        host_bytes=0,
-        host_bytes_limit=host_pages * page_bytes,
-        workspace_bytes=0,
-        resident_bytes=0,
-        device_bytes=0,
-        device_peak_bytes=0,
-    )
 
 
 def ledger(max_sequences: int = 4) -> PipelineLedger:

@@ -1,6 +1,7 @@
 """What is said to fit is what finds room."""
 
 import pytest
+from fake_head import stage
 from fake_pipeline import Spoken
 
 from pyramidserve.types import Compression, Sampling, StageState, Stopping
@@ -20,25 +21,6 @@ KINDS = {
     "step": Compression("pyramid", "evict", kv_keep=0.45, recall="step"),
     "exact": Compression("pyramid", "evict", kv_keep=0.45, recall="exact"),
 }
-
-
-def stage(first: int, end: int, pages: int, on_host: int) -> StageState:
-    return StageState(
-        first_layer=first,
-        end_layer=end,
-        pid=1,
-        node="",
-        pages_total=pages,
-        pages_in_use=0,
-        pages_reserved=0,
-        page_bytes=4096,
-        host_bytes=0,
-        host_bytes_limit=4096 * on_host + 17,
-        workspace_bytes=0,
-        resident_bytes=0,
-        device_bytes=0,
-        device_peak_bytes=0,
-    )
 
 
 def that_find_room(stages: list[StageState], compression: Compression) -> int:
@@ -75,7 +57,10 @@ def that_find_room(stages: list[StageState], compression: Compression) -> int:
 )
 def test_as_many_fit_as_are_said_to(kind: str, pages: tuple[int, ...], on_host: tuple[int, ...]) -> None:
     bounds = [0, 3, 8] if len(pages) == 2 else [0, 8]
-    stages = [stage(*each) for each in zip(bounds[:-1], bounds[1:], pages, on_host, strict=True)]
+    stages = [
+        stage(first, end, count, host_pages=spilled)
+        for first, end, count, spilled in zip(bounds[:-1], bounds[1:], pages, on_host, strict=True)
+    ]
     fits = capacity(stages, MOST, CONTEXT, KINDS[kind])
     assert fits.tokens == CONTEXT
     assert fits.compressed == that_find_room(stages, KINDS[kind])
@@ -83,14 +68,14 @@ def test_as_many_fit_as_are_said_to(kind: str, pages: tuple[int, ...], on_host: 
 
 
 def test_the_host_counts_where_nothing_may_be_lost() -> None:
-    roomy, tight = ([stage(0, 8, 9999, on_host)] for on_host in (9999, 400))
+    roomy, tight = ([stage(0, 8, 9999, host_pages=on_host)] for on_host in (9999, 400))
     counts = [capacity(stages, MOST, CONTEXT, KINDS["exact"]).compressed for stages in (tight, roomy)]
     assert 0 < counts[0] < counts[1]
     assert capacity(tight, MOST, CONTEXT, EVICT) == capacity(roomy, MOST, CONTEXT, EVICT)
 
 
 def test_it_is_said_in_a_line() -> None:
-    stages = [stage(0, 8, 24 * 2048, 0)]
+    stages = [stage(0, 8, 24 * 2048)]
     assert str(capacity(stages, 200, 4096, Compression())) == "24 sequences of 4,096 tokens with `full`"
     told = str(capacity(stages, 200, 100_000, EVICT))
     assert told == "52 sequences of 4,096 tokens at keep 0.45; 24 with `full`"
