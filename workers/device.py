@@ -44,6 +44,8 @@ def open_device(name: str) -> torch.device:
         raise ConfigurationError(f"device is {name!r}, but there are {count} CUDA devices, from cuda:0 on")
     device = torch.device("cuda", device.index or 0)
     torch.cuda.set_device(device)
+    # cuDNN's attention is compiled for every new shape, for tens of milliseconds: each prompt has its own.
+    torch.backends.cuda.enable_cudnn_sdp(False)
     return device
 
 
@@ -76,6 +78,13 @@ def device_memory(device: torch.device) -> DeviceMemory:
         return DeviceMemory()
     handed_out = torch.cuda.memory_stats_as_nested_dict(device)["allocated_bytes"]["all"]
     return DeviceMemory(handed_out["current"], handed_out["peak"])
+
+
+def allocator_retries(device: torch.device) -> int:
+    """How often so far torch's allocator gave all back that it kept, to find room: a stop of the device."""
+    if device.type != "cuda":
+        return 0
+    return int(torch.cuda.memory_stats(device)["num_alloc_retries"])
 
 
 def synchronize(device: torch.device) -> None:

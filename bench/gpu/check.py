@@ -26,9 +26,9 @@ SECTIONS = {
     "card": card,
     "kernels": kernels,
     "tokens": tokens,
+    "moves": moves,
     "13b": throughput("llama-2-13b", CHAT),
     "7b": throughput("llama-2-7b", CHAT, LONG),
-    "moves": moves,
 }
 
 

@@ -20,7 +20,7 @@ from pyramidserve.types import Compression, Stopping
 from workers.backends.reference import ReferenceBackend
 from workers.bench.measure import TurnLog
 from workers.budget.footprint import peak_pages
-from workers.device import device_memory, free_bytes
+from workers.device import allocator_retries, device_memory, free_bytes
 from workers.engine.engine import Engine, EngineConfig, EngineRequest
 from workers.engine.loop import SequenceTokens
 from workers.engine.pipeline import connect_local
@@ -42,7 +42,7 @@ RESERVE, TINY_POOL, HOST_BYTES = 5 << 29, 16 << 20, 2 << 30
 SHARE_FOR_CACHE = 0.85
 
 TINY = (Load(256, 16, 4, steps=4, repetitions=1), Load(384, 16, 2, steps=4, repetitions=1))
-CHAT, LONG = Load(512, 256, 32), Load(4096, 128, 8, repetitions=1)
+CHAT, LONG = Load(512, 256, 32, steps=16), Load(4096, 128, 8, steps=16, repetitions=1)
 
 
 def throughput(shape: str, *loads: Load) -> Section:
@@ -110,7 +110,7 @@ def _room(model: ModelConfig, dtype: torch.dtype, device: torch.device) -> int:
     weights = (weights_read(model) + model.vocabulary * model.hidden) * dtype.itemsize
     longest = max(MAX_PREFILL_TOKENS, model.context)
     workspace = step_workspace_bytes(
-        *(model, ReferenceBackend(dtype), longest, MAX_SEQUENCES, dtype.itemsize),
+        *(model, ReferenceBackend(dtype, device=device), longest, MAX_SEQUENCES, dtype.itemsize),
         ExecuteTuning().block_rows,
     )
     return free_bytes(device) - weights - workspace - RESERVE
@@ -142,6 +142,7 @@ class Bench:
             "batch": batch,
             **whole(load, batch, ends),
             "device_gb": round(device_memory(self.context.device).peak / GIGABYTE, 2),
+            "memory_given_back": allocator_retries(self.context.device),
             "ends": ends,
         }
 

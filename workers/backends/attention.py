@@ -23,6 +23,11 @@ def prefill_attention(
         mask = torch.ones(rows, tokens, dtype=torch.bool, device=query.device).tril(tokens - rows)
     if mask is not None and starts is not None:
         mask &= torch.arange(tokens, device=query.device) >= starts[:, None]
+    if mask is not None and query.device.type != "cpu":
+        # A GPU's kernels take a mask only where all heads have keys of their own; else all logits are held.
+        key, value = (
+            part.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for part in (key, value)
+        )
     attended = functional.scaled_dot_product_attention(
         query.transpose(0, 1)[None],
         key.transpose(0, 1)[None],

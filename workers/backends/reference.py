@@ -16,15 +16,23 @@ from workers.model.config import ModelConfig
 from workers.model.operations import HeadNorms, LayerWeights
 from workers.model.rope import Rotation
 
+CPU = torch.device("cpu")
+
 
 class ReferenceBackend:
     """See ``Backend``. On any device, in any type."""
 
     name = "reference"
 
-    def __init__(self, dtype: torch.dtype, tuning: ReferenceTuning = ReferenceTuning()) -> None:
-        """``dtype`` is of weights, KV and activations."""
-        self.activations, self._tuning = dtype, tuning
+    def __init__(
+        self,
+        dtype: torch.dtype,
+        tuning: ReferenceTuning = ReferenceTuning(),
+        device: torch.device = CPU,
+    ) -> None:
+        """``dtype`` is of weights, KV and activations, which are on ``device``."""
+        self.activations, self._tuning, self._on_card = dtype, tuning, device.type != "cpu"
+        self._gather_bytes = tuning.card_gather_bytes if self._on_card else tuning.gather_bytes
         self.stopwatch = Stopwatch()
 
     def linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -63,15 +71,17 @@ class ReferenceBackend:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         with self.stopwatch.on("elementwise"):
             rows, _, head_size = projected.shape
-            query, key, value = torch.split(projected, [heads, kv_heads, kv_heads], dim=1)
+            rotated, value = torch.split(projected, [heads + kv_heads, kv_heads], dim=1)
             if norms is not None:
+                query, key = torch.split(rotated, [heads, kv_heads], dim=1)
                 query = functional.rms_norm(query, norms.query.shape, norms.query, norms.epsilon)
                 key = functional.rms_norm(key, norms.key.shape, norms.key, norms.epsilon)
+                rotated = torch.cat((query, key), dim=1)
             if rotation is not None:
                 cos, sin = (part.to(projected.dtype)[:, None] for part in rotation)
-                first, second = torch.cat((query, key), dim=1).chunk(2, dim=-1)
+                first, second = rotated.chunk(2, dim=-1)
                 rotated = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
-                query, key = torch.split(rotated, [heads, kv_heads], dim=1)
+            query, key = torch.split(rotated, [heads, kv_heads], dim=1)
             kv = torch.cat((key, value), dim=1)
             return query.contiguous(), kv.view(rows, 2, kv_heads, head_size)
 
@@ -103,7 +113,7 @@ class ReferenceBackend:
             end, longest, most = start + 1, lengths[start], spilled[start]
             while end < len(query):
                 longer, more = max(longest, lengths[end]), max(most, spilled[end])
-                if (end + 1 - start) * (longer + more) * row_bytes > self._tuning.gather_bytes:
+                if (end + 1 - start) * (longer + more) * row_bytes > self._gather_bytes:
                     break
                 end, longest, most = end + 1, longer, more
             with self.stopwatch.on("attention"):
@@ -143,12 +153,17 @@ class ReferenceBackend:
     def prefill_scratch_bytes(self, model: ModelConfig, rows: int, tokens: int, window: int) -> int:
         # Logits, in their own type and in fp32, and what they become.
         sizes = {self.activations.itemsize, 4}
-        return min(self._tuning.score_rows, rows, window) * tokens * model.heads * (sum(sizes) + 4)
+        scored = min(self._tuning.score_rows, rows, window) * tokens * model.heads * (sum(sizes) + 4)
+        if not self._on_card:
+            return scored
+        # Keys and values of all heads, and the mask with what the product adds for it.
+        each = self.activations.itemsize
+        return max(scored, 2 * tokens * model.heads * model.head_size * each + rows * tokens * (1 + each))
 
     def decode_scratch_bytes(self, model: ModelConfig, sequences: int) -> int:
         # What is gathered, and either its keys or its values once more in the order of the product.
         longest = model.context * 2 * model.kv_heads * model.head_size * self.activations.itemsize
-        return max(self._tuning.gather_bytes, longest) * 3 // 2
+        return max(self._gather_bytes, longest) * 3 // 2
 
 
 def _attend_gathered(

@@ -78,4 +78,4 @@ def choose_backend(
         dtype=str(dtype),
         reason=refusal,
     )
-    return ReferenceBackend(dtype, tuning)
+    return ReferenceBackend(dtype, tuning, device)

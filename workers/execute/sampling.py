@@ -1,5 +1,6 @@
 """Draws tokens from logits. A draw is a function of (logits, seed, output index) alone."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -30,7 +31,9 @@ def sample(logits: torch.Tensor, samplings: Sequence[Sampling], output_indices: 
         output_indices: output index of each drawn token.
     """
     best = logits.max(dim=-1)  # NaN is above all
-    tokens: list[int] = torch.where(best.values.isfinite(), best.indices, NO_TOKEN).tolist()
+    # What is not finite is no number less itself: told in one copy, and in two launches.
+    found: list[float] = (best.indices + (best.values - best.values)).tolist()
+    tokens = [NO_TOKEN if math.isnan(token) else int(token) for token in found]
     for row, sampling in enumerate(samplings):
         if sampling.temperature > 0 and tokens[row] != NO_TOKEN:
             assert sampling.seed is not None
