@@ -1,22 +1,32 @@
 """What we use of Ray that is not its public interface: what an upgrade of Ray may break is here."""
 
 import logging
+import os
+from contextlib import suppress
 from logging.handlers import MemoryHandler, RotatingFileHandler
 from pathlib import Path
 from typing import Any
 
+import grpc
 import ray
 from ray._private.authentication.authentication_token_setup import (
     maybe_enable_token_auth_if_token_available,
 )
 from ray._private.services import find_gcs_addresses
+from ray._private.state import state
+from ray.core.generated.gcs_pb2 import ActorTableData  # type: ignore[attr-defined]
 from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _internal_kv_put
+from ray.serve._private.common import GANG_PG_NAME_PREFIX
 from ray.serve._private.logging_utils import get_serve_logs_dir
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ServeApplicationSchema, ServeDeploySchema
+from ray.util import get_placement_group, placement_group_table, remove_placement_group
+
+from pyramidserve.errors import ConfigurationError
 
 # Of `ray.init`, as its _system_config: Ray would have shards give way to whatever else runs.
 SYSTEM_CONFIG = {"worker_niceness": 0}
+ANSWER_SECONDS = 5.0
 
 
 def put(key: str, value: bytes) -> None:
@@ -40,9 +50,31 @@ def clusters_here() -> frozenset[str]:
     return frozenset(find_gcs_addresses())  # type: ignore[no-untyped-call]
 
 
-def use_token() -> None:
-    """Lets this process authenticate itself if it has a token, as Ray does by itself for "auto" alone."""
-    maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+def use_token_as(address: str) -> None:
+    """Lets this process authenticate itself by the token it has if the cluster at ``address`` wants one.
+
+    Ray does so by itself for "auto" alone, whether one is wanted or not; but a process that has tokens on
+    takes no answers from a cluster that has not. Raises ConfigurationError where RAY_AUTH_MODE says so.
+    """
+    if _wants_token(address):
+        maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+    elif os.environ.get("RAY_AUTH_MODE") == "token":
+        raise ConfigurationError(
+            f"RAY_AUTH_MODE is 'token', but the Ray cluster at {address!r} has no token authentication and "
+            "its answers would not be taken; leave RAY_AUTH_MODE out, or start the cluster with it"
+        )
+
+
+def _wants_token(address: str) -> bool:
+    """Asks what `ray health-check` does, without a token; True also where nobody answers."""
+    with grpc.insecure_channel(address) as channel:
+        alive: grpc.UnaryUnaryMultiCallable[bytes, bytes]
+        alive = channel.unary_unary("/ray.rpc.NodeInfoGcsService/CheckAlive")
+        try:
+            alive(b"", timeout=ANSWER_SECONDS)
+        except grpc.RpcError:
+            return True
+    return False
 
 
 def deploy(schema: ServeDeploySchema) -> None:
@@ -61,6 +93,29 @@ def deployed() -> tuple[dict[str, Any], dict[str, ServeApplicationSchema]]:
     if client is None:
         return {}, {}
     return client.get_serve_details(), ray.get(client._controller.get_app_configs.remote())
+
+
+def empty_gangs(application: str) -> frozenset[str]:
+    """Placement groups of an application's gangs of shards without an actor, now or to come."""
+    gang = f"{GANG_PG_NAME_PREFIX}{application}_Shard_"
+    groups = {
+        identity: group["name"]
+        for identity, group in placement_group_table().items()
+        if group["name"].startswith(gang) and group["state"] == "CREATED"
+    }
+    accessor = state._connect_and_get_accessor()
+    taken = {
+        ActorTableData.FromString(actor).placement_group_id.hex()
+        for living in ("DEPENDENCIES_UNREADY", "PENDING_CREATION", "ALIVE", "RESTARTING")
+        for actor in accessor.get_actor_table(None, living)
+    }
+    return frozenset(name for identity, name in groups.items() if identity not in taken)
+
+
+def remove_gang(name: str) -> None:
+    """Removes the placement group of that name, unless Serve has done so."""
+    with suppress(ValueError):
+        remove_placement_group(get_placement_group(name))
 
 
 def serve_log() -> RotatingFileHandler:

@@ -58,7 +58,7 @@ def joined(address: str, progress: Progress) -> Iterator[None]:
     address = the_only_one() if address == "auto" else address
     _quiet()
     progress(f"joining the Ray cluster at {address}")
-    ray_private.use_token()
+    ray_private.use_token_as(address)
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError, RayError) as error:

@@ -7,6 +7,7 @@ from ray import serve as serve_api
 
 from cluster.admit.request import ValidatedRequest
 from cluster.config import ClusterConfig
+from cluster.edge.leftovers import clear_leftovers
 from cluster.edge.server import RouterServer, serve, server_credentials
 from cluster.edge.tenants import read_tenants
 from cluster.edge.validation import validate_request
@@ -33,7 +34,7 @@ class Edge:
         """``shards`` is the handle of the shards' deployment; it makes them part of the application."""
         write_events()
         self._server: RouterServer | None = None
-        self._telling: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
         checkpoint = await asyncio.to_thread(resolve_checkpoint, config.model)
         model = read_config(checkpoint, config.max_model_len)
         tokenizer = await asyncio.to_thread(Tokenizer, checkpoint, config.control_tokens_in_messages)
@@ -73,7 +74,10 @@ class Edge:
             tell_where=tell_where,
             beside_pipelines=config.pipelines if takes_over else 0,
         )
-        self._telling = asyncio.create_task(_tell_demand(router)) if config.max_pipelines else None
+        if config.max_pipelines:
+            self._tasks.append(asyncio.create_task(_tell_demand(router)))
+        if config.shards > 1:
+            self._tasks.append(asyncio.create_task(clear_leftovers(application)))
 
     async def pipelines_and_address(self) -> tuple[int, str]:
         """How many pipelines are attached, and where clients find the router."""
@@ -86,8 +90,8 @@ class Edge:
         return self._router.state()
 
     async def __del__(self) -> None:
-        if self._telling is not None:
-            self._telling.cancel()
+        for task in self._tasks:
+            task.cancel()
         if self._server is not None:
             await self._server.stop(self._grace)
 

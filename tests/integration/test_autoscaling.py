@@ -5,6 +5,8 @@ So it is when Serve's controller dies meanwhile.
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -18,6 +20,13 @@ from cluster_process import RunningCluster, eventually, many_users, running_clus
 from pyramidserve import Client, Reply, Stopping
 
 LONG = Stopping(max_tokens=150, ignore_eos=True)
+# Says how many placement groups there are on the Ray cluster at an address.
+GANGS = """
+import sys, ray
+from cluster.deploy.serving import joined
+with joined(sys.argv[1], lambda told: None):
+    print(sum(group["state"] != "REMOVED" for group in ray.util.placement_group_table().values()))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -94,3 +103,7 @@ def test_scaling_goes_on_when_the_controller_dies_alone_and_with_a_shard(cluster
     assert all(len(reply.token_ids) == 150 for reply in answers)
     eventually(lambda: pipelines(cluster) == 1, "no gang was taken away")
     cluster.check_empty()
+    asked = [sys.executable, "-c", GANGS, cluster.ray]
+    eventually(
+        lambda: subprocess.check_output(asked, text=True, timeout=60) == "1\n", "groups are left over"
+    )

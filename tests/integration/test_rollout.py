@@ -25,7 +25,7 @@ from ray import serve
 from ray.serve.schema import ServeDeploySchema
 from workers import ray_private
 
-ray_private.use_token()
+ray_private.use_token_as(sys.argv[1])
 ray.init(address=sys.argv[1], log_to_driver=False)
 ray_private.deploy(ServeDeploySchema.model_validate(yaml.safe_load(Path(sys.argv[2]).read_text())))
 while any(each.status != "RUNNING" for each in serve.status().applications.values()):

@@ -82,8 +82,6 @@ def _outlives(hosts: Hosts, cluster: RunningCluster, client: Client, lose: Calla
     return stream.token_ids
 
 
-# Not in `make test` yet: Serve's answers do not reach a command on a host without a default route.
-@pytest.mark.soak
 @pytest.mark.timeout(400)
 def test_a_gang_over_two_hosts_serves_and_outlives_a_cut_wire_and_a_lost_host(
     hosts_and_cluster: tuple[Hosts, RunningCluster],
