@@ -28,6 +28,7 @@ fuzz: $(READY)    ## property tests at random, with 20 times as many examples
 gpu-check: $(READY)  ## rehearse on the CPU what `python -m bench.gpu.check` does on a card
 	$(BIN)/python -m bench.gpu.check --device cpu --tiny --out build/gpu-check.json
 	$(BIN)/python -m bench.gpu.report build/gpu-check.json
+	$(BIN)/python -m bench.gpu.profile --device cpu --tiny
 
 soak: $(READY)    ## what takes long: random kills under load
 	$(BIN)/pytest -m soak tests/soak

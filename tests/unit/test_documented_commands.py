@@ -14,6 +14,7 @@ ENGINE, SIMULATE = "tests/integration/test_bench.py", "tests/unit/simulation/tes
 # A command → the file that runs it, and what is written there where it does.
 RUN_BY = {
     "bench.gpu.check": ("Makefile", "-m bench.gpu.check --device cpu --tiny"),
+    "bench.gpu.profile": ("Makefile", "-m bench.gpu.profile --device cpu --tiny"),
     "bench.gpu.report": ("Makefile", "-m bench.gpu.report"),
     "bench.path": (CLAIMS, '"bench.path"'),
     "bench.pools": (CLAIMS, '"bench.pools"'),
