@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import NoneType
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from cluster.admit.tuning import AdmitTuning
 from cluster.naming import check_names
@@ -15,7 +15,7 @@ from pyramidserve.types import Compression
 from workers.backends import BACKENDS
 from workers.engine.settings import EngineSettings
 from workers.model.config import DTYPES
-from workers.policies.registry import validate
+from workers.policies.registry import enable, validate
 
 DEVICES = ("cpu", "cuda")
 
@@ -129,6 +129,7 @@ class ClusterConfig(EngineSettings):
             raise ConfigurationError(f"dtype is {self.dtype!r}; it must be one of {', '.join(DTYPES)}")
         if not 0 <= self.router_port <= 65535:
             raise ConfigurationError(f"router_port is {self.router_port}; it must be 0 to 65535")
+        enable(self.policies)
         try:
             validate(self.compression)
         except InvalidRequestError as error:
@@ -152,10 +153,18 @@ def _typed(kind: type[Any], values: Mapping[str, Any], prefix: str) -> Any:
 
 
 def _checked(wanted: Any, value: Any, name: str) -> Any:
+    if get_origin(wanted) is tuple:
+        if not isinstance(value, list | tuple) or not all(isinstance(each, str) for each in value):
+            raise ConfigurationError(f"{name} is {value!r}; it must be a list of names")
+        return tuple(value)
     options = get_args(wanted) or (wanted,)
     if value is None and NoneType in options:
         return None
     kind: type[Any] = options[0]
+    if get_origin(kind) is Mapping:
+        if not isinstance(value, Mapping):
+            raise ConfigurationError(f"{name} is {value!r}; it must be a mapping of knobs")
+        return value
     if dataclasses.is_dataclass(kind):
         if not isinstance(value, Mapping):
             raise ConfigurationError(f"{name} is {value!r}; it must be a mapping of settings")

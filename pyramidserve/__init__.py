@@ -34,7 +34,6 @@ from pyramidserve.types import (
     FinishReason,
     LayerReceipt,
     PipelineState,
-    PyramidParameters,
     Receipt,
     Reply,
     Role,
@@ -42,7 +41,6 @@ from pyramidserve.types import (
     StageState,
     Started,
     Stopping,
-    StreamingParameters,
     Tokens,
 )
 
@@ -76,7 +74,6 @@ __all__ = [
     "PipelineState",
     "PortInUseError",
     "Prompt",
-    "PyramidParameters",
     "PyramidServeError",
     "Receipt",
     "Reply",
@@ -92,7 +89,6 @@ __all__ = [
     "StageState",
     "Started",
     "Stopping",
-    "StreamingParameters",
     "Tokens",
     "UnauthenticatedError",
     "UnavailableError",

@@ -1,6 +1,6 @@
 """The nouns of a request and its reply, shared by clients and servers."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Literal
@@ -10,6 +10,8 @@ from pyramidserve.integers import whole_number
 Role = Literal["system", "user", "assistant"]
 Priority = Literal["high", "normal", "low"]
 Recall = Literal["off", "turn", "step", "exact"]
+# The value of a policy's knob.
+Parameter = bool | float | str
 
 
 @dataclass(frozen=True)
@@ -68,65 +70,29 @@ class Stopping:
 
 
 @dataclass(frozen=True)
-class PyramidParameters:
-    """PyramidInfer's knobs by the names of its released code (arXiv 2405.12532), at its 7B values.
-
-    Attributes:
-        recent_ratio: share of the prompt that is the recent window and never dropped, in [0, 1).
-        prefill_decay_ratio: keep ratio that the deepest layer reaches, in (0, 1].
-        prefill_decay_strategy: how the ratio falls with depth.
-        min_context_length: a layer's context is not cut to fewer tokens than this.
-        layerwise_downsample_interval: every this many layers the context is cut.
-        streamingllm_sink_len: first tokens that are always kept.
-        distance_weight: weight of the newest row of the recent window; the oldest weighs 1.
-        exceed_length_to_compress: generated tokens compressed as one chunk once they have left the
-            recent window.
-        gen_compress_ratio: share of such a chunk that layer 0 keeps, in (0, 1].
-        gen_decay_ratio: what that share is multiplied with in the deepest layer, in (0, 1].
-    """
-
-    recent_ratio: float = 0.2
-    prefill_decay_ratio: float = 0.9
-    prefill_decay_strategy: str = "cosine"
-    min_context_length: int = 64
-    layerwise_downsample_interval: int = 1
-    streamingllm_sink_len: int = 4
-    distance_weight: float = 1.2
-    exceed_length_to_compress: int = 16
-    gen_compress_ratio: float = 0.9
-    gen_decay_ratio: float = 0.1
-
-
-@dataclass(frozen=True)
-class StreamingParameters:
-    """StreamingLLM's knobs (arXiv 2309.17453): ``sinks`` first and ``window`` latest tokens stay."""
-
-    sinks: int = 4
-    window: int = 1020
-
-
-@dataclass(frozen=True)
 class Compression:
     """How the KV cache of one request is compressed.
 
     Attributes:
-        policy: "full", "streaming" or "pyramid".
-        prefill: with "pyramid": "prune" drops hidden states as PyramidInfer does, "evict" computes the
-            full prefill and spills what it evicts to host memory.
+        policy: what stays on the device: "full", "streaming", "pyramid", or another that is deployed.
+        prefill: with "pyramid": "prune", the usual, drops hidden states as PyramidInfer does, "evict"
+            computes the full prefill and spills what it evicts to host memory. "": the policy's usual.
         kv_keep: fraction of the prompt's KV, summed over layers, to leave on the device after prefill,
-            in (0, 1]; excludes ``pyramid`` and ``streaming``.
-        pyramid: knobs that are obeyed exactly, with "pyramid".
-        streaming: knobs that are obeyed exactly, with "streaming".
+            in (0, 1]; excludes ``parameters``.
         recall: when evicted KV comes back from host memory: "off"; "turn", when a session goes on;
             "step", also while tokens are generated; "exact", so that the reply is the full cache's.
+        parameters: the policy's own knobs, by the names of its authors, obeyed exactly.
     """
 
     policy: str = "full"
-    prefill: str = "prune"
+    prefill: str = ""
     kv_keep: float | None = None
-    pyramid: PyramidParameters | None = None
-    streaming: StreamingParameters | None = None
     recall: str = "off"
+    parameters: Mapping[str, Parameter] | tuple[tuple[str, Parameter], ...] = ()
+
+    def __post_init__(self) -> None:
+        """Makes ``parameters`` pairs in order of their names, so that equals are equal and have a hash."""
+        object.__setattr__(self, "parameters", tuple(sorted(dict(self.parameters).items())))
 
 
 class FinishReason(Enum):

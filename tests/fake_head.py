@@ -12,6 +12,7 @@ from pyramidserve.types import Compression, Sampling, StageState, Stopping
 from pyramidserve.v1 import inference_pb2 as pb
 from pyramidserve.v1 import pipeline_pb2
 from pyramidserve.v1.pipeline_pb2_grpc import PipelineRegistryStub
+from workers.policies.registry import versions
 
 MODEL = "toy"
 PATIENCE = 60  # seconds that anything may take before the test fails
@@ -25,6 +26,7 @@ def hello(
         pipeline_id=pipeline_id,
         model=model,
         max_sequences=max_sequences,
+        policies=versions(),
         stages=[
             pb.StageState(first_layer=rank, end_layer=rank + 1, pages_total=count, page_bytes=4096)
             for rank, count in enumerate(pages)

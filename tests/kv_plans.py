@@ -4,10 +4,10 @@ from dataclasses import replace
 
 from hypothesis import strategies as st
 
-from pyramidserve.types import Compression, StreamingParameters
 from workers.budget.plan import GenerationPlan, KeepPlan
-from workers.policies.full import plan_full
-from workers.policies.streaming import plan_streaming
+from workers.policies.full import FullKnobs, plan_full
+from workers.policies.policy import Target
+from workers.policies.streaming import StreamingKnobs, plan_streaming
 
 
 @st.composite
@@ -38,13 +38,16 @@ def with_recall(draw: st.DrawFn, plan: st.SearchStrategy[KeepPlan]) -> KeepPlan:
 
 
 def streaming_plans(layers: int, most_prompt: int) -> st.SearchStrategy[KeepPlan]:
-    parameters = st.builds(StreamingParameters, sinks=st.integers(0, 20), window=st.integers(1, 40))
-    compression = st.builds(Compression, st.just("streaming"), streaming=parameters)
-    return st.builds(plan_streaming, compression, st.integers(1, most_prompt), st.just(layers))
+    knobs = st.builds(StreamingKnobs, sinks=st.integers(0, 20), window=st.integers(1, 40))
+    return st.builds(plan_streaming, _targets(layers, most_prompt), knobs)
 
 
 def full_plans(layers: int, most_prompt: int) -> st.SearchStrategy[KeepPlan]:
-    return st.builds(plan_full, st.just(Compression()), st.integers(1, most_prompt), st.just(layers))
+    return st.builds(plan_full, _targets(layers, most_prompt), st.just(FullKnobs()))
+
+
+def _targets(layers: int, most_prompt: int) -> st.SearchStrategy[Target]:
+    return st.builds(Target, st.integers(1, most_prompt), st.just(layers))
 
 
 def plans(layers: int, most_prompt: int) -> st.SearchStrategy[KeepPlan]:

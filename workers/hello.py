@@ -1,6 +1,6 @@
 """How a pipeline introduces itself to the router."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from pyramidserve.types import StageState
 from pyramidserve.v1 import pipeline_pb2 as messages
@@ -8,13 +8,23 @@ from pyramidserve.wire import stage_state_to_message
 from workers.engine.stage import StageFacts
 
 
-def hello(pipeline_id: str, model: str, stages: Sequence[StageState], sequences: int) -> messages.Hello:
-    """The first report of a pipeline of ``stages`` that runs at most so many ``sequences`` at once."""
+def hello(
+    pipeline_id: str,
+    model: str,
+    stages: Sequence[StageState],
+    sequences: int,
+    policies: Mapping[str, str],
+) -> messages.Hello:
+    """The first report of a pipeline of ``stages`` that runs at most so many ``sequences`` at once.
+
+    ``policies``: versions by name, as all shards have them.
+    """
     return messages.Hello(
         pipeline_id=pipeline_id,
         model=model,
         stages=map(stage_state_to_message, stages),
         max_sequences=sequences,
+        policies=policies,
     )
 
 

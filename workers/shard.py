@@ -18,6 +18,7 @@ from ray.serve.request_router import (
     RunningReplica,
 )
 
+from pyramidserve.errors import ConfigurationError
 from pyramidserve.types import Compression, StageState
 from workers.budget.pages import IntegrityError
 from workers.device import device_of_rank
@@ -34,6 +35,7 @@ from workers.hello import first_state, hello
 from workers.model.checkpoint import resolve_checkpoint
 from workers.model.config import ModelConfig, read_config
 from workers.model.tokenizer import Tokenizer, end_ids
+from workers.policies.registry import skew
 from workers.rendezvous import interface_of, meet, node_address, router_key, shard_address
 from workers.schedule.capacity import capacity
 
@@ -167,7 +169,13 @@ class Shard:
         stages = tuple(map(first_state, facts))
         self._tell_ready(model, stages)
         sequences = config.settings.max_sequences
-        self._head = head = Head(hello(self._place.gang, config.model, stages, sequences), router_key())
+        for rank, fact in enumerate(facts):
+            if differing := skew(facts[0].policies, fact.policies):
+                raise ConfigurationError(
+                    f"ranks 0 and {rank} have {differing}; install the same packages on all nodes"
+                )
+        introduction = hello(self._place.gang, config.model, stages, sequences, facts[0].policies)
+        self._head = head = Head(introduction, router_key())
         events = asyncio.get_running_loop()
 
         def on_report(report: Report) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from cluster.commands import bench_serve
+from cluster.commands.policy import add_policy_arguments, compression_of
 from cluster.commands.serve import say
 from cluster.partition import boundaries, layer_costs
 from pyramidserve.errors import InvalidRequestError
@@ -53,9 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     bench_serve.add_arguments(serve)
     for subject, measured in ((engine, run_engine), (stall, run_stall)):
         subject.add_argument("--model", default=EMBEDDED, help="checkpoint; default: the embedded model")
-        subject.add_argument("--policy", default="full", help="full (default), streaming or pyramid")
-        subject.add_argument("--prefill", default="prune", help="prune (default) or evict")
-        subject.add_argument("--kv-keep", type=float, metavar="SHARE", help="of the prompt's KV")
+        add_policy_arguments(subject, "full")
         subject.add_argument("--dtype", default="auto", choices=DTYPES)
         subject.add_argument("--device", default="cpu", help="cpu (default) or cuda")
         subject.add_argument("--threads", type=int, default=torch.get_num_threads(), metavar="N")
@@ -79,7 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
 def run_engine(arguments: argparse.Namespace) -> dict[str, Any]:
     """Measures and prints a workload."""
     workload = named_workload(arguments.workload)
-    compression = Compression(arguments.policy, arguments.prefill, arguments.kv_keep)
+    compression = compression_of(arguments)
     with _engine(arguments, workload, compression, arguments.shards) as (engine, log):
         work = requests(workload, engine.tokenizer, compression)
         say("warming up")
@@ -129,7 +128,7 @@ def run_engine(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def run_stall(arguments: argparse.Namespace) -> dict[str, Any]:
     """Measures and prints how streams are held up."""
-    compression = Compression(arguments.policy, arguments.prefill, arguments.kv_keep)
+    compression = compression_of(arguments)
     late = Workload(1, LATE_PROMPT, 1)
     with _engine(arguments, STREAMS, compression, 1, late.prompt + late.output) as (engine, _):
         streams = requests(STREAMS, engine.tokenizer, compression)

@@ -9,12 +9,13 @@ from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
 
+from cluster.commands.policy import add_policy_arguments, compression_of
 from cluster.commands.serve import say
 from cluster.load.player import Player, Run
 from cluster.load.plot import draw
 from cluster.load.report import Objective, series, summarise
 from cluster.load.trace import SOURCE, Session, arrivals, read_trace
-from pyramidserve import AsyncClient, Compression
+from pyramidserve import AsyncClient
 from pyramidserve.commands.connection import add_connection_arguments, connection
 from pyramidserve.errors import InvalidRequestError
 from workers.model.checkpoint import EMBEDDED, resolve_checkpoint
@@ -43,9 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--model", default=EMBEDDED, help="whose tokenizer makes the prompts")
-    parser.add_argument("--policy", help="of all requests; default: the deployment's")
-    parser.add_argument("--prefill", default="prune")
-    parser.add_argument("--kv-keep", type=float, metavar="SHARE")
+    add_policy_arguments(parser, None)
     parser.add_argument("--json", type=Path, metavar="OUT", help="write everything that was measured")
     parser.add_argument("--plot", type=Path, metavar="OUT", help="draw the last run over time")
     parser.set_defaults(run=run)
@@ -77,7 +76,7 @@ async def _play_all(arguments: argparse.Namespace, sessions: list[Session]) -> l
     token_ids = tokenizer.encode("\n\n".join(topics[name] for name in sorted(topics)))
     compression = None
     if arguments.policy:
-        compression = Compression(arguments.policy, arguments.prefill, arguments.kv_keep)
+        compression = compression_of(arguments)
     objective = Objective(arguments.ttft, arguments.inter_token)
     turns = sum(len(session.turns) for session in sessions) / len(sessions)
     results = []

@@ -10,6 +10,7 @@ from statistics import median
 from typing import Any
 
 from cluster.commands.bench_serve import TRACE, describe_trace
+from cluster.commands.policy import add_policy_arguments, compression_of, kept_at_most
 from cluster.load.report import Objective
 from cluster.load.trace import arrivals, read_trace
 from cluster.simulation.calibration import fit, machine, predict, read_measured
@@ -18,7 +19,6 @@ from cluster.simulation.run import Simulation
 from cluster.simulation.setup import MODELS, SHARDS, USUAL, Scaling, gpu_setup
 from cluster.simulation.timing import Costs
 from pyramidserve.errors import InvalidRequestError
-from pyramidserve.types import Compression
 from workers.model.work import Limits
 from workers.policies.registry import validate
 
@@ -43,9 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ttft", type=float, default=5.0, help="objective: seconds to the first token")
     parser.add_argument("--inter-token", type=float, default=0.1, help="objective: mean seconds a token")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--policy", default="pyramid", help="full, streaming or pyramid (default)")
-    parser.add_argument("--prefill", default="prune", help="prune (default) or evict")
-    parser.add_argument("--kv-keep", type=float, metavar="SHARE", help="of a prompt's KV; pyramid: 0.45")
+    add_policy_arguments(parser, "pyramid")
     parser.add_argument(
         "--measured", type=Path, nargs="+", default=[], metavar="FILE",
         help="what `bench engine --json` wrote: how far from its limits a device stays",
@@ -95,14 +93,7 @@ def _validate(arguments: argparse.Namespace) -> None:
             f"--shards is {arguments.shards}; {arguments.model} can have 1 to "
             f"{MODELS[arguments.model].layers}"
         )
-    validate(_compression(arguments))
-
-
-def _compression(arguments: argparse.Namespace) -> Compression:
-    keep = arguments.kv_keep
-    if keep is None and arguments.policy == "pyramid":
-        keep = 0.45
-    return Compression(arguments.policy, arguments.prefill, keep)
+    validate(kept_at_most(compression_of(arguments)))
 
 
 def _simulate(arguments: argparse.Namespace, costs: Costs) -> list[dict[str, Any]]:
@@ -112,9 +103,9 @@ def _simulate(arguments: argparse.Namespace, costs: Costs) -> list[dict[str, Any
     turns = sum(len(session.turns) for session in sessions) / len(sessions)
     shards = arguments.shards or SHARDS[arguments.model]
     scaling = Scaling(arguments.max_pipelines) if arguments.max_pipelines else None
-    results = []
+    compression, results = kept_at_most(compression_of(arguments)), []
     for pipelines, rate in itertools.product(arguments.pipelines, arguments.rate):
-        setup = gpu_setup(arguments.model, shards, _compression(arguments), costs, pipelines, scaling)
+        setup = gpu_setup(arguments.model, shards, compression, costs, pipelines, scaling)
         setup = dataclasses.replace(setup, queue_limit=setup.queue_limit * pipelines)
         begins = arrivals(arguments.arrivals, rate * pipelines / turns, arguments.seconds, arguments.seed)
         plan = zip(begins, itertools.cycle(sessions), strict=False)

@@ -1,14 +1,14 @@
 """`pyramidserve trace`: what each layer keeps of one prompt, from the engine in this process."""
 
 import argparse
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
 from cluster.commands.chart import pyramid_chart
+from cluster.commands.policy import add_policy_arguments, compression_of
 from pyramidserve.errors import InvalidRequestError
-from pyramidserve.types import Compression, PyramidParameters, Stopping
+from pyramidserve.types import Stopping
 from workers.engine.engine import Engine, EngineConfig, EngineRequest, TracedReply
 from workers.model.checkpoint import EMBEDDED
 from workers.model.config import DTYPES
@@ -22,13 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     prompt.add_argument("--ids", type=Path, metavar="FILE", help="JSON list of token ids")
     prompt.add_argument("--text", type=Path, metavar="FILE", help="plain text")
     parser.add_argument("--model", default=EMBEDDED, help="checkpoint; default: the embedded model")
-    parser.add_argument("--policy", default="pyramid", help="full, streaming or pyramid (default)")
-    parser.add_argument("--prefill", default="prune", help="prune (default) or evict")
+    add_policy_arguments(parser, "pyramid")
     parser.add_argument("--recall", default="off", help="off (default), turn, step or exact")
-    parser.add_argument("--params", type=Path, metavar="FILE", help="JSON object of PyramidInfer's knobs")
-    parser.add_argument(
-        "--kv-keep", type=float, metavar="SHARE", help="of the prompt's KV, instead of knobs"
-    )
     parser.add_argument("--dtype", default="float32", choices=DTYPES)
     parser.add_argument("--kv-bytes", type=int, default=2 << 30, metavar="N", help="device memory for KV")
     parser.add_argument("--generate", type=int, default=0, metavar="N", help="greedy tokens, EOS ignored")
@@ -38,13 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs the prompt and shows, writes and draws what was kept."""
-    compression = Compression(
-        policy=arguments.policy,
-        prefill=arguments.prefill,
-        kv_keep=arguments.kv_keep,
-        pyramid=read_parameters(arguments.params) if arguments.params else None,
-        recall=arguments.recall,
-    )
+    compression = compression_of(arguments, arguments.recall)
     if arguments.generate < 0:
         raise InvalidRequestError(f"--generate is {arguments.generate}; it must be 0 or more")
     prompt = _read_text(arguments.text) if arguments.text else read_ids(arguments.ids)
@@ -131,18 +120,6 @@ def read_ids(file: Path) -> list[int]:
     if not isinstance(ids, list) or not all(type(token) is int for token in ids):
         raise InvalidRequestError(f"{file} must hold a JSON list of token ids")
     return ids
-
-
-def read_parameters(file: Path) -> PyramidParameters:
-    """Reads PyramidInfer's knobs. Raises InvalidRequestError on names that it does not have."""
-    values = _read_json(file)
-    names = [field.name for field in dataclasses.fields(PyramidParameters)]
-    if not isinstance(values, dict) or not values.keys() <= set(names):
-        unknown = sorted(values.keys() - set(names)) if isinstance(values, dict) else type(values).__name__
-        raise InvalidRequestError(
-            f"{file} has {unknown}; it must be an object with any of {', '.join(names)}"
-        )
-    return PyramidParameters(**values)
 
 
 def _read_text(file: Path) -> str:

@@ -21,6 +21,7 @@ from workers.model.checkpoint import resolve_checkpoint
 from workers.model.config import read_config
 from workers.model.tokenizer import Tokenizer
 from workers.model.transcript import Transcript
+from workers.policies.registry import enable, versions
 from workers.rendezvous import announce, node_address, router_key, shard_address, take_over_key
 
 DEMAND_SECONDS = 0.5
@@ -33,6 +34,7 @@ class Edge:
     async def __init__(self, config: ClusterConfig, shards: Any) -> None:  # type: ignore[misc]
         """``shards`` is the handle of the shards' deployment; it makes them part of the application."""
         write_events()
+        enable(config.policies)
         self._server: RouterServer | None = None
         self._tasks: list[asyncio.Task[None]] = []
         checkpoint = await asyncio.to_thread(resolve_checkpoint, config.model)
@@ -46,6 +48,7 @@ class Edge:
         router = Router(
             config.model,
             weights=tenants.weights,
+            policies=versions(config.policies),
             admit=config.admit,
             route=config.route,
             queue_limit=config.queue_limit,

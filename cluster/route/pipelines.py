@@ -1,7 +1,7 @@
 """The pipelines that are attached, and which of them are given requests."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from cluster.admit.ledger import PipelineLedger
 from cluster.admit.placement import Placement
@@ -13,6 +13,7 @@ from pyramidserve.errors import ConfigurationError
 from pyramidserve.v1 import pipeline_pb2 as pb
 from workers.budget.pages import IntegrityError
 from workers.events import tell
+from workers.policies.registry import skew
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +32,7 @@ class Pipelines:
     def __init__(
         self,
         model: str,
+        policies: Mapping[str, str],
         admit: AdmitTuning,
         route: RouteTuning,
         call_later: Callable[[float, Callable[[], None]], None],
@@ -40,6 +42,7 @@ class Pipelines:
 
         Args:
             model: the checkpoint that all serve.
+            policies: the versions that all have, by name.
             admit: of their books and of the placement.
             route: says how long those that have refused pause.
             call_later: calls back after a delay in seconds.
@@ -47,7 +50,7 @@ class Pipelines:
         """
         self.placement = Placement(admit)
         self.draining = False
-        self._model, self._admit = model, admit
+        self._model, self._policies, self._admit = model, policies, admit
         self._refusal_pause = route.refusal_pause
         self._call_later, self._tried_again = call_later, tried_again
         self._attached: dict[str, AttachedPipeline] = {}
@@ -80,12 +83,17 @@ class Pipelines:
     def introduced(self, hello: pb.Hello) -> AttachedPipeline:
         """A pipeline that is still to be added.
 
-        Raises ConfigurationError if it serves another model, or its stages make no sense.
+        Raises ConfigurationError if model or policies are others, or its stages make no sense.
         """
         if hello.model != self._model:
             raise ConfigurationError(
                 f"pipeline {hello.pipeline_id!r} serves {hello.model!r} and this router "
                 f"{self._model!r}; start it with the router's checkpoint"
+            )
+        if differing := skew(self._policies, hello.policies):
+            raise ConfigurationError(
+                f"pipeline {hello.pipeline_id!r} cannot be served by this router, which has {differing}; "
+                "install the same packages on all nodes"
             )
         return AttachedPipeline(hello, self._admit)
 

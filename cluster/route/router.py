@@ -25,7 +25,7 @@ from pyramidserve.types import ClusterState
 from pyramidserve.v1 import pipeline_pb2 as pb
 from workers.events import tell
 from workers.model.transcript import Transcript
-from workers.policies.registry import policy_name
+from workers.policies.registry import policy_name, versions
 from workers.schedule.validation import lowered
 
 log = logging.getLogger(__name__)
@@ -49,6 +49,7 @@ class Router:
         session_limit: int,
         session_max_age: float,
         weights: Mapping[str, float] | None = None,
+        policies: Mapping[str, str] | None = None,
         admit: AdmitTuning = AdmitTuning(),
         route: RouteTuning = RouteTuning(),
         clock: Callable[[], float] = time.monotonic,
@@ -62,6 +63,7 @@ class Router:
             session_limit: the most sessions that are remembered.
             session_max_age: seconds that a session is remembered after its last use.
             weights: shares of the tenants; one that is not there has 1.
+            policies: versions by name, which pipelines must have too; None: those that come with this.
             admit, route: of admission, and of the router itself.
             clock: monotonic seconds.
             call_later: calls back after a delay in seconds.
@@ -71,7 +73,7 @@ class Router:
         self._admission: Admission[LiveRequest] = Admission(queue_limit, weights or {}, clock, admit)
         self._sessions = Sessions(session_limit, session_max_age, clock)
         self._live = LiveRequests(self._admission, self._sessions, clock)
-        self._pipelines = Pipelines(model, admit, route, call_later, self._dispatch)
+        self._pipelines = Pipelines(model, policies or versions(), admit, route, call_later, self._dispatch)
         self._pacer = Pacer(lambda: len(self._live) - len(self._admission), clock, call_later, route)
 
     @property

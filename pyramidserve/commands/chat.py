@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     sampling.add_argument("--top-k", type=int, metavar="N")
     sampling.add_argument("--seed", type=int, metavar="N")
     compression = parser.add_argument_group("KV cache", "default: what the deployment says")
-    compression.add_argument("--policy", default="", choices=("full", "streaming", "pyramid"))
+    compression.add_argument("--policy", default="", metavar="NAME", help="full, streaming, pyramid, …")
     compression.add_argument("--prefill", default="", choices=("prune", "evict"))
     compression.add_argument(
         "--kv-keep", type=float, metavar="SHARE", help="of the prompt's KV to leave on the device"

@@ -6,6 +6,7 @@ The public wire of PyramidServe: what clients call."""
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf import struct_pb2 as _struct_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
@@ -334,11 +335,12 @@ class Compression(_message.Message):
     PYRAMID_FIELD_NUMBER: _builtins.int
     STREAMING_FIELD_NUMBER: _builtins.int
     RECALL_FIELD_NUMBER: _builtins.int
+    PARAMETERS_FIELD_NUMBER: _builtins.int
     policy: _builtins.str
-    """"full", "streaming" or "pyramid". Empty: the deployment's default."""
+    """"full", "streaming", "pyramid", or another that the deployment has. Empty: the deployment's default."""
     prefill: _builtins.str
     """Only with "pyramid": "prune" drops hidden states as PyramidInfer does, "evict" computes the full prefill
-    and spills what it evicts to host memory. Empty: the deployment's default.
+    and spills what it evicts to host memory. Empty: the deployment's default for its policy, else the policy's.
     """
     kv_keep: _builtins.float
     """The fraction of the prompt's KV, summed over layers, to leave on the device after prefill, in (0, 1].
@@ -351,11 +353,13 @@ class Compression(_message.Message):
     """
     @_builtins.property
     def pyramid(self) -> Global___PyramidParameters:
-        """The knobs of PyramidInfer, obeyed exactly. Only with "pyramid"."""
+        """Older clients have the knobs of "pyramid" and "streaming" here instead of in parameters."""
 
     @_builtins.property
-    def streaming(self) -> Global___StreamingParameters:
-        """The knobs of StreamingLLM, obeyed exactly. Only with "streaming"."""
+    def streaming(self) -> Global___StreamingParameters: ...
+    @_builtins.property
+    def parameters(self) -> _struct_pb2.Struct:
+        """The policy's own knobs by the names of its authors, numbers and texts, obeyed exactly."""
 
     def __init__(
         self,
@@ -366,10 +370,11 @@ class Compression(_message.Message):
         pyramid: Global___PyramidParameters | None = ...,
         streaming: Global___StreamingParameters | None = ...,
         recall: _builtins.str = ...,
+        parameters: _struct_pb2.Struct | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_kv_keep", b"_kv_keep", "kv_keep", b"kv_keep", "pyramid", b"pyramid", "streaming", b"streaming"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_kv_keep", b"_kv_keep", "kv_keep", b"kv_keep", "parameters", b"parameters", "pyramid", b"pyramid", "streaming", b"streaming"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_kv_keep", b"_kv_keep", "kv_keep", b"kv_keep", "policy", b"policy", "prefill", b"prefill", "pyramid", b"pyramid", "recall", b"recall", "streaming", b"streaming"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_kv_keep", b"_kv_keep", "kv_keep", b"kv_keep", "parameters", b"parameters", "policy", b"policy", "prefill", b"prefill", "pyramid", b"pyramid", "recall", b"recall", "streaming", b"streaming"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__kv_keep: _TypeAlias = _typing.Literal["kv_keep"]  # noqa: Y015
     _WhichOneofArgType__kv_keep: _TypeAlias = _typing.Literal["_kv_keep", b"_kv_keep"]  # noqa: Y015

@@ -25,35 +25,39 @@ _sym_db = _symbol_database.Default()
 from pyramidserve.v1 import inference_pb2 as pyramidserve_dot_v1_dot_inference__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1epyramidserve/v1/pipeline.proto\x12\x0fpyramidserve.v1\x1a\x1fpyramidserve/v1/inference.proto\"\x9d\x01\n\x0ePipelineReport\x12\'\n\x05hello\x18\x01 \x01(\x0b\x32\x16.pyramidserve.v1.HelloH\x00\x12+\n\x04step\x18\x02 \x01(\x0b\x32\x1b.pyramidserve.v1.StepReportH\x00\x12+\n\x07leaving\x18\x03 \x01(\x0b\x32\x18.pyramidserve.v1.LeavingH\x00\x42\x08\n\x06report\"\t\n\x07Leaving\"o\n\x05Hello\x12\x13\n\x0bpipeline_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12+\n\x06stages\x18\x03 \x03(\x0b\x32\x1b.pyramidserve.v1.StageState\x12\x15\n\rmax_sequences\x18\x04 \x01(\x05\"\xd1\x01\n\nStepReport\x12/\n\x06tokens\x18\x01 \x03(\x0b\x32\x1f.pyramidserve.v1.SequenceTokens\x12\x33\n\x08\x66inished\x18\x02 \x03(\x0b\x32!.pyramidserve.v1.SequenceFinished\x12/\n\x06\x66\x61iled\x18\x03 \x03(\x0b\x32\x1f.pyramidserve.v1.SequenceFailed\x12,\n\x06memory\x18\x04 \x03(\x0b\x32\x1c.pyramidserve.v1.StageMemory\"N\n\x0eSequenceTokens\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x04\x12\'\n\x06tokens\x18\x02 \x01(\x0b\x32\x17.pyramidserve.v1.Tokens\"R\n\x10SequenceFinished\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x04\x12)\n\x07receipt\x18\x02 \x01(\x0b\x32\x18.pyramidserve.v1.Receipt\"\xdb\x01\n\x0eSequenceFailed\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x04\x12\x34\n\x05\x63\x61use\x18\x02 \x01(\x0e\x32%.pyramidserve.v1.SequenceFailed.Cause\"o\n\x05\x43\x61use\x12\x15\n\x11\x43\x41USE_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x43\x41USE_CANCELLED\x10\x01\x12\x11\n\rCAUSE_NO_ROOM\x10\x02\x12\x14\n\x10\x43\x41USE_NOT_FINITE\x10\x04\"\x04\x08\x03\x10\x03*\x0b\x43\x41USE_ERRORJ\x04\x08\x03\x10\x04R\x07message\"\x80\x01\n\x0bStageMemory\x12\x14\n\x0cpages_in_use\x18\x01 \x01(\x05\x12\x12\n\nhost_bytes\x18\x02 \x01(\x03\x12\x16\n\x0eresident_bytes\x18\x03 \x01(\x03\x12\x14\n\x0c\x64\x65vice_bytes\x18\x04 \x01(\x03\x12\x19\n\x11\x64\x65vice_peak_bytes\x18\x05 \x01(\x03\"\x92\x01\n\x0bRouterOrder\x12-\n\x05start\x18\x01 \x03(\x0b\x32\x1e.pyramidserve.v1.StartSequence\x12\x0e\n\x06\x63\x61ncel\x18\x02 \x03(\x04\x12\x0e\n\x06queued\x18\x03 \x01(\x05\x12\x13\n\x06\x64\x65mand\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x14\n\x0c\x65nd_sessions\x18\x05 \x03(\tB\t\n\x07_demand\"\xa1\x02\n\rStartSequence\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x04\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x12\n\nprompt_ids\x18\x03 \x03(\x05\x12\x19\n\x11\x66orced_output_ids\x18\x04 \x03(\x05\x12+\n\x08sampling\x18\x05 \x01(\x0b\x32\x19.pyramidserve.v1.Sampling\x12+\n\x08stopping\x18\x06 \x01(\x0b\x32\x19.pyramidserve.v1.Stopping\x12\x31\n\x0b\x63ompression\x18\x07 \x01(\x0b\x32\x1c.pyramidserve.v1.Compression\x12\x17\n\x0f\x65xpected_tokens\x18\x08 \x01(\x05\x12\x12\n\nsession_id\x18\t \x01(\t2_\n\x10PipelineRegistry\x12K\n\x06\x41ttach\x12\x1f.pyramidserve.v1.PipelineReport\x1a\x1c.pyramidserve.v1.RouterOrder(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1epyramidserve/v1/pipeline.proto\x12\x0fpyramidserve.v1\x1a\x1fpyramidserve/v1/inference.proto\"\x9d\x01\n\x0ePipelineReport\x12\'\n\x05hello\x18\x01 \x01(\x0b\x32\x16.pyramidserve.v1.HelloH\x00\x12+\n\x04step\x18\x02 \x01(\x0b\x32\x1b.pyramidserve.v1.StepReportH\x00\x12+\n\x07leaving\x18\x03 \x01(\x0b\x32\x18.pyramidserve.v1.LeavingH\x00\x42\x08\n\x06report\"\t\n\x07Leaving\"\xd8\x01\n\x05Hello\x12\x13\n\x0bpipeline_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12+\n\x06stages\x18\x03 \x03(\x0b\x32\x1b.pyramidserve.v1.StageState\x12\x15\n\rmax_sequences\x18\x04 \x01(\x05\x12\x36\n\x08policies\x18\x05 \x03(\x0b\x32$.pyramidserve.v1.Hello.PoliciesEntry\x1a/\n\rPoliciesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xd1\x01\n\nStepReport\x12/\n\x06tokens\x18\x01 \x03(\x0b\x32\x1f.pyramidserve.v1.SequenceTokens\x12\x33\n\x08\x66inished\x18\x02 \x03(\x0b\x32!.pyramidserve.v1.SequenceFinished\x12/\n\x06\x66\x61iled\x18\x03 \x03(\x0b\x32\x1f.pyramidserve.v1.SequenceFailed\x12,\n\x06memory\x18\x04 \x03(\x0b\x32\x1c.pyramidserve.v1.StageMemory\"N\n\x0eSequenceTokens\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x04\x12\'\n\x06tokens\x18\x02 \x01(\x0b\x32\x17.pyramidserve.v1.Tokens\"R\n\x10SequenceFinished\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x04\x12)\n\x07receipt\x18\x02 \x01(\x0b\x32\x18.pyramidserve.v1.Receipt\"\xdb\x01\n\x0eSequenceFailed\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x04\x12\x34\n\x05\x63\x61use\x18\x02 \x01(\x0e\x32%.pyramidserve.v1.SequenceFailed.Cause\"o\n\x05\x43\x61use\x12\x15\n\x11\x43\x41USE_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x43\x41USE_CANCELLED\x10\x01\x12\x11\n\rCAUSE_NO_ROOM\x10\x02\x12\x14\n\x10\x43\x41USE_NOT_FINITE\x10\x04\"\x04\x08\x03\x10\x03*\x0b\x43\x41USE_ERRORJ\x04\x08\x03\x10\x04R\x07message\"\x80\x01\n\x0bStageMemory\x12\x14\n\x0cpages_in_use\x18\x01 \x01(\x05\x12\x12\n\nhost_bytes\x18\x02 \x01(\x03\x12\x16\n\x0eresident_bytes\x18\x03 \x01(\x03\x12\x14\n\x0c\x64\x65vice_bytes\x18\x04 \x01(\x03\x12\x19\n\x11\x64\x65vice_peak_bytes\x18\x05 \x01(\x03\"\x92\x01\n\x0bRouterOrder\x12-\n\x05start\x18\x01 \x03(\x0b\x32\x1e.pyramidserve.v1.StartSequence\x12\x0e\n\x06\x63\x61ncel\x18\x02 \x03(\x04\x12\x0e\n\x06queued\x18\x03 \x01(\x05\x12\x13\n\x06\x64\x65mand\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x14\n\x0c\x65nd_sessions\x18\x05 \x03(\tB\t\n\x07_demand\"\xa1\x02\n\rStartSequence\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x04\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x12\n\nprompt_ids\x18\x03 \x03(\x05\x12\x19\n\x11\x66orced_output_ids\x18\x04 \x03(\x05\x12+\n\x08sampling\x18\x05 \x01(\x0b\x32\x19.pyramidserve.v1.Sampling\x12+\n\x08stopping\x18\x06 \x01(\x0b\x32\x19.pyramidserve.v1.Stopping\x12\x31\n\x0b\x63ompression\x18\x07 \x01(\x0b\x32\x1c.pyramidserve.v1.Compression\x12\x17\n\x0f\x65xpected_tokens\x18\x08 \x01(\x05\x12\x12\n\nsession_id\x18\t \x01(\t2_\n\x10PipelineRegistry\x12K\n\x06\x41ttach\x12\x1f.pyramidserve.v1.PipelineReport\x1a\x1c.pyramidserve.v1.RouterOrder(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'pyramidserve.v1.pipeline_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_HELLO_POLICIESENTRY']._loaded_options = None
+  _globals['_HELLO_POLICIESENTRY']._serialized_options = b'8\001'
   _globals['_PIPELINEREPORT']._serialized_start=85
   _globals['_PIPELINEREPORT']._serialized_end=242
   _globals['_LEAVING']._serialized_start=244
   _globals['_LEAVING']._serialized_end=253
-  _globals['_HELLO']._serialized_start=255
-  _globals['_HELLO']._serialized_end=366
-  _globals['_STEPREPORT']._serialized_start=369
-  _globals['_STEPREPORT']._serialized_end=578
-  _globals['_SEQUENCETOKENS']._serialized_start=580
-  _globals['_SEQUENCETOKENS']._serialized_end=658
-  _globals['_SEQUENCEFINISHED']._serialized_start=660
-  _globals['_SEQUENCEFINISHED']._serialized_end=742
-  _globals['_SEQUENCEFAILED']._serialized_start=745
-  _globals['_SEQUENCEFAILED']._serialized_end=964
-  _globals['_SEQUENCEFAILED_CAUSE']._serialized_start=838
-  _globals['_SEQUENCEFAILED_CAUSE']._serialized_end=949
-  _globals['_STAGEMEMORY']._serialized_start=967
-  _globals['_STAGEMEMORY']._serialized_end=1095
-  _globals['_ROUTERORDER']._serialized_start=1098
-  _globals['_ROUTERORDER']._serialized_end=1244
-  _globals['_STARTSEQUENCE']._serialized_start=1247
-  _globals['_STARTSEQUENCE']._serialized_end=1536
-  _globals['_PIPELINEREGISTRY']._serialized_start=1538
-  _globals['_PIPELINEREGISTRY']._serialized_end=1633
+  _globals['_HELLO']._serialized_start=256
+  _globals['_HELLO']._serialized_end=472
+  _globals['_HELLO_POLICIESENTRY']._serialized_start=425
+  _globals['_HELLO_POLICIESENTRY']._serialized_end=472
+  _globals['_STEPREPORT']._serialized_start=475
+  _globals['_STEPREPORT']._serialized_end=684
+  _globals['_SEQUENCETOKENS']._serialized_start=686
+  _globals['_SEQUENCETOKENS']._serialized_end=764
+  _globals['_SEQUENCEFINISHED']._serialized_start=766
+  _globals['_SEQUENCEFINISHED']._serialized_end=848
+  _globals['_SEQUENCEFAILED']._serialized_start=851
+  _globals['_SEQUENCEFAILED']._serialized_end=1070
+  _globals['_SEQUENCEFAILED_CAUSE']._serialized_start=944
+  _globals['_SEQUENCEFAILED_CAUSE']._serialized_end=1055
+  _globals['_STAGEMEMORY']._serialized_start=1073
+  _globals['_STAGEMEMORY']._serialized_end=1201
+  _globals['_ROUTERORDER']._serialized_start=1204
+  _globals['_ROUTERORDER']._serialized_end=1350
+  _globals['_STARTSEQUENCE']._serialized_start=1353
+  _globals['_STARTSEQUENCE']._serialized_end=1642
+  _globals['_PIPELINEREGISTRY']._serialized_start=1644
+  _globals['_PIPELINEREGISTRY']._serialized_end=1739
 # @@protoc_insertion_point(module_scope)

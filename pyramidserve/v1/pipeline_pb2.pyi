@@ -81,10 +81,31 @@ class Hello(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class PoliciesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     PIPELINE_ID_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
     STAGES_FIELD_NUMBER: _builtins.int
     MAX_SEQUENCES_FIELD_NUMBER: _builtins.int
+    POLICIES_FIELD_NUMBER: _builtins.int
     pipeline_id: _builtins.str
     """The gang's id."""
     model: _builtins.str
@@ -95,6 +116,10 @@ class Hello(_message.Message):
     def stages(self) -> _containers.RepeatedCompositeFieldContainer[_inference_pb2.StageState]:
         """Its shards, in order of rank."""
 
+    @_builtins.property
+    def policies(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """The versions of the policies that its shards have, by name; must be the router's."""
+
     def __init__(
         self,
         *,
@@ -102,10 +127,11 @@ class Hello(_message.Message):
         model: _builtins.str = ...,
         stages: _abc.Iterable[_inference_pb2.StageState] | None = ...,
         max_sequences: _builtins.int = ...,
+        policies: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_sequences", b"max_sequences", "model", b"model", "pipeline_id", b"pipeline_id", "stages", b"stages"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_sequences", b"max_sequences", "model", b"model", "pipeline_id", b"pipeline_id", "policies", b"policies", "stages", b"stages"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,21 +1,16 @@
 """What a request says about sampling, stopping and compression, to and from its messages."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
+from google.protobuf.struct_pb2 import Struct
 
 from pyramidserve.errors import InvalidRequestError
 from pyramidserve.integers import INT32_MAX, whole_number
-from pyramidserve.types import (
-    Compression,
-    Priority,
-    PyramidParameters,
-    Sampling,
-    Stopping,
-    StreamingParameters,
-)
+from pyramidserve.types import Compression, Parameter, Priority, Sampling, Stopping
 from pyramidserve.v1 import inference_pb2 as pb
 
 _Message = TypeVar("_Message", bound=Message)
@@ -94,38 +89,62 @@ def compression_to_message(compression: Compression) -> pb.Compression:
     """The message of ``compression``.
 
     Raises:
-        InvalidRequestError: a whole number does not fit the wire.
+        InvalidRequestError: the value of a knob does not fit the wire.
     """
-    pyramid, streaming = compression.pyramid, compression.streaming
+    parameters = dict(compression.parameters)
     return pb.Compression(
         policy=compression.policy,
         prefill=compression.prefill,
         kv_keep=compression.kv_keep,
-        pyramid=_message(pb.PyramidParameters, pyramid) if pyramid else None,
-        streaming=_message(pb.StreamingParameters, streaming) if streaming else None,
         recall=compression.recall,
+        parameters=_struct(parameters) if parameters else None,
     )
 
 
 def compression_from_message(message: pb.Compression, default: Compression) -> Compression:
     """What ``message`` asks for.
 
-    An absent message is ``default``. An empty policy, prefill or recall is that of ``default``; the
-    fraction and the knobs of ``default`` hold only where the message names no policy, fraction or
-    knobs of its own.
+    An absent message is ``default``. An empty policy or recall is that of ``default``, and so is an empty
+    prefill where the policy is; the fraction and the knobs of ``default`` hold only where the message
+    names no policy, fraction or knobs of its own.
     """
-    prefill, recall = message.prefill or default.prefill, message.recall or default.recall
-    knobs = {name: message.HasField(name) for name in ("kv_keep", "pyramid", "streaming")}
-    if not message.policy and not any(knobs.values()):
+    policy, recall = message.policy or default.policy, message.recall or default.recall
+    prefill = message.prefill or (default.prefill if policy == default.policy else "")
+    told = any(message.HasField(name) for name in ("kv_keep", "pyramid", "streaming", "parameters"))
+    if not message.policy and not told:
         return replace(default, prefill=prefill, recall=recall)
     return Compression(
-        policy=message.policy or default.policy,
+        policy=policy,
         prefill=prefill,
-        kv_keep=message.kv_keep if knobs["kv_keep"] else None,
-        pyramid=PyramidParameters(**_present(message.pyramid)) if knobs["pyramid"] else None,
-        streaming=StreamingParameters(**_present(message.streaming)) if knobs["streaming"] else None,
+        kv_keep=message.kv_keep if message.HasField("kv_keep") else None,
         recall=recall,
-    )
+        # The first two have knobs of older clients.
+        parameters={
+            **_present(message.pyramid), **_present(message.streaming), **_parameters(message.parameters)
+        },
+    )  # fmt: skip
+
+
+def _parameters(struct: Struct) -> dict[str, Parameter]:
+    """Raises InvalidRequestError, naming the value that is neither a number nor a text."""
+    parameters: dict[str, Parameter] = {}
+    for name, value in struct.items():
+        if not isinstance(value, bool | float | str):
+            raise InvalidRequestError(
+                f"{name} is {value!r:.80}; it must be a number, a text, true or false"
+            )
+        parameters[name] = value
+    return parameters
+
+
+def _struct(parameters: Mapping[str, Parameter]) -> Struct:
+    """Raises InvalidRequestError, naming the value that is neither a number nor a text."""
+    for name, value in parameters.items():
+        if not isinstance(value, bool | int | float | str):
+            raise InvalidRequestError(f"{name} is {value!r}; it must be a number, a text, true or false")
+    struct = Struct()
+    struct.update(dict(parameters))
+    return struct
 
 
 def _message(kind: type[_Message], source: object) -> _Message:

@@ -11,11 +11,9 @@ import torch
 from pyramidserve.errors import InvalidRequestError, RequestTooLargeError
 from pyramidserve.types import (
     Compression,
-    PyramidParameters,
     Reply,
     Sampling,
     Stopping,
-    StreamingParameters,
 )
 from workers.engine.engine import Engine, EngineConfig, EngineRequest
 from workers.engine.loop import SequenceFinished, SequenceTokens
@@ -24,10 +22,10 @@ from workers.policies.registry import DRAFTS
 from workers.schedule.step import Step, StepKind
 
 OUTPUT = 120
-PARAMETERS = PyramidParameters(min_context_length=8, gen_compress_ratio=0.9)
+PARAMETERS = {"min_context_length": 8, "gen_compress_ratio": 0.9}
 POLICIES = {
-    "evict": Compression("pyramid", "evict", pyramid=PARAMETERS),
-    "streaming": Compression("streaming", streaming=StreamingParameters(2, 20)),
+    "evict": Compression("pyramid", "evict", parameters=PARAMETERS),
+    "streaming": Compression("streaming", parameters={"sinks": 2, "window": 20}),
 }
 FULL = Compression()
 

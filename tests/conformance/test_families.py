@@ -10,17 +10,17 @@ import torch
 from toy import LIFT_AT_ONCE, check_best
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from pyramidserve.types import Compression, PyramidParameters, Reply, Stopping, StreamingParameters
+from pyramidserve.types import Compression, Reply, Stopping
 from workers.engine.engine import Engine, EngineConfig, EngineRequest
 
 # So little that much of what is within a window is on the host.
-KEEPS_LITTLE = PyramidParameters(min_context_length=8, recent_ratio=0.1, prefill_decay_ratio=0.2)
-EVICT = Compression("pyramid", "evict", pyramid=KEEPS_LITTLE)
+KEEPS_LITTLE = {"min_context_length": 8, "recent_ratio": 0.1, "prefill_decay_ratio": 0.2}
+EVICT = Compression("pyramid", "evict", parameters=KEEPS_LITTLE)
 PRUNE = replace(EVICT, prefill="prune")
 FULL = Compression()
 POLICIES = {
     "full": FULL,
-    "streaming": Compression("streaming", streaming=StreamingParameters(2, 40)),
+    "streaming": Compression("streaming", parameters={"sinks": 2, "window": 40}),
     "evict": EVICT,
     "prune": PRUNE,
     "prune turn": replace(PRUNE, recall="turn"),
@@ -112,7 +112,7 @@ def test_streaming_holds_no_more_than_a_window_and_says_the_same(
     toy: Callable[[str], Path], toy_engine: Callable[..., Engine]
 ) -> None:
     engine, prompt = toy_engine("mistral-window", 2), some(random.Random(4), 150)
-    held = Compression("streaming", streaming=StreamingParameters(sinks=0, window=90))
+    held = Compression("streaming", parameters={"sinks": 0, "window": 90})
     reply = ask(engine, prompt, 60, held)
     assert all(layer.prompt_kept + layer.generated_kept < 90 + 16 for layer in reply.receipt.layers)
     check_best(theirs(toy("mistral-window")), prompt, reply.token_ids)

@@ -10,9 +10,10 @@ import pytest
 import torch
 from toy import write_toy
 
-from pyramidserve.types import Compression, PyramidParameters, Stopping
+from pyramidserve.types import Compression, Stopping
 from workers.budget.pages import pages_for
 from workers.engine.engine import Engine, EngineConfig, EngineRequest
+from workers.policies.pyramid import PyramidKnobs
 
 LAYERS = 12
 KEEP = Compression("pyramid", "prune", kv_keep=0.45)
@@ -61,18 +62,17 @@ def test_a_pool_for_n_full_sequences_holds_more_compressed_ones_to_the_end(
 
 
 def test_generated_tokens_are_kept_by_the_closed_formula_at_every_step(deep: Path) -> None:
-    prompt, output = 64, 2000
-    parameters = PyramidParameters()
+    prompt, output, knobs = 64, 2000, PyramidKnobs()
     engine = Engine(EngineConfig(checkpoint=str(deep), dtype="float32", kv_bytes=256 << 20))
     number, _ = engine.submit(
         EngineRequest(
             list(range(3, 3 + prompt)),
             stopping=Stopping(output, ignore_eos=True),
-            compression=Compression("pyramid", "evict", pyramid=parameters),
+            compression=Compression("pyramid", "evict"),
         )
     )
-    stage, window = engine.stages[0], 1 + int(parameters.recent_ratio * prompt)
-    chunk, steps, pages = parameters.exceed_length_to_compress, 0, []
+    stage, window = engine.stages[0], 1 + int(knobs.recent_ratio * prompt)
+    chunk, steps, pages = knobs.exceed_length_to_compress, 0, []
     while not engine.idle:
         engine.step()
         sequence = engine.loop.scheduler.sequences.get(number)

@@ -8,24 +8,22 @@ import pytest
 
 from pyramidserve.types import (
     Compression,
-    PyramidParameters,
     Receipt,
     Sampling,
     Stopping,
-    StreamingParameters,
 )
 from workers.budget.footprint import pages_held
 from workers.budget.pages import IntegrityError
 from workers.engine.engine import Engine, EngineConfig, EngineRequest
 
-PARAMETERS = PyramidParameters(min_context_length=8, exceed_length_to_compress=8)
+PARAMETERS = {"min_context_length": 8, "exceed_length_to_compress": 8}
 POLICIES = {
     "full": Compression(),
-    "streaming": Compression("streaming", streaming=StreamingParameters(sinks=2, window=30)),
+    "streaming": Compression("streaming", parameters={"sinks": 2, "window": 30}),
     "streaming-keep": Compression("streaming", kv_keep=0.4),
-    "prune": Compression("pyramid", "prune", pyramid=PARAMETERS),
+    "prune": Compression("pyramid", "prune", parameters=PARAMETERS),
     "prune-keep": Compression("pyramid", "prune", kv_keep=0.6),
-    "evict": Compression("pyramid", "evict", pyramid=PARAMETERS),
+    "evict": Compression("pyramid", "evict", parameters=PARAMETERS),
     "evict-keep": Compression("pyramid", "evict", kv_keep=0.6),
 }
 PROMPTS = [[7], list(range(3, 50)), list(range(3, 153)), [9, 8, 7] * 33]
@@ -163,14 +161,12 @@ def test_forced_output_continues_as_if_never_interrupted(engine: Engine) -> None
 
 CHUNKS = {
     "full": Compression(),
-    "streaming": Compression("streaming", streaming=StreamingParameters(sinks=2, window=24)),
+    "streaming": Compression("streaming", parameters={"sinks": 2, "window": 24}),
     **{
         prefill: Compression(
             "pyramid",
             prefill,
-            pyramid=PyramidParameters(
-                min_context_length=8, exceed_length_to_compress=8, gen_compress_ratio=0.9
-            ),
+            parameters={"min_context_length": 8, "exceed_length_to_compress": 8, "gen_compress_ratio": 0.9},
         )
         for prefill in ("prune", "evict")
     },

@@ -8,22 +8,20 @@ import torch
 
 from pyramidserve.types import (
     Compression,
-    PyramidParameters,
     Receipt,
     Sampling,
     Stopping,
-    StreamingParameters,
 )
 from workers.engine.engine import Engine, EngineConfig, EngineRequest
 from workers.engine.loop import SequenceFinished, SequenceTokens
 
 OUTPUT, POOL_BYTES = 150, 400 << 10
-PARAMETERS = PyramidParameters(min_context_length=8, exceed_length_to_compress=8, gen_compress_ratio=0.9)
+PARAMETERS = {"min_context_length": 8, "exceed_length_to_compress": 8, "gen_compress_ratio": 0.9}
 POLICIES = {
     "full": Compression(),
-    "streaming": Compression("streaming", streaming=StreamingParameters(sinks=2, window=120)),
-    "prune": Compression("pyramid", "prune", pyramid=PARAMETERS),
-    "evict": Compression("pyramid", "evict", pyramid=PARAMETERS),
+    "streaming": Compression("streaming", parameters={"sinks": 2, "window": 120}),
+    "prune": Compression("pyramid", "prune", parameters=PARAMETERS),
+    "evict": Compression("pyramid", "evict", parameters=PARAMETERS),
 }
 PROMPTS = [list(range(3 + shift, 23 + shift)) for shift in range(6)]
 

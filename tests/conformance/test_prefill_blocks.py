@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from pyramidserve.types import Compression, Stopping, StreamingParameters
+from pyramidserve.types import Compression, Stopping
 from workers.engine.engine import Engine, EngineRequest, TracedReply
 from workers.engine.loop import SequenceTokens
 
@@ -13,7 +13,7 @@ COMPRESSIONS = [
     Compression(),
     Compression("pyramid", "prune", kv_keep=0.6),
     Compression("pyramid", "evict", kv_keep=0.6),
-    Compression("streaming", streaming=StreamingParameters(2, 40)),
+    Compression("streaming", parameters={"sinks": 2, "window": 40}),
 ]
 
 

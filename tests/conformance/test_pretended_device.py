@@ -19,7 +19,7 @@ from test_preemption import run_all_at_once
 from test_turns_of_sessions import POLICIES as SESSIONS
 from toy import LIFT_AT_ONCE, write_toy
 
-from pyramidserve.types import Compression, PyramidParameters, Recall, Sampling, Stopping
+from pyramidserve.types import Compression, Recall, Sampling, Stopping
 from workers.engine.engine import Engine, EngineConfig, EngineRequest
 from workers.engine.interleave import OnAdvance, unobserved
 from workers.engine.pipeline import connect_local
@@ -116,11 +116,11 @@ def test_every_policy_prefill_and_recall_in_one_batch(shards: int, build: Build)
 @pytest.mark.parametrize("prefill", ["prune", "evict"])
 def test_prompts_of_which_only_sinks_and_recent_tokens_stay(prefill: str, build: Build) -> None:
     """In the deepest layer nothing of the shorter one is scored, as there is no choice; of the other is."""
-    few = PyramidParameters(min_context_length=0, recent_ratio=0.9)
+    few = {"min_context_length": 0, "recent_ratio": 0.9}
     requests = [
         EngineRequest(prompt(random.Random(length), length), stopping=Stopping(3), compression=compression)
         for length in (40, 200)
-        for compression in (Compression("pyramid", prefill, pyramid=few),)
+        for compression in (Compression("pyramid", prefill, parameters=few),)
     ]
     assert generate(build(DEVICE), requests) == generate(build(CPU), requests)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pyramidserve.types import Compression, PyramidParameters, Stopping
+from pyramidserve.types import Compression, Stopping
 from workers.engine.engine import Engine, EngineConfig, EngineRequest
 
 # One recorded case, small enough to travel with the tests.
@@ -29,7 +29,7 @@ def engine(request: pytest.FixtureRequest, embedded: Path) -> Engine:
 
 def _check(engine: Engine, recording: dict[str, Any]) -> None:
     for case in recording["cases"]:
-        compression = Compression("pyramid", "prune", pyramid=PyramidParameters(**case["params"]))
+        compression = Compression("pyramid", "prune", parameters={**case["params"]})
         prompt = recording["prompts"][case["prompt"]]
         (traced,) = engine.trace(
             [EngineRequest(prompt, stopping=Stopping(1), compression=compression, trace=True)]

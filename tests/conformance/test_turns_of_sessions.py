@@ -8,19 +8,19 @@ from pathlib import Path
 import pytest
 from toy import LIFT_AT_ONCE
 
-from pyramidserve.types import Compression, PyramidParameters, Stopping, StreamingParameters, Tokens
+from pyramidserve.types import Compression, Stopping, Tokens
 from workers.engine.engine import Engine, EngineConfig, EngineRequest, TracedReply
 from workers.engine.loop import SequenceFinished
 from workers.policies.registry import plan
 
-PARAMETERS = PyramidParameters(min_context_length=8)
-EVICT = Compression("pyramid", "evict", pyramid=PARAMETERS)
+PARAMETERS = {"min_context_length": 8}
+EVICT = Compression("pyramid", "evict", parameters=PARAMETERS)
 POLICIES = {
     "full": Compression(),
-    "streaming": Compression("streaming", streaming=StreamingParameters(2, 40)),
+    "streaming": Compression("streaming", parameters={"sinks": 2, "window": 40}),
     "evict": EVICT,
-    "prune": Compression("pyramid", "prune", pyramid=PARAMETERS),
-    "prune turn": Compression("pyramid", "prune", pyramid=PARAMETERS, recall="turn"),
+    "prune": Compression("pyramid", "prune", parameters=PARAMETERS),
+    "prune turn": Compression("pyramid", "prune", parameters=PARAMETERS, recall="turn"),
     "step": replace(EVICT, recall="step"),
     "turn": replace(EVICT, recall="turn"),
     "exact": replace(EVICT, recall="exact"),
@@ -131,7 +131,7 @@ def test_a_session_that_ends_while_its_turns_wait_and_run_leaves_nothing(
     [
         Compression("pyramid", "evict", kv_keep=1.0),
         Compression("pyramid", "prune", kv_keep=1.0),
-        Compression("streaming", streaming=StreamingParameters(2, 20), recall="turn"),
+        Compression("streaming", parameters={"sinks": 2, "window": 20}, recall="turn"),
         POLICIES["turn"],
         POLICIES["exact"],
     ],
@@ -156,7 +156,7 @@ def test_a_turn_that_has_all_kv_at_hand_begins_as_the_full_cache_does(
 
 
 # Drops nothing but before the last of six layers.
-LATE = PyramidParameters(min_context_length=8, prefill_decay_ratio=0.4, layerwise_downsample_interval=4)
+LATE = {"min_context_length": 8, "prefill_decay_ratio": 0.4, "layerwise_downsample_interval": 4}
 
 
 @pytest.mark.parametrize("boundaries", [(), (5,), (2, 4)], ids=str)
@@ -173,7 +173,7 @@ def test_lifted_rows_get_the_keys_and_values_that_they_would_have_had(
             schedule=LIFT_AT_ONCE,
         )
     )
-    prune = Compression("pyramid", "prune", pyramid=LATE, recall="turn")
+    prune = Compression("pyramid", "prune", parameters=LATE, recall="turn")
     draw = random.Random(8)
     ids = some(draw, 100)
     ask(engine, ids, prune, 1, "s")

@@ -27,7 +27,6 @@ from pyramidserve import (
     Sampling,
     Started,
     Stopping,
-    StreamingParameters,
     Tokens,
     UnknownSessionError,
 )
@@ -39,7 +38,7 @@ LONG = Stopping(max_tokens=100, ignore_eos=True)
 PROMPT = list(range(3, 103))
 POLICIES = {
     "full": Compression(),
-    "streaming": Compression("streaming", streaming=StreamingParameters(sinks=2, window=40)),
+    "streaming": Compression("streaming", parameters={"sinks": 2, "window": 40}),
     "prune": Compression("pyramid", "prune", kv_keep=0.7),
     "evict": Compression("pyramid", "evict", kv_keep=0.7),
 }

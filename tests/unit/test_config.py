@@ -9,7 +9,7 @@ from cluster.admit.tuning import AdmitTuning
 from cluster.config import ClusterConfig, parse_config
 from cluster.route.tuning import RouteTuning
 from pyramidserve.errors import ConfigurationError
-from pyramidserve.types import Compression, PyramidParameters, StreamingParameters
+from pyramidserve.types import Compression
 from workers.schedule.tuning import ScheduleTuning
 
 
@@ -27,17 +27,22 @@ def test_settings_are_taken_as_they_are() -> None:
             "shards": 3,
             "cpus_per_shard": 2,
             "router_port": 0,
-            "compression": {"policy": "streaming", "streaming": {"sinks": 2, "window": 30}},
+            "compression": {"policy": "streaming", "parameters": {"sinks": 2, "window": 30}},
         }
     )
     assert (config.model, config.dtype, config.shards, config.router_port) == ("somewhere", "float16", 3, 0)
     assert config.cpus_per_shard == 2
-    assert config.compression == Compression("streaming", streaming=StreamingParameters(2, 30))
+    assert config.compression == Compression("streaming", parameters={"sinks": 2, "window": 30})
 
 
 def test_knobs_of_the_pyramid_are_settings_too() -> None:
-    compression = {"policy": "pyramid", "prefill": "evict", "kv_keep": None, "pyramid": {"recent_ratio": 0}}
-    expected = Compression("pyramid", "evict", pyramid=PyramidParameters(recent_ratio=0))
+    compression = {
+        "policy": "pyramid",
+        "prefill": "evict",
+        "kv_keep": None,
+        "parameters": {"recent_ratio": 0},
+    }
+    expected = Compression("pyramid", "evict", parameters={"recent_ratio": 0})
     assert parse_config({"compression": compression}).compression == expected
 
 
@@ -57,7 +62,7 @@ def test_the_scheduler_is_tuned_by_settings_too() -> None:
     [
         ({"shard": 2}, ("shard", "shards")),
         ({"compression": {"policy": "full", "keep": 1}}, ("compression.keep", "kv_keep")),
-        ({"compression": {"policy": "pyramid", "pyramid": {"ratio": 1}}}, ("compression.pyramid.ratio",)),
+        ({"compression": {"policy": "pyramid", "parameters": {"ratio": 1}}}, ("compression", "'ratio'")),
         ({"shards": "2"}, ("shards", "'2'", "int")),
         ({"shards": 2.0}, ("shards", "2.0", "int")),
         ({"shards": True}, ("shards", "True", "int")),
@@ -68,8 +73,8 @@ def test_the_scheduler_is_tuned_by_settings_too() -> None:
         ({"compression": None}, ("compression", "None", "mapping")),
         ({"compression": {"kv_keep": "0.45"}}, ("compression.kv_keep", "'0.45'", "float")),
         (
-            {"compression": {"policy": "pyramid", "pyramid": {"min_context_length": 0.5}}},
-            ("compression.pyramid.min_context_length", "0.5", "int"),
+            {"compression": {"policy": "pyramid", "parameters": {"min_context_length": 0.5}}},
+            ("compression", "min_context_length", "0.5", "whole"),
         ),
         ({"dtype": "int8"}, ("dtype", "'int8'", "bfloat16")),
         ({"device": "tpu"}, ("device", "'tpu'", "cuda")),

@@ -22,6 +22,7 @@ class EngineSettings:
         max_sequences: sequences at once, at most.
         max_sessions: sessions at once whose KV waits for their next turn, at most.
         max_prefill_tokens: rows of a prefill micro-batch, unless one prompt alone is longer.
+        policies: those of other packages that requests may ask for, by the names of their entry points.
         schedule: how those that wait are weighed against those that run.
         execute: how steps are run.
         reference: how much the kernels in plain torch hold at once.
@@ -36,6 +37,7 @@ class EngineSettings:
     max_sequences: int = 64
     max_sessions: int = 64
     max_prefill_tokens: int = 2048
+    policies: tuple[str, ...] = ()
     schedule: ScheduleTuning = ScheduleTuning()
     execute: ExecuteTuning = ExecuteTuning()
     reference: ReferenceTuning = ReferenceTuning()

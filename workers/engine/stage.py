@@ -26,7 +26,7 @@ from workers.kv.link import HostLink, link_for
 from workers.model.config import read_config
 from workers.model.rope import Rope, Rotation
 from workers.model.weights import load_stage
-from workers.policies.registry import plan
+from workers.policies.registry import enable, plan, versions
 from workers.recall.exact import verify
 from workers.recall.lifted import LiftedRows
 from workers.recall.step import BestOfHost
@@ -61,7 +61,7 @@ class StageFacts:
     """What the rest of the cluster must know of a shard.
 
     ``workspace_bytes``: device memory that a step may need beside weights and KV pool. ``dtype`` is of
-    weights and KV, ``backend`` has the kernels.
+    weights and KV, ``backend`` has the kernels. ``policies``: versions by name.
     """
 
     layout: ShardLayout
@@ -73,6 +73,7 @@ class StageFacts:
     node: str
     dtype: str
     backend: str
+    policies: dict[str, str]
 
 
 class Stage:
@@ -81,6 +82,7 @@ class Stage:
     def __init__(self, config: StageConfig, link: HostLink | None = None) -> None:
         """Loads the weights. Raises CheckpointError or ConfigurationError."""
         self._settings = settings = config.settings
+        enable(settings.policies)
         self._model_config = model = read_config(config.checkpoint, settings.max_model_len)
         self.device = device = open_device(settings.device)
         self._dtype = choose_dtype(settings.dtype, device)
@@ -112,6 +114,7 @@ class Stage:
             node=node,
             dtype=str(self._dtype).removeprefix("torch."),
             backend=self._backend.name,
+            policies=versions(self._settings.policies),
         )
 
     def workspace_bytes(self) -> int:

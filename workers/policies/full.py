@@ -1,19 +1,20 @@
 """The whole cache, nothing evicted: what the other policies are measured against."""
 
-from pyramidserve.errors import InvalidRequestError
-from pyramidserve.types import Compression
+from dataclasses import dataclass
+
 from workers.budget.plan import KeepPlan
+from workers.policies.policy import Policy, Target
 
 
-def plan_full(compression: Compression, prompt_tokens: int, layers: int) -> KeepPlan:
+@dataclass(frozen=True)
+class FullKnobs:
+    """There are none."""
+
+
+def plan_full(target: Target, knobs: FullKnobs) -> KeepPlan:
     """Keeps every token in every layer."""
-    return KeepPlan(prompt_tokens=prompt_tokens, kept=(prompt_tokens,) * layers, recent=prompt_tokens)
+    tokens = target.prompt_tokens
+    return KeepPlan(prompt_tokens=tokens, kept=(tokens,) * target.layers, recent=tokens)
 
 
-def validate_full(compression: Compression) -> None:
-    """A full cache has no knobs. Raises InvalidRequestError, naming the value and the way out."""
-    if compression.kv_keep is not None:
-        raise InvalidRequestError(
-            f"kv_keep is {compression.kv_keep}, but policy 'full' keeps everything; "
-            "drop it or ask for policy 'pyramid' or 'streaming'"
-        )
+POLICY = Policy("full", "1", "all tokens", FullKnobs, plan_full, keeps_all=True)

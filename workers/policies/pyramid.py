@@ -4,9 +4,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from pyramidserve.errors import InvalidRequestError
-from pyramidserve.types import Compression, PyramidParameters
 from workers.budget.plan import GenerationPlan, KeepPlan
+from workers.policies.policy import Policy, Target, knob
 
 # Where the solver may go, in this order, to reach a kept fraction: the decay ratio first, as the paper
 # does; then the shape, from the cosine to a straight line; then the recent window.
@@ -19,18 +18,39 @@ SLOPE = 0.5
 LEAST_GENERATION_WINDOW = 32
 
 
-def plan_pyramid(compression: Compression, prompt_tokens: int, layers: int) -> KeepPlan:
+@dataclass(frozen=True)
+class PyramidKnobs:
+    """The knobs of the released code by their names, at its values for 7B."""
+
+    recent_ratio: float = knob(
+        0.2, "[0, 1)", "share of the prompt that is the recent window and never dropped"
+    )
+    prefill_decay_ratio: float = knob(0.9, "(0, 1]", "keep ratio that the deepest layer reaches")
+    prefill_decay_strategy: str = knob("cosine", "cosine", "how the ratio falls with depth")
+    min_context_length: int = knob(64, "[0, ...)", "a layer's context is not cut to fewer tokens")
+    layerwise_downsample_interval: int = knob(1, "[1, ...)", "every so many layers the context is cut")
+    streamingllm_sink_len: int = knob(4, "[0, ...)", "first tokens that are always kept")
+    distance_weight: float = knob(
+        1.2, "(0, 1e6]", "weight of the newest row of the recent window; the oldest weighs 1"
+    )
+    exceed_length_to_compress: int = knob(
+        16, "[1, ...)", "generated tokens compressed as one chunk once they have left the recent window"
+    )
+    gen_compress_ratio: float = knob(0.9, "(0, 1]", "share of such a chunk that layer 0 keeps")
+    gen_decay_ratio: float = knob(0.1, "(0, 1]", "what that share is multiplied with in the deepest layer")
+
+
+def plan_pyramid(target: Target, knobs: PyramidKnobs) -> KeepPlan:
     """The counts for one prompt.
 
     With ``kv_keep`` the schedule's knobs are solved for; otherwise they are obeyed.
     """
-    parameters = compression.pyramid or PyramidParameters()
-    prune = compression.prefill == "prune"
-    if compression.kv_keep is None:
+    parameters, prompt_tokens, layers = knobs, target.prompt_tokens, target.layers
+    if target.kv_keep is None:
         kept, bound_by = cosine_counts(parameters, prompt_tokens, layers), ""
         recent = window = recent_tokens(parameters, prompt_tokens)
     else:
-        solved = solve(compression.kv_keep, prompt_tokens, layers, prune)
+        solved = solve(target.kv_keep, prompt_tokens, layers, target.prunes)
         parameters, kept, bound_by = solved.parameters, solved.kept, solved.bound_by
         recent = recent_tokens(parameters, prompt_tokens)
         window = max(recent, LEAST_GENERATION_WINDOW)
@@ -45,13 +65,13 @@ def plan_pyramid(compression: Compression, prompt_tokens: int, layers: int) -> K
         recent=recent,
         sinks=min(parameters.streamingllm_sink_len, prompt_tokens - recent),
         distance_weight=parameters.distance_weight,
-        drops_hidden_states=prune,
+        drops_hidden_states=target.prunes,
         generation=GenerationPlan(chunk=chunk, window=window, start=kept, keeps=keeps),
         bound_by=bound_by,
     )
 
 
-def recent_tokens(parameters: PyramidParameters, prompt_tokens: int) -> int:
+def recent_tokens(parameters: PyramidKnobs, prompt_tokens: int) -> int:
     """Tokens of the recent window, ``1 + int(recent_ratio * n)``."""
     return 1 + int(parameters.recent_ratio * prompt_tokens)
 
@@ -61,7 +81,7 @@ def cosine_ratios(floor: float, layers: int) -> list[float]:
     return [floor + (1 - floor) * (1 + math.cos(math.pi * layer / layers)) / 2 for layer in range(layers)]
 
 
-def cosine_counts(parameters: PyramidParameters, prompt_tokens: int, layers: int) -> tuple[int, ...]:
+def cosine_counts(parameters: PyramidKnobs, prompt_tokens: int, layers: int) -> tuple[int, ...]:
     """Tokens that each layer keeps, as the released code counts them."""
     recent = recent_tokens(parameters, prompt_tokens)
     minimum = min(parameters.min_context_length, prompt_tokens - recent)
@@ -79,7 +99,7 @@ def cosine_counts(parameters: PyramidParameters, prompt_tokens: int, layers: int
 class Solution:
     """A schedule that comes closest to a kept fraction."""
 
-    parameters: PyramidParameters
+    parameters: PyramidKnobs
     kept: tuple[int, ...]
     bound_by: str
 
@@ -95,7 +115,7 @@ def solve(kv_keep: float, prompt_tokens: int, layers: int, prune: bool) -> Solut
     def close(kept: tuple[int, ...]) -> bool:
         return abs(sum(kept) / (layers * prompt_tokens) - kv_keep) <= TOLERANCE
 
-    paper = PyramidParameters()
+    paper = PyramidKnobs()
     parameters = _solve_decay_ratio(paper, kv_keep, prompt_tokens, layers)
     kept = cosine_counts(parameters, prompt_tokens, layers)
     if close(kept):
@@ -109,11 +129,11 @@ def solve(kv_keep: float, prompt_tokens: int, layers: int, prune: bool) -> Solut
 
 
 def _solve_decay_ratio(
-    parameters: PyramidParameters, kv_keep: float, prompt_tokens: int, layers: int
-) -> PyramidParameters:
+    parameters: PyramidKnobs, kv_keep: float, prompt_tokens: int, layers: int
+) -> PyramidKnobs:
     """Bisects the decay ratio, in which the kept fraction grows."""
 
-    def at(ratio: float) -> PyramidParameters:
+    def at(ratio: float) -> PyramidKnobs:
         return replace(parameters, prefill_decay_ratio=ratio)
 
     def fraction(ratio: float) -> float:
@@ -134,7 +154,7 @@ def _bisect(function: Callable[[float], float], target: float, low: float, high:
 
 
 def straight_counts(
-    parameters: PyramidParameters, kv_keep: float, prompt_tokens: int, layers: int, prune: bool
+    parameters: PyramidKnobs, kv_keep: float, prompt_tokens: int, layers: int, prune: bool
 ) -> tuple[int, ...]:
     """Tokens that each layer keeps of a prompt whose kept counts fall along a straight line.
 
@@ -150,37 +170,11 @@ def straight_counts(
     return (prompt_tokens,) * whole + tuple(min(prompt_tokens, round(mean * factor)) for factor in line)
 
 
-def validate_pyramid(compression: Compression) -> None:
-    """Raises InvalidRequestError, naming the knob and its range."""
-    if compression.prefill not in ("prune", "evict"):
-        raise InvalidRequestError(f"prefill is {compression.prefill!r}; it must be 'prune' or 'evict'")
-    if compression.pyramid is None:
-        return
-    parameters = compression.pyramid
-    if parameters.prefill_decay_strategy != "cosine":
-        raise InvalidRequestError(
-            f"prefill_decay_strategy is {parameters.prefill_decay_strategy!r}; it must be 'cosine'"
-        )
-    ranges: list[tuple[str, float, bool, str]] = [
-        (name, value, low < value <= high, f"({low}, {high:g}]")
-        for name, value, low, high in (
-            ("prefill_decay_ratio", parameters.prefill_decay_ratio, 0, 1),
-            ("gen_compress_ratio", parameters.gen_compress_ratio, 0, 1),
-            ("gen_decay_ratio", parameters.gen_decay_ratio, 0, 1),
-            ("distance_weight", parameters.distance_weight, 0, 1e6),
-        )
-    ]
-    ranges += [
-        (name, value, value >= low, f"[{low}, ...)")
-        for name, value, low in (
-            ("min_context_length", parameters.min_context_length, 0),
-            ("layerwise_downsample_interval", parameters.layerwise_downsample_interval, 1),
-            ("streamingllm_sink_len", parameters.streamingllm_sink_len, 0),
-            ("exceed_length_to_compress", parameters.exceed_length_to_compress, 1),
-        )
-    ]
-    ratio = parameters.recent_ratio
-    ranges.append(("recent_ratio", ratio, 0 <= ratio < 1, "[0, 1)"))
-    for name, value, inside, text in ranges:
-        if not inside:
-            raise InvalidRequestError(f"{name} is {value}; it must be in {text}")
+POLICY = Policy(
+    "pyramid",
+    "1",
+    "fewer tokens the deeper the layer, those that the newest attend to (PyramidInfer, 2405.12532)",
+    PyramidKnobs,
+    plan_pyramid,
+    prefills=("prune", "evict"),
+)

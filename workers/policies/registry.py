@@ -1,34 +1,66 @@
-"""The policies by the names that requests use: one file each, behind one interface."""
+"""The policies by the names that requests use: those here, and those of others that are wanted."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
+from importlib.metadata import entry_points
 from typing import cast, get_args
 
-from pyramidserve.errors import InvalidRequestError
+from pyramidserve.errors import ConfigurationError, InvalidRequestError
 from pyramidserve.types import Compression, Recall
 from workers.budget.plan import INDEX_SHARE, KeepPlan
-from workers.policies.full import plan_full, validate_full
-from workers.policies.pyramid import plan_pyramid, validate_pyramid
-from workers.policies.streaming import plan_streaming, validate_streaming
+from workers.policies import full, pyramid, streaming
+from workers.policies.policy import Policy, Target, read_knobs
 
-
-@dataclass(frozen=True)
-class Policy:
-    """A compression policy: ``plan`` counts what stays, ``validate`` refuses wrong knobs."""
-
-    plan: Callable[[Compression, int, int], KeepPlan]
-    validate: Callable[[Compression], None]
-
-
+# Where packages of others name their policies.
+ENTRY_POINTS = "pyramidserve.policies"
 # Tokens that "exact" generates ahead of their verification, at most: fewer than are compressed at once.
 DRAFTS = 8
 
-POLICIES = {
-    "full": Policy(plan_full, validate_full),
-    "streaming": Policy(plan_streaming, validate_streaming),
-    "pyramid": Policy(plan_pyramid, validate_pyramid),
-}
+BUILT_IN = (full.POLICY, streaming.POLICY, pyramid.POLICY)
+POLICIES = {policy.name: policy for policy in BUILT_IN}
+
+
+def enable(names: Sequence[str]) -> None:
+    """Loads the policies of others that a deployment names.
+
+    Raises ConfigurationError where there is none of that name, or it is not what it should be.
+    """
+    for name in names:
+        if name in POLICIES:
+            continue
+        installed = {each.name: each for each in entry_points(group=ENTRY_POINTS)}
+        if name not in installed:
+            raise ConfigurationError(
+                f"policies names {name!r}, which is not installed; entry points {ENTRY_POINTS!r} of the "
+                f"packages here are: {', '.join(sorted(installed)) or 'none'}"
+            )
+        try:
+            policy = installed[name].load()
+        except Exception as error:
+            raise ConfigurationError(
+                f"policy {name!r} of {installed[name].value!r} cannot be loaded: {error!r}"
+            ) from error
+        if not isinstance(policy, Policy) or policy.name != name:
+            raise ConfigurationError(
+                f"{installed[name].value!r} is {policy!r}; it must be a Policy whose name is {name!r}"
+            )
+        POLICIES[name] = policy
+
+
+def versions(others: Sequence[str] = ()) -> dict[str, str]:
+    """Of each policy of this folder and those ``others`` that are enabled, by name."""
+    names = (*(policy.name for policy in BUILT_IN), *others)
+    return {name: POLICIES[name].version for name in names}
+
+
+def skew(own: Mapping[str, str], other: Mapping[str, str]) -> str:
+    """Which policies two processes have in other versions, in words; "" where none are."""
+    return "; ".join(
+        f"policy {name!r} in version {own.get(name, 'none')} here and {other.get(name, 'none')} there"
+        for name in sorted(own.keys() | other.keys())
+        if own.get(name) != other.get(name)
+    )
 
 
 def validate(compression: Compression) -> None:
@@ -39,19 +71,20 @@ def validate(compression: Compression) -> None:
     kv_keep = compression.kv_keep
     if kv_keep is not None and not 0 < kv_keep <= 1:
         raise InvalidRequestError(f"kv_keep is {kv_keep}; it must be in (0, 1]")
-    for name, knobs in (("pyramid", compression.pyramid), ("streaming", compression.streaming)):
-        if knobs is None:
-            continue
-        if compression.policy != name:
-            raise InvalidRequestError(
-                f"{name} parameters were given with policy {compression.policy!r}; "
-                f"drop them or ask for policy {name!r}"
-            )
-        if kv_keep is not None:
-            raise InvalidRequestError(
-                f"kv_keep {kv_keep} was given beside {name} parameters; give one of the two"
-            )
-    policy.validate(compression)
+    if kv_keep is not None and policy.keeps_all:
+        raise InvalidRequestError(
+            f"kv_keep is {kv_keep}, but policy {policy.name!r} keeps everything; drop it or ask for one of "
+            f"{', '.join(repr(name) for name, each in POLICIES.items() if not each.keeps_all)}"
+        )
+    if kv_keep is not None and compression.parameters:
+        raise InvalidRequestError(
+            f"kv_keep {kv_keep} was given beside {', '.join(dict(compression.parameters))}; give the "
+            "fraction or the knobs"
+        )
+    read_knobs(policy, dict(compression.parameters))
+    if policy.prefills and compression.prefill not in ("", *policy.prefills):
+        known = " or ".join(map(repr, policy.prefills))
+        raise InvalidRequestError(f"prefill is {compression.prefill!r}; it must be {known}")
     recall = compression.recall
     if recall not in get_args(Recall):
         raise InvalidRequestError(f"recall is {recall!r}; it must be one of {', '.join(get_args(Recall))}")
@@ -69,11 +102,16 @@ def validate(compression: Compression) -> None:
 @lru_cache(maxsize=4096)
 def plan(compression: Compression, prompt_tokens: int, layers: int) -> KeepPlan:
     """What a valid ``compression`` keeps of a prompt of ``prompt_tokens`` >= 1, per layer."""
-    wanted, indexes = compression, recall(compression) == "step"
-    if indexes and compression.kv_keep is not None:
+    policy, kv_keep, indexes = (
+        POLICIES[compression.policy],
+        compression.kv_keep,
+        recall(compression) == "step",
+    )
+    if indexes and kv_keep is not None:
         # The index is part of what stays on the device.
-        wanted = replace(compression, kv_keep=(compression.kv_keep - INDEX_SHARE) / (1 - INDEX_SHARE))
-    keep = POLICIES[compression.policy].plan(wanted, prompt_tokens, layers)
+        kv_keep = (kv_keep - INDEX_SHARE) / (1 - INDEX_SHARE)
+    target = Target(prompt_tokens, layers, kv_keep, prunes(compression))
+    keep = policy.plan(target, read_knobs(policy, dict(compression.parameters)))
     drafts = DRAFTS if recall(compression) == "exact" else 0
     return replace(
         keep,
@@ -84,18 +122,28 @@ def plan(compression: Compression, prompt_tokens: int, layers: int) -> KeepPlan:
     )
 
 
+def keeps_all(compression: Compression) -> bool:
+    """Whether nothing is evicted."""
+    return POLICIES[compression.policy].keeps_all
+
+
 def recall(compression: Compression) -> Recall:
     """When evicted KV comes back; never where all stays."""
-    return "off" if compression.policy == "full" else cast(Recall, compression.recall)
+    return "off" if keeps_all(compression) else cast(Recall, compression.recall)
 
 
 def prunes(compression: Compression) -> bool:
     """Whether tokens that are not chosen go no deeper, so that a choice holds for its prompt alone."""
-    return compression.policy == "pyramid" and compression.prefill == "prune"
+    return _prefill(compression) == "prune"
 
 
 def policy_name(compression: Compression) -> str:
     """The policy and, where there is a choice, its prefill mode, as in ``pyramid/prune``."""
-    if compression.policy == "pyramid":
-        return f"pyramid/{compression.prefill}"
-    return compression.policy
+    prefill = _prefill(compression)
+    return f"{compression.policy}/{prefill}" if prefill else compression.policy
+
+
+def _prefill(compression: Compression) -> str:
+    """How it prefills; "" where there is no choice."""
+    prefills = POLICIES[compression.policy].prefills
+    return (compression.prefill or prefills[0]) if prefills else ""

@@ -4,24 +4,32 @@ Keys keep the rotation of their original positions; the paper's re-rotation insi
 so output may differ from its code beyond the model's context length.
 """
 
-from pyramidserve.errors import InvalidRequestError
-from pyramidserve.types import Compression, StreamingParameters
+from dataclasses import dataclass
+
 from workers.budget.plan import GenerationPlan, KeepPlan
+from workers.policies.policy import Policy, Target, knob
 
 CHUNK = 16
 
 
-def plan_streaming(compression: Compression, prompt_tokens: int, layers: int) -> KeepPlan:
+@dataclass(frozen=True)
+class StreamingKnobs:
+    """Tokens that stay."""
+
+    sinks: int = knob(4, "[0, ...)", "first tokens")
+    window: int = knob(1020, "[1, ...)", "latest tokens")
+
+
+def plan_streaming(target: Target, knobs: StreamingKnobs) -> KeepPlan:
     """The counts for one prompt; ``kv_keep`` sets sinks and window together to that fraction."""
-    parameters = compression.streaming or StreamingParameters()
-    capacity = parameters.sinks + parameters.window
+    capacity, prompt_tokens, layers = knobs.sinks + knobs.window, target.prompt_tokens, target.layers
     bound_by = ""
-    if compression.kv_keep is not None:
-        wanted = round(compression.kv_keep * prompt_tokens)
-        capacity = max(wanted, parameters.sinks + 1)
+    if target.kv_keep is not None:
+        wanted = round(target.kv_keep * prompt_tokens)
+        capacity = max(wanted, knobs.sinks + 1)
         bound_by = "sinks" if min(capacity, prompt_tokens) > wanted else ""
     kept = min(capacity, prompt_tokens)
-    sinks = min(parameters.sinks, kept - 1)
+    sinks = min(knobs.sinks, kept - 1)
     return KeepPlan(
         prompt_tokens=prompt_tokens,
         kept=(kept,) * layers,
@@ -31,19 +39,17 @@ def plan_streaming(compression: Compression, prompt_tokens: int, layers: int) ->
             chunk=CHUNK,
             window=capacity - kept,
             # Where the prompt is shorter than the sinks, the first generated tokens are sinks too.
-            start=(parameters.sinks,) * layers,
+            start=(knobs.sinks,) * layers,
             keeps=(0,) * layers,
         ),
         bound_by=bound_by,
     )
 
 
-def validate_streaming(compression: Compression) -> None:
-    """Raises InvalidRequestError, naming the knob and its range."""
-    parameters = compression.streaming
-    if parameters is None:
-        return
-    if parameters.sinks < 0:
-        raise InvalidRequestError(f"sinks is {parameters.sinks}; it must be 0 or more")
-    if parameters.window < 1:
-        raise InvalidRequestError(f"window is {parameters.window}; it must be 1 or more")
+POLICY = Policy(
+    "streaming",
+    "1",
+    "the first tokens and the latest (StreamingLLM, arXiv 2309.17453)",
+    StreamingKnobs,
+    plan_streaming,
+)

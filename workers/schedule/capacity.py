@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from pyramidserve.types import Compression, StageState
 from workers.budget.footprint import ShardLayout, fitting
-from workers.policies.registry import plan, policy_name
+from workers.policies.registry import keeps_all, plan, policy_name
 
 # A long chat; where the context is shorter, a full one.
 SEQUENCE_TOKENS = 4096
@@ -29,7 +29,7 @@ class Capacity:
 
     def __str__(self) -> str:
         """As in: 24 sequences of 4,096 tokens at keep 0.45; 11 with `full`."""
-        if self.compression.policy == "full":
+        if keeps_all(self.compression):
             return f"{self._count(self.full)} of {self.tokens:,} tokens with `full`"
         keep = self.compression.kv_keep
         how = f"with `{policy_name(self.compression)}`" if keep is None else f"at keep {keep:g}"

@@ -8,7 +8,7 @@ from fake_head import request, stage
 from cluster.admit.ledger import PipelineLedger
 from cluster.admit.tuning import AdmitTuning
 from pyramidserve.errors import ConfigurationError, InvalidRequestError
-from pyramidserve.types import Compression, StageState, Stopping, StreamingParameters
+from pyramidserve.types import Compression, StageState, Stopping
 from pyramidserve.v1 import pipeline_pb2 as pb
 
 
@@ -54,8 +54,8 @@ def test_sequences_are_counted_at_the_horizon(horizon: float, fit: int) -> None:
 def test_what_a_request_must_not_lose_needs_room_on_the_hosts() -> None:
     stages = [stage(0, 1, 100, host_pages=9), stage(1, 3, 100, host_pages=18)]
     books = PipelineLedger("p", stages, 4)
-    window = StreamingParameters(sinks=1, window=15)
-    exact = Compression("streaming", streaming=window, recall="exact")
+    window = {"sinks": 1, "window": 15}
+    exact = Compression("streaming", parameters=window, recall="exact")
     long = replace(request(), prompt_ids=(1,) * 112, compression=exact)
     more = books.growth(long, 16)
     assert more.most[2:] == (6, 12)

@@ -97,12 +97,7 @@ TYPOS = [
 ARGUMENT_TYPOS = [
     ({"kv_byte": 1}, "kv_byte", "kv_bytes"),
     ({"compression": {"polcy": "full"}}, "compression.polcy", "policy"),
-    (
-        {"compression": {"pyramid": {"recent_ration": 1}}},
-        "compression.pyramid.recent_ration",
-        "recent_ratio",
-    ),
-    ({"compression": {"streaming": {"sink": 1}}}, "compression.streaming.sink", "sinks"),
+    ({"compression": {"parameter": {"sinks": 1}}}, "compression.parameter", "parameters"),
     ({"admit": {"patienc": 1}}, "admit.patienc", "patience"),
     ({"route": {"messages_per_cores": 1}}, "route.messages_per_cores", "messages_per_core"),
     ({"schedule": {"quiet_slices": 1}}, "schedule.quiet_slices", "quiet_slice"),

@@ -18,7 +18,7 @@ from hypothesis.stateful import (
 )
 from kv_doubles import DeferredLink, PoisoningAllocator, poison, same_bits
 
-from pyramidserve.types import Compression, PyramidParameters, StreamingParameters
+from pyramidserve.types import Compression
 from workers.backends.reference import ReferenceBackend
 from workers.budget.footprint import ShardLayout
 from workers.budget.pages import IntegrityError
@@ -36,15 +36,15 @@ FIRST, END, MODEL_LAYERS, CONTEXT = 1, 3, 4, 400
 LAYERS = range(END - FIRST)
 TOKEN = (2, 1, 16)
 SESSIONS = 3
-PARAMETERS = PyramidParameters(min_context_length=4, exceed_length_to_compress=12, gen_decay_ratio=0.3)
-EVICT = Compression("pyramid", "evict", pyramid=PARAMETERS)
+PARAMETERS = {"min_context_length": 4, "exceed_length_to_compress": 12, "gen_decay_ratio": 0.3}
+EVICT = Compression("pyramid", "evict", parameters=PARAMETERS)
 KINDS = {
     "full": Compression(),
     "off": EVICT,
     "turn": replace(EVICT, recall="turn"),
     "step": replace(EVICT, recall="step"),
     "exact": replace(EVICT, recall="exact"),
-    "streaming": Compression("streaming", streaming=StreamingParameters(2, 30), recall="exact"),
+    "streaming": Compression("streaming", parameters={"sinks": 2, "window": 30}, recall="exact"),
     "prune": replace(EVICT, prefill="prune", recall="turn"),
 }
 

@@ -1,7 +1,6 @@
 """A shard's cache holds what the plan says, bit for bit, and what it evicts is on the host."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,7 +19,7 @@ from hypothesis.stateful import (
 from kv_doubles import DeferredLink, PoisoningAllocator, poison, same_bits
 from kv_plans import plans
 
-from pyramidserve.types import Compression, PyramidParameters, StreamingParameters
+from pyramidserve.types import Compression
 from workers.budget.footprint import ShardLayout, pages_held, peak_pages, score_pages
 from workers.budget.pages import IntegrityError, OutOfPagesError, pages_for
 from workers.budget.plan import KeepPlan
@@ -38,23 +37,23 @@ LAYERS = range(END - FIRST)
 MAX_TOKENS, SEQUENCES = 160, 4
 TOKEN = (2, 1, 2)
 
-PYRAMID = PyramidParameters(
-    recent_ratio=0.3,
-    min_context_length=2,
-    distance_weight=2.5,
-    exceed_length_to_compress=6,
-    gen_decay_ratio=0.3,
-)
+PYRAMID = {
+    "recent_ratio": 0.3,
+    "min_context_length": 2,
+    "distance_weight": 2.5,
+    "exceed_length_to_compress": 6,
+    "gen_decay_ratio": 0.3,
+}
 PLANS = {
     "full": plan(Compression(), 21, MODEL_LAYERS),
-    "streaming": plan(Compression("streaming", streaming=StreamingParameters(3, 20)), 30, MODEL_LAYERS),
+    "streaming": plan(Compression("streaming", parameters={"sinks": 3, "window": 20}), 30, MODEL_LAYERS),
     "streaming short": plan(
-        Compression("streaming", streaming=StreamingParameters(4, 40)), 3, MODEL_LAYERS
+        Compression("streaming", parameters={"sinks": 4, "window": 40}), 3, MODEL_LAYERS
     ),
-    "prune": plan(Compression("pyramid", "prune", pyramid=PYRAMID), 40, MODEL_LAYERS),
-    "evict": plan(Compression("pyramid", "evict", pyramid=PYRAMID), 40, MODEL_LAYERS),
+    "prune": plan(Compression("pyramid", "prune", parameters=PYRAMID), 40, MODEL_LAYERS),
+    "evict": plan(Compression("pyramid", "evict", parameters=PYRAMID), 40, MODEL_LAYERS),
     "long chunk": plan(
-        Compression("pyramid", "evict", pyramid=replace(PYRAMID, exceed_length_to_compress=25)),
+        Compression("pyramid", "evict", parameters=PYRAMID | {"exceed_length_to_compress": 25}),
         10,
         MODEL_LAYERS,
     ),

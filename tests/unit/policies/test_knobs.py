@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from pyramidserve.errors import InvalidRequestError
-from pyramidserve.types import Compression, PyramidParameters, StreamingParameters
+from pyramidserve.types import Compression, Parameter
 from workers.policies.registry import POLICIES, plan, policy_name, validate
 
 BAD_PYRAMID: list[tuple[str, Any]] = [
@@ -17,6 +17,9 @@ BAD_PYRAMID: list[tuple[str, Any]] = [
     ("prefill_decay_ratio", 1.1),
     ("prefill_decay_strategy", "linear"),
     ("min_context_length", -1),
+    ("min_context_length", 0.5),
+    ("recent_ratio", True),
+    ("recent_ratio", "much"),
     ("layerwise_downsample_interval", 0),
     ("streamingllm_sink_len", -1),
     ("distance_weight", 0.0),
@@ -32,16 +35,14 @@ BAD_COMPRESSION: list[tuple[Compression, str, str]] = [
     (Compression("full", kv_keep=0.5), "kv_keep", "0.5"),
     (Compression("pyramid", "skip"), "prefill", "'skip'"),
     *((Compression("pyramid", kv_keep=keep), "kv_keep", f"{keep}") for keep in (0.0, -1.0, 1.01, math.nan)),
-    (Compression("pyramid", kv_keep=0.4, pyramid=PyramidParameters()), "kv_keep", "0.4"),
-    (Compression("streaming", kv_keep=0.4, streaming=StreamingParameters()), "kv_keep", "0.4"),
-    (Compression("full", pyramid=PyramidParameters()), "pyramid", "'full'"),
-    (Compression("pyramid", streaming=StreamingParameters()), "streaming", "'pyramid'"),
-    (Compression("streaming", streaming=StreamingParameters(sinks=-1)), "sinks", "-1"),
-    (Compression("streaming", streaming=StreamingParameters(window=0)), "window", "0"),
-    *(
-        (Compression("pyramid", pyramid=PyramidParameters(**{name: value})), name, f"{value}")
-        for name, value in BAD_PYRAMID
-    ),
+    (Compression("pyramid", kv_keep=0.4, parameters={"recent_ratio": 0.2}), "kv_keep", "0.4"),
+    (Compression("streaming", kv_keep=0.4, parameters={"sinks": 4}), "kv_keep", "0.4"),
+    (Compression("full", parameters={"recent_ratio": 0.2}), "recent_ratio", "'full'"),
+    (Compression("pyramid", parameters={"sinks": 4}), "sinks", "'pyramid'"),
+    (Compression("pyramid", parameters={"recent_rate": 4}), "recent_rate", "'recent_ratio' is"),
+    (Compression("streaming", parameters={"sinks": -1}), "sinks", "-1"),
+    (Compression("streaming", parameters={"window": 0}), "window", "0"),
+    *((Compression("pyramid", parameters={name: value}), name, f"{value}") for name, value in BAD_PYRAMID),
 ]
 
 
@@ -56,14 +57,25 @@ def test_a_wrong_knob_is_refused_by_name_and_value(compression: Compression, nam
 @pytest.mark.parametrize(
     "parameters",
     [
-        PyramidParameters(),
-        PyramidParameters(0.0, 1.0, "cosine", 0, 1, 0, 1e6, 1, 1.0, 1.0),
-        PyramidParameters(recent_ratio=0.999, prefill_decay_ratio=1e-9, gen_decay_ratio=1e-9),
+        {},
+        {
+            "recent_ratio": 0,
+            "prefill_decay_ratio": 1,
+            "prefill_decay_strategy": "cosine",
+            "min_context_length": 0,
+            "layerwise_downsample_interval": 1,
+            "streamingllm_sink_len": 0,
+            "distance_weight": 1e6,
+            "exceed_length_to_compress": 1.0,
+            "gen_compress_ratio": 1.0,
+            "gen_decay_ratio": 1.0,
+        },
+        {"recent_ratio": 0.999, "prefill_decay_ratio": 1e-9, "gen_decay_ratio": 1e-9},
     ],
 )
 @pytest.mark.parametrize("prompt_tokens", [1, 2, 100])
-def test_knobs_at_their_limits_are_taken(parameters: PyramidParameters, prompt_tokens: int) -> None:
-    compression = Compression("pyramid", "prune", pyramid=parameters)
+def test_knobs_at_their_limits_are_taken(parameters: dict[str, Parameter], prompt_tokens: int) -> None:
+    compression = Compression("pyramid", "prune", parameters=parameters)
     validate(compression)
     kept = plan(compression, prompt_tokens, 12).kept
     assert kept[0] == prompt_tokens

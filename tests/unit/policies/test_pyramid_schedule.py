@@ -9,9 +9,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pyramidserve.types import Compression, PyramidParameters
 from workers.budget.plan import KeepPlan
-from workers.policies.pyramid import plan_pyramid
+from workers.policies.policy import Target
+from workers.policies.pyramid import PyramidKnobs, plan_pyramid
 
 RECORDED = json.loads((Path(__file__).parents[2] / "data" / "schedule_counts.json").read_text())
 PREFILLS = ("prune", "evict")
@@ -20,7 +20,7 @@ LAYERS = range(12, 81)
 prefills = st.sampled_from(PREFILLS)
 shares = st.floats(0.01, 1)
 knobs = st.builds(
-    PyramidParameters,
+    PyramidKnobs,
     recent_ratio=st.floats(0, 0.99),
     prefill_decay_ratio=shares,
     min_context_length=st.integers(0, 200),
@@ -34,17 +34,17 @@ knobs = st.builds(
 
 
 def solved(kv_keep: float, prompt_tokens: int, layers: int, prefill: str = "evict") -> KeepPlan:
-    return plan_pyramid(Compression("pyramid", prefill, kv_keep=kv_keep), prompt_tokens, layers)
+    return plan_pyramid(Target(prompt_tokens, layers, kv_keep, prefill == "prune"), PyramidKnobs())
 
 
-def obeyed(parameters: PyramidParameters, prompt_tokens: int, layers: int, prefill: str) -> KeepPlan:
-    return plan_pyramid(Compression("pyramid", prefill, pyramid=parameters), prompt_tokens, layers)
+def obeyed(parameters: PyramidKnobs, prompt_tokens: int, layers: int, prefill: str) -> KeepPlan:
+    return plan_pyramid(Target(prompt_tokens, layers, prunes=prefill == "prune"), parameters)
 
 
 @pytest.mark.parametrize("case", RECORDED)
 @pytest.mark.parametrize("prefill", PREFILLS)
 def test_counts_are_those_of_the_released_code(case: dict[str, Any], prefill: str) -> None:
-    parameters = PyramidParameters(**case["params"])
+    parameters = PyramidKnobs(**case["params"])
     assert obeyed(parameters, case["prompt_len"], 30, prefill).kept == tuple(case["counts"])
 
 
@@ -118,7 +118,7 @@ def test_a_solved_schedule_narrows_with_depth_and_holds_sinks_and_recent_tokens(
 
 @given(knobs, st.integers(1, 4000), st.integers(1, 40), prefills)
 def test_given_knobs_are_obeyed_exactly(
-    parameters: PyramidParameters, prompt_tokens: int, layers: int, prefill: str
+    parameters: PyramidKnobs, prompt_tokens: int, layers: int, prefill: str
 ) -> None:
     plan = obeyed(parameters, prompt_tokens, layers, prefill)
     context = prompt_tokens - plan.recent
@@ -138,13 +138,13 @@ def test_given_knobs_are_obeyed_exactly(
 @pytest.mark.parametrize(("minimum", "deepest"), [(74, 76), (75, 101)])
 def test_a_cut_leaves_more_than_the_minimum_context(minimum: int, deepest: int) -> None:
     # Layer 2 wants 75 of the 100 tokens behind the recent one.
-    parameters = PyramidParameters(0.0, 0.5, min_context_length=minimum, layerwise_downsample_interval=2)
+    parameters = PyramidKnobs(0.0, 0.5, min_context_length=minimum, layerwise_downsample_interval=2)
     assert obeyed(parameters, 101, 4, "prune").kept == (101, 101, 101, deepest)
 
 
 @given(knobs, st.integers(1, 4000), st.integers(1, 40))
 def test_generated_chunks_keep_fewer_tokens_the_deeper_the_layer(
-    parameters: PyramidParameters, prompt_tokens: int, layers: int
+    parameters: PyramidKnobs, prompt_tokens: int, layers: int
 ) -> None:
     plan = obeyed(parameters, prompt_tokens, layers, "evict")
     rule = plan.generation

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyramidserve.types import Compression, StreamingParameters
 from workers.budget.plan import KeepPlan
-from workers.policies.streaming import CHUNK, plan_streaming
+from workers.policies.policy import Target
+from workers.policies.streaming import CHUNK, StreamingKnobs, plan_streaming
 
 lengths = st.integers(1, 200)
 
@@ -27,8 +27,7 @@ def cached(plan: KeepPlan, generated: int) -> list[int]:
 def test_sinks_and_window_stay_and_little_else(
     sinks: int, window: int, prompt_tokens: int, generated: int
 ) -> None:
-    parameters = StreamingParameters(sinks, window)
-    plan = plan_streaming(Compression("streaming", streaming=parameters), prompt_tokens, 3)
+    plan = plan_streaming(Target(prompt_tokens, 3), StreamingKnobs(sinks, window))
     held, seen = cached(plan, generated), list(range(prompt_tokens + generated))
     assert len(held) == plan.tokens(2, generated)
     assert held[:sinks] == seen[:sinks]
@@ -40,7 +39,7 @@ def test_sinks_and_window_stay_and_little_else(
 
 @given(st.floats(0.01, 1), st.integers(1, 5000))
 def test_a_kept_fraction_sets_sinks_and_window_together(kv_keep: float, prompt_tokens: int) -> None:
-    plan = plan_streaming(Compression("streaming", kv_keep=kv_keep), prompt_tokens, 3)
+    plan = plan_streaming(Target(prompt_tokens, 3, kv_keep), StreamingKnobs())
     assert len(set(plan.kept)) == 1
     assert plan.kept[0] == plan.sinks + plan.recent
     if plan.bound_by:
@@ -53,6 +52,5 @@ def test_a_kept_fraction_sets_sinks_and_window_together(kv_keep: float, prompt_t
 
 @pytest.mark.parametrize("prompt_tokens", [1, 2, 4])
 def test_generated_tokens_are_sinks_where_the_prompt_is_too_short(prompt_tokens: int) -> None:
-    parameters = StreamingParameters(sinks=4, window=8)
-    plan = plan_streaming(Compression("streaming", streaming=parameters), prompt_tokens, 3)
+    plan = plan_streaming(Target(prompt_tokens, 3), StreamingKnobs(sinks=4, window=8))
     assert cached(plan, 100)[:4] == [0, 1, 2, 3]

@@ -7,13 +7,13 @@ import pytest
 from fake_pipeline import request
 from test_scheduler import running
 
-from pyramidserve.types import Compression, FinishReason, StreamingParameters, Tokens
+from pyramidserve.types import Compression, FinishReason, Tokens
 from workers.schedule.accept import accept
 from workers.schedule.sequence import RunningSequence
 from workers.schedule.step import Step, StepKind
 
 EOS = 2
-EXACT = Compression("streaming", streaming=StreamingParameters(2, 20), recall="exact")
+EXACT = Compression("streaming", parameters={"sinks": 2, "window": 20}, recall="exact")
 
 
 def accepted(

@@ -11,7 +11,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from pyramidserve.types import Compression, FinishReason, PyramidParameters, StreamingParameters
+from pyramidserve.types import Compression, FinishReason
 from workers.budget.footprint import ShardLayout, index_rows, score_pages
 from workers.budget.pages import pages_for
 from workers.budget.plan import KeepPlan
@@ -26,17 +26,20 @@ from workers.schedule.tuning import ScheduleTuning
 
 COMPUTING = (StepKind.PREFILL, StepKind.DECODE, StepKind.VERIFY)
 MOVING = (StepKind.RELEASE, StepKind.PARK, StepKind.SUSPEND, StepKind.RESUME)
-WINDOW = StreamingParameters(sinks=2, window=20)
-PYRAMID = PyramidParameters(
-    prefill_decay_ratio=0.5, min_context_length=4, streamingllm_sink_len=2, exceed_length_to_compress=16
-)
+WINDOW = {"sinks": 2, "window": 20}
+PYRAMID = {
+    "prefill_decay_ratio": 0.5,
+    "min_context_length": 4,
+    "streamingllm_sink_len": 2,
+    "exceed_length_to_compress": 16,
+}
 COMPRESSIONS = (
     Compression(),
-    Compression("streaming", streaming=WINDOW),
-    Compression("streaming", streaming=WINDOW, recall="exact"),
-    Compression("streaming", streaming=WINDOW, recall="step"),
+    Compression("streaming", parameters=WINDOW),
+    Compression("streaming", parameters=WINDOW, recall="exact"),
+    Compression("streaming", parameters=WINDOW, recall="step"),
     *(
-        Compression("pyramid", prefill, pyramid=PYRAMID, recall=recall)
+        Compression("pyramid", prefill, parameters=PYRAMID, recall=recall)
         for prefill, recall in (
             ("prune", "off"),
             ("prune", "turn"),

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
+from google.protobuf.struct_pb2 import Struct
 from scripted_inference import ScriptedInference, receipt
 
 from pyramidserve import (
@@ -15,7 +16,6 @@ from pyramidserve import (
     Prompt,
     Sampling,
     Stopping,
-    StreamingParameters,
 )
 from pyramidserve.v1 import inference_pb2 as pb
 
@@ -37,11 +37,13 @@ def test_all_options_reach_the_server(client: Client, scripted: ScriptedInferenc
         "word",
         sampling=Sampling(temperature=0.5, seed=3),
         stopping=Stopping(max_tokens=9, stop=("END",)),
-        compression=Compression("streaming", streaming=StreamingParameters(window=8)),
+        compression=Compression("streaming", parameters={"window": 8}),
         session_id="s",
         request_id="r",
         resume_output_ids=[100, 101],
     )
+    parameters = Struct()
+    parameters.update({"window": 8})
     assert scripted.requests == [
         pb.GenerateRequest(
             request_id="r",
@@ -50,8 +52,7 @@ def test_all_options_reach_the_server(client: Client, scripted: ScriptedInferenc
             stopping=pb.Stopping(max_tokens=9, stop=["END"]),
             compression=pb.Compression(
                 policy="streaming",
-                prefill="prune",
-                streaming=pb.StreamingParameters(sinks=4, window=8),
+                parameters=parameters,
                 recall="off",
             ),
             session_id="s",

@@ -1,0 +1,56 @@
+"""The options that say what stays on the device, as commands have them."""
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from pyramidserve.errors import ConfigurationError, InvalidRequestError
+from pyramidserve.types import Compression, Parameter, Recall
+from workers.policies.registry import BUILT_IN, enable, keeps_all
+
+USUAL_KEEP = 0.45
+
+
+def add_policy_arguments(parser: argparse.ArgumentParser, default: str | None) -> None:
+    """Declares them; without a ``default`` policy it is the deployment's."""
+    names = ", ".join(policy.name for policy in BUILT_IN)
+    prefills = {prefill: policy.name for policy in BUILT_IN for prefill in policy.prefills}
+    choices = ", ".join(f"{prefill} ({name})" for prefill, name in prefills.items())
+    parser.add_argument(
+        "--policy",
+        default=default,
+        metavar="NAME",
+        help=f"{names}, or one of another package; default: {default or 'the one of the deployment'}",
+    )
+    parser.add_argument("--prefill", default="", metavar="HOW", help=f"{choices}; default: the first")
+    parser.add_argument("--kv-keep", type=float, metavar="SHARE", help="of the prompt's KV")
+    parser.add_argument("--params", type=Path, metavar="FILE", help="JSON object of the policy's knobs")
+
+
+def compression_of(arguments: argparse.Namespace, recall: Recall = "off") -> Compression:
+    """What was asked for. Raises InvalidRequestError where that cannot be."""
+    try:
+        enable([arguments.policy])
+    except ConfigurationError as error:
+        raise InvalidRequestError(error.message.replace("policies names", "--policy is")) from error
+    parameters = read_parameters(arguments.params) if arguments.params else {}
+    return Compression(arguments.policy, arguments.prefill, arguments.kv_keep, recall, parameters)
+
+
+def kept_at_most(compression: Compression) -> Compression:
+    """With the usual share of the prompt's KV, unless it says another, or knobs, or keeps all."""
+    if compression.kv_keep is not None or compression.parameters or keeps_all(compression):
+        return compression
+    return replace(compression, kv_keep=USUAL_KEEP)
+
+
+def read_parameters(file: Path) -> dict[str, Parameter]:
+    """A policy's knobs by their names. Raises InvalidRequestError where there is no such object."""
+    try:
+        values = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise InvalidRequestError(f"{file} has no JSON that can be read: {error}") from error
+    if not isinstance(values, dict):
+        raise InvalidRequestError(f"{file} has {type(values).__name__}; it must be an object of knobs")
+    return values

@@ -1,0 +1,109 @@
+"""What a compression policy is: its counts, its knobs and what it is called. Pure."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields
+from difflib import get_close_matches
+from typing import Any
+
+from pyramidserve.errors import InvalidRequestError
+from pyramidserve.types import Parameter
+from workers.budget.plan import KeepPlan
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a plan is made for.
+
+    Attributes:
+        prompt_tokens: 1 or more.
+        layers: of the model.
+        kv_keep: fraction of the prompt's KV, summed over layers, in (0, 1]; None where the knobs say it.
+        prunes: what is not chosen goes no deeper, where the policy has prefill "prune".
+    """
+
+    prompt_tokens: int
+    layers: int
+    kv_keep: float | None = None
+    prunes: bool = False
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A method of choosing what stays on the device.
+
+    Attributes:
+        name: what requests call it.
+        version: changes whenever its choice does; router and shards must have the same.
+        summary: what it keeps, in a line, with its source.
+        knobs: a frozen dataclass whose fields are made by ``knob``, with its author's names.
+        plan: how many tokens each layer keeps of a prompt and behind it: a function of lengths alone.
+        prefills: ways to prefill that a request may choose of, the usual one first; empty: no choice.
+        keeps_all: nothing is ever evicted.
+    """
+
+    name: str
+    version: str
+    summary: str
+    knobs: type[Any]
+    plan: Callable[[Target, Any], KeepPlan]
+    prefills: tuple[str, ...] = ()
+    keeps_all: bool = False
+
+
+def knob(default: Parameter, allowed: str, meaning: str) -> Any:
+    """A field of a policy's knobs.
+
+    Args:
+        allowed: an interval, such as "[0, 1)", "(0, 1]" or "[1, ...)", or texts, such as "cosine|linear".
+    """
+    return field(default=default, metadata={"allowed": allowed, "meaning": meaning})
+
+
+def read_knobs(policy: Policy, parameters: Mapping[str, Parameter]) -> Any:
+    """The policy's knobs, those that are not given at their defaults.
+
+    Raises InvalidRequestError, naming knob and value, and what is allowed.
+    """
+    known = {each.name: each for each in fields(policy.knobs)}
+    for name in parameters:
+        if name not in known:
+            meant = get_close_matches(name, known, 1)
+            hint = f"; {meant[0]!r} is" if meant else f"; it has {', '.join(known) or 'none'}"
+            raise InvalidRequestError(f"{name!r} is no knob of policy {policy.name!r}{hint}")
+    return policy.knobs(**{name: _checked(known[name], value) for name, value in parameters.items()})
+
+
+def describe(policy: Policy) -> list[tuple[str, Parameter, str, str]]:
+    """Of each knob its name, its default, what is allowed, and what it means."""
+    described = []
+    for each in fields(policy.knobs):
+        assert each.default is not MISSING
+        described.append((each.name, each.default, each.metadata["allowed"], each.metadata["meaning"]))
+    return described
+
+
+def _checked(known: Field[Any], value: Parameter) -> Parameter:
+    allowed: str = known.metadata["allowed"]
+    if isinstance(known.default, str):
+        if value not in allowed.split("|"):
+            raise InvalidRequestError(f"{known.name} is {value!r}; it must be {_texts(allowed)}")
+        return value
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InvalidRequestError(f"{known.name} is {value!r}; it must be a number in {allowed}")
+    whole = isinstance(known.default, int)
+    if not _within(value, allowed) or (whole and value != int(value)):
+        kind = "a whole number " if whole else ""
+        raise InvalidRequestError(f"{known.name} is {value}; it must be {kind}in {allowed}")
+    return int(value) if whole else float(value)
+
+
+def _texts(allowed: str) -> str:
+    return " or ".join(repr(text) for text in allowed.split("|"))
+
+
+def _within(value: float, interval: str) -> bool:
+    low, high = (part.strip() for part in interval[1:-1].split(","))
+    above = value >= float(low) if interval[0] == "[" else value > float(low)
+    if high == "...":
+        return above and value < float("inf")
+    return above and (value <= float(high) if interval[-1] == "]" else value < float(high))
