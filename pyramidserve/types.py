@@ -74,7 +74,7 @@ class Compression:
     """How the KV cache of one request is compressed.
 
     Attributes:
-        policy: what stays on the device: "full", "streaming", "pyramid", or another that is deployed.
+        policy: what stays on the device: "full", "local", "streaming", "pyramid", or another deployed one.
         prefill: with "pyramid": "prune", the usual, drops hidden states as PyramidInfer does, "evict"
             computes the full prefill and spills what it evicts to host memory. "": the policy's usual.
         kv_keep: fraction of the prompt's KV, summed over layers, to leave on the device after prefill,

@@ -19,6 +19,7 @@ from workers.engine.engine import Engine, EngineConfig, EngineRequest
 PARAMETERS = {"min_context_length": 8, "exceed_length_to_compress": 8}
 POLICIES = {
     "full": Compression(),
+    "local": Compression("local", parameters={"window": 30}),
     "streaming": Compression("streaming", parameters={"sinks": 2, "window": 30}),
     "streaming-keep": Compression("streaming", kv_keep=0.4),
     "prune": Compression("pyramid", "prune", parameters=PARAMETERS),

@@ -9,7 +9,7 @@ from typing import cast, get_args
 from pyramidserve.errors import ConfigurationError, InvalidRequestError
 from pyramidserve.types import Compression, Recall
 from workers.budget.plan import INDEX_SHARE, KeepPlan
-from workers.policies import full, pyramid, streaming
+from workers.policies import full, local, pyramid, streaming
 from workers.policies.policy import Policy, Target, read_knobs
 
 # Where packages of others name their policies.
@@ -17,7 +17,7 @@ ENTRY_POINTS = "pyramidserve.policies"
 # Tokens that "exact" generates ahead of their verification, at most: fewer than are compressed at once.
 DRAFTS = 8
 
-BUILT_IN = (full.POLICY, streaming.POLICY, pyramid.POLICY)
+BUILT_IN = (full.POLICY, local.POLICY, streaming.POLICY, pyramid.POLICY)
 POLICIES = {policy.name: policy for policy in BUILT_IN}
 
 

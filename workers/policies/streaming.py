@@ -22,24 +22,29 @@ class StreamingKnobs:
 
 def plan_streaming(target: Target, knobs: StreamingKnobs) -> KeepPlan:
     """The counts for one prompt; ``kv_keep`` sets sinks and window together to that fraction."""
-    capacity, prompt_tokens, layers = knobs.sinks + knobs.window, target.prompt_tokens, target.layers
+    return first_and_latest(target, knobs.sinks, knobs.window)
+
+
+def first_and_latest(target: Target, sinks: int, window: int) -> KeepPlan:
+    """So many first tokens stay, and so many latest; or the fraction ``kv_keep`` of both together."""
+    capacity, prompt_tokens, layers = sinks + window, target.prompt_tokens, target.layers
     bound_by = ""
     if target.kv_keep is not None:
         wanted = round(target.kv_keep * prompt_tokens)
-        capacity = max(wanted, knobs.sinks + 1)
+        capacity = max(wanted, sinks + 1)
         bound_by = "sinks" if min(capacity, prompt_tokens) > wanted else ""
     kept = min(capacity, prompt_tokens)
-    sinks = min(knobs.sinks, kept - 1)
+    of_prompt = min(sinks, kept - 1)
     return KeepPlan(
         prompt_tokens=prompt_tokens,
         kept=(kept,) * layers,
-        recent=kept - sinks,
-        sinks=sinks,
+        recent=kept - of_prompt,
+        sinks=of_prompt,
         generation=GenerationPlan(
             chunk=CHUNK,
             window=capacity - kept,
             # Where the prompt is shorter than the sinks, the first generated tokens are sinks too.
-            start=(knobs.sinks,) * layers,
+            start=(sinks,) * layers,
             keeps=(0,) * layers,
         ),
         bound_by=bound_by,

@@ -509,6 +509,14 @@ def test_a_pipeline_of_another_model_is_refused() -> None:
     assert not bench.router.serving
 
 
+def test_a_pipeline_with_another_version_of_a_policy_is_refused() -> None:
+    bench, skewed = Bench(), hello()
+    skewed.policies["pyramid"] = "0"
+    with pytest.raises(ConfigurationError, match="policy 'pyramid' in version 1 here and 0 there"):
+        bench.router.attach(skewed)
+    assert not bench.router.serving
+
+
 def test_draining_lets_what_runs_end_and_takes_nothing_new() -> None:
     bench = Bench()
 

@@ -61,7 +61,7 @@ def settled(asked: Asked) -> Terms:
         (Asked(stopping=Stopping(stop_token_ids=(100,))), "token id 100 in stop_token_ids", "0 to 99"),
         (Asked(stopping=Stopping(stop=("",))), "'' has 0 characters", "1 to 256"),
         (Asked(stopping=Stopping(stop=("y" * 257,))), "257 characters", "1 to 256"),
-        (Asked(compression=Compression("lru")), "'lru'", "full, streaming, pyramid"),
+        (Asked(compression=Compression("lru")), "'lru'", "full, local, streaming, pyramid"),
         (Asked(compression=Compression("pyramid", kv_keep=2.0)), "kv_keep is 2.0", "(0, 1]"),
         (Asked(stopping=Stopping(2), output=(4, 4, 4)), "3 tokens", "max_tokens 2"),
         (Asked(sampling=Sampling(0.5), output=(4,)), "resume_output_ids", "seed"),

@@ -1,0 +1,22 @@
+"""A window of the latest tokens: what the papers compare with (arXiv 2306.14048, section 5)."""
+
+from dataclasses import dataclass
+
+from workers.budget.plan import KeepPlan
+from workers.policies.policy import Policy, Target, knob
+from workers.policies.streaming import first_and_latest
+
+
+@dataclass(frozen=True)
+class LocalKnobs:
+    """Tokens that stay."""
+
+    window: int = knob(1024, "[1, ...)", "latest tokens")
+
+
+def plan_local(target: Target, knobs: LocalKnobs) -> KeepPlan:
+    """The counts for one prompt; ``kv_keep`` sets the window to that fraction of it."""
+    return first_and_latest(target, 0, knobs.window)
+
+
+POLICY = Policy("local", "1", "the latest tokens alone", LocalKnobs, plan_local)
