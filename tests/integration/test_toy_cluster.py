@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import grpc
 import pytest
@@ -179,7 +180,8 @@ def test_a_request_id_that_is_live_is_joined_and_runs_once(
 def test_the_log_has_a_request_from_the_queue_to_its_end(
     client: Client, toy_cluster: RunningCluster
 ) -> None:
-    name, left = "a-life-in-the-log", "left-in-the-log"
+    # Not those of a cluster of before, whose logs are there too.
+    name, left = f"a-life-in-the-log-{uuid4()}", f"left-in-the-log-{uuid4()}"
     receipt = client.generate(PROMPT, stopping=LONG, request_id=name).receipt
     with client.stream(PROMPT, stopping=LONG, request_id=left) as stream:
         next(iter(stream))
