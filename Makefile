@@ -1,6 +1,8 @@
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# A process a core, each of which computes with its share of them.
+SPREAD := --numprocesses auto --maxprocesses 4 --dist worksteal
 
 .PHONY: demo serve test test-fast fuzz soak gpu-check lint format stubs stubs-check
 
@@ -16,11 +18,12 @@ demo: $(READY)    ## answer two questions on a local two-shard cluster
 serve: $(READY)   ## keep a local cluster up for `pyramidserve chat`
 	$(BIN)/pyramidserve serve --config deploy/serve.yaml
 
-test: $(READY)    ## every test
-	$(BIN)/pytest -o faulthandler_timeout=1000 -o faulthandler_exit_on_timeout=true
+test: $(READY)    ## every test: on all cores what computes, one by one what starts clusters
+	$(BIN)/pytest $(SPREAD) tests/unit tests/conformance tests/gpu
+	$(BIN)/pytest -o faulthandler_timeout=1000 -o faulthandler_exit_on_timeout=true tests/integration tests/packaging
 
 test-fast: $(READY)  ## pure and unit tests
-	$(BIN)/pytest tests/unit
+	$(BIN)/pytest $(SPREAD) tests/unit
 
 fuzz: $(READY)    ## property tests at random, with 20 times as many examples
 	FUZZ=20 $(BIN)/pytest -m hypothesis --timeout 7200 tests/unit tests/conformance

@@ -41,8 +41,9 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 @pytest.fixture(scope="module")
 def embedded() -> Iterator[Path]:
-    """The embedded model's folder; it is worth all cores while it is in use."""
-    torch.set_num_threads(os.cpu_count() or 1)
+    """The embedded model's folder; it is worth all cores of this process while it is in use."""
+    processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
     yield resolve_checkpoint(EMBEDDED)
     torch.set_num_threads(1)
 

@@ -15,7 +15,8 @@ from pyramidserve import Client, Reply, Stopping
 
 LONG = Stopping(max_tokens=150, ignore_eos=True)
 PROMPT = list(range(3, 103))
-USERS = 6
+# They think between two replies, as what is rolled out wants the cores too.
+USERS, THINKING_SECONDS = 3, 1.0
 DEPLOY = """
 import sys, time
 from pathlib import Path
@@ -66,7 +67,7 @@ def test_a_rollout_loses_no_stream(tmp_path: Path, toy: Callable[[str], Path]) -
 
         def use(user: int) -> list[Reply]:
             replies: list[Reply] = []
-            while not over.is_set():
+            while not over.wait(THINKING_SECONDS):
                 with Client(cluster.target) as client:
                     name = f"{user}-{len(replies)}"
                     replies.append(client.generate(PROMPT, request_id=name, stopping=LONG))
