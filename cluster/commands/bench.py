@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from cluster.commands import bench_serve
-from cluster.commands.policy import add_policy_arguments, compression_of
+from cluster.commands.policy import add_policy_arguments, compression_here
 from cluster.commands.serve import say
 from cluster.partition import boundaries, layer_costs
 from pyramidserve.errors import InvalidRequestError
@@ -78,7 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
 def run_engine(arguments: argparse.Namespace) -> dict[str, Any]:
     """Measures and prints a workload."""
     workload = named_workload(arguments.workload)
-    compression = compression_of(arguments)
+    compression = compression_here(arguments)
     with _engine(arguments, workload, compression, arguments.shards) as (engine, log):
         work = requests(workload, engine.tokenizer, compression)
         say("warming up")
@@ -128,7 +128,7 @@ def run_engine(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def run_stall(arguments: argparse.Namespace) -> dict[str, Any]:
     """Measures and prints how streams are held up."""
-    compression = compression_of(arguments)
+    compression = compression_here(arguments)
     late = Workload(1, LATE_PROMPT, 1)
     with _engine(arguments, STREAMS, compression, 1, late.prompt + late.output) as (engine, _):
         streams = requests(STREAMS, engine.tokenizer, compression)

@@ -29,13 +29,18 @@ def add_policy_arguments(parser: argparse.ArgumentParser, default: str | None) -
 
 
 def compression_of(arguments: argparse.Namespace, recall: Recall = "off") -> Compression:
-    """What was asked for. Raises InvalidRequestError where that cannot be."""
+    """What was asked for; the deployment may have policies that are not here."""
+    parameters = read_parameters(arguments.params) if arguments.params else {}
+    return Compression(arguments.policy, arguments.prefill, arguments.kv_keep, recall, parameters)
+
+
+def compression_here(arguments: argparse.Namespace, recall: Recall = "off") -> Compression:
+    """What was asked for, in this process. Raises InvalidRequestError where there is no such policy."""
     try:
         enable([arguments.policy])
     except ConfigurationError as error:
         raise InvalidRequestError(error.message.replace("policies names", "--policy is")) from error
-    parameters = read_parameters(arguments.params) if arguments.params else {}
-    return Compression(arguments.policy, arguments.prefill, arguments.kv_keep, recall, parameters)
+    return compression_of(arguments, recall)
 
 
 def kept_at_most(compression: Compression) -> Compression:

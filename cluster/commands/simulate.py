@@ -10,7 +10,7 @@ from statistics import median
 from typing import Any
 
 from cluster.commands.bench_serve import TRACE, describe_trace
-from cluster.commands.policy import add_policy_arguments, compression_of, kept_at_most
+from cluster.commands.policy import add_policy_arguments, compression_here, kept_at_most
 from cluster.load.report import Objective
 from cluster.load.trace import arrivals, read_trace
 from cluster.simulation.calibration import fit, machine, predict, read_measured
@@ -93,7 +93,7 @@ def _validate(arguments: argparse.Namespace) -> None:
             f"--shards is {arguments.shards}; {arguments.model} can have 1 to "
             f"{MODELS[arguments.model].layers}"
         )
-    validate(kept_at_most(compression_of(arguments)))
+    validate(kept_at_most(compression_here(arguments)))
 
 
 def _simulate(arguments: argparse.Namespace, costs: Costs) -> list[dict[str, Any]]:
@@ -103,7 +103,7 @@ def _simulate(arguments: argparse.Namespace, costs: Costs) -> list[dict[str, Any
     turns = sum(len(session.turns) for session in sessions) / len(sessions)
     shards = arguments.shards or SHARDS[arguments.model]
     scaling = Scaling(arguments.max_pipelines) if arguments.max_pipelines else None
-    compression, results = kept_at_most(compression_of(arguments)), []
+    compression, results = kept_at_most(compression_here(arguments)), []
     for pipelines, rate in itertools.product(arguments.pipelines, arguments.rate):
         setup = gpu_setup(arguments.model, shards, compression, costs, pipelines, scaling)
         setup = dataclasses.replace(setup, queue_limit=setup.queue_limit * pipelines)

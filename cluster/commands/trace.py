@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.commands.chart import pyramid_chart
-from cluster.commands.policy import add_policy_arguments, compression_of
+from cluster.commands.policy import add_policy_arguments, compression_here
 from pyramidserve.errors import InvalidRequestError
 from pyramidserve.types import Stopping
 from workers.engine.engine import Engine, EngineConfig, EngineRequest, TracedReply
@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs the prompt and shows, writes and draws what was kept."""
-    compression = compression_of(arguments, arguments.recall)
+    compression = compression_here(arguments, arguments.recall)
     if arguments.generate < 0:
         raise InvalidRequestError(f"--generate is {arguments.generate}; it must be 0 or more")
     prompt = _read_text(arguments.text) if arguments.text else read_ids(arguments.ids)

@@ -32,8 +32,8 @@ def enable(names: Sequence[str]) -> None:
         installed = {each.name: each for each in entry_points(group=ENTRY_POINTS)}
         if name not in installed:
             raise ConfigurationError(
-                f"policies names {name!r}, which is not installed; entry points {ENTRY_POINTS!r} of the "
-                f"packages here are: {', '.join(sorted(installed)) or 'none'}"
+                f"policies names {name!r}, which is not installed; known are {', '.join(POLICIES)}, and as "
+                f"entry points {ENTRY_POINTS!r} of packages: {', '.join(sorted(installed)) or 'none'}"
             )
         try:
             policy = installed[name].load()
