@@ -19,7 +19,7 @@ serve: $(READY)   ## keep a local cluster up for `pyramidserve chat`
 	$(BIN)/pyramidserve serve --config deploy/serve.yaml
 
 test: $(READY)    ## every test: on all cores what computes, one by one what starts clusters
-	$(BIN)/pytest $(SPREAD) tests/unit tests/conformance tests/gpu
+	$(BIN)/pytest $(SPREAD) tests/conformance tests/unit tests/gpu
 	$(BIN)/pytest -o faulthandler_timeout=1000 -o faulthandler_exit_on_timeout=true tests/integration tests/packaging
 
 test-fast: $(READY)  ## pure and unit tests

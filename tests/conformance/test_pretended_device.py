@@ -95,7 +95,7 @@ def test_the_device_refuses_to_be_mixed() -> None:
         assert (there + 1).device == DEVICE
 
 
-@pytest.mark.parametrize("shards", BOUNDARIES)
+@pytest.mark.parametrize("shards", [1, 3])  # each takes half a minute
 def test_every_policy_prefill_and_recall_in_one_batch(shards: int, build: Build) -> None:
     draw = random.Random(1)
     requests = [
