@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy.typing as npt
-import psutil
 import torch
 
 from pyramidserve.errors import ConfigurationError
+from workers.host_memory import free_host_bytes
 
 # The first kind of NVIDIA GPU whose tensor cores multiply bfloat16: Ampere.
 _MULTIPLIES_BF16 = (8, 0)
@@ -69,7 +69,7 @@ def free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + kept
-    return int(psutil.virtual_memory().available)
+    return free_host_bytes()
 
 
 def device_memory(device: torch.device) -> DeviceMemory:

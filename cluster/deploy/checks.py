@@ -1,13 +1,12 @@
 """Looks at what a deployment on this machine needs, so that a fault shows before anything starts."""
 
-import psutil
-
 from cluster.app import demand, shard_settings
 from cluster.config import ClusterConfig
 from cluster.deploy.deployment import Progress
 from cluster.edge.server import port_problem, server_credentials
 from cluster.edge.tenants import read_tenants
 from pyramidserve.errors import ConfigurationError, PortInUseError, UnschedulableError
+from workers.host_memory import free_host_bytes
 from workers.model.checkpoint import resolve_checkpoint
 from workers.model.config import read_config
 from workers.model.weights import open_weights
@@ -40,14 +39,14 @@ def check_memory(config: ClusterConfig) -> None:
     A pool's pages are taken from the machine when they are first used: each would begin well, and the
     machine would end one of them under load.
     """
-    free = psutil.virtual_memory().available
+    free = free_host_bytes()
     shards = config.pipelines * config.shards
     pool = config.kv_bytes if config.device == "cpu" else 0
     if shards * (pool + config.host_bytes) > free:
         raise ConfigurationError(
             f"{shards} shards want {pool} bytes of kv_bytes and {config.host_bytes} of host_bytes each, "
-            f"and this machine has {free} free; lower kv_bytes, host_bytes, shards or pipelines: each may "
-            f"have {free // shards} in all, less its weights"
+            f"and this machine or container has {free} free; lower kv_bytes, host_bytes, shards or "
+            f"pipelines: each may have {free // shards} in all, less its weights"
         )
 
 
