@@ -51,8 +51,9 @@ class Hosts:
         self._start(1, f"--address={self.address}", f"--node-ip-address={SECOND}")
 
     def kill_second(self) -> None:
-        """Kills all that runs on the second host."""
-        end(self.nodes.pop(), kill=True)
+        """Kills all that runs on the second host: also a node that a cut wire has not cost its life."""
+        while len(self.nodes) > 1:
+            end(self.nodes.pop(), kill=True)
 
     def wire(self, state: str) -> None:
         """Puts the wire between the hosts "up" or "down"."""
