@@ -6,7 +6,6 @@ from typing import Any, TypeVar
 
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
-from google.protobuf.struct_pb2 import Struct
 
 from pyramidserve.errors import InvalidRequestError
 from pyramidserve.integers import INT32_MAX, whole_number
@@ -91,14 +90,15 @@ def compression_to_message(compression: Compression) -> pb.Compression:
     Raises:
         InvalidRequestError: the value of a knob does not fit the wire.
     """
-    parameters = dict(compression.parameters)
-    return pb.Compression(
+    message = pb.Compression(
         policy=compression.policy,
         prefill=compression.prefill,
         kv_keep=compression.kv_keep,
         recall=compression.recall,
-        parameters=_struct(parameters) if parameters else None,
     )
+    if compression.parameters:
+        message.parameters.update(_parameters(dict(compression.parameters)))
+    return message
 
 
 def compression_from_message(message: pb.Compression, default: Compression) -> Compression:
@@ -120,31 +120,23 @@ def compression_from_message(message: pb.Compression, default: Compression) -> C
         recall=recall,
         # The first two have knobs of older clients.
         parameters={
-            **_present(message.pyramid), **_present(message.streaming), **_parameters(message.parameters)
+            **_present(message.pyramid),
+            **_present(message.streaming),
+            **_parameters(dict(message.parameters.items())),
         },
-    )  # fmt: skip
+    )
 
 
-def _parameters(struct: Struct) -> dict[str, Parameter]:
-    """Raises InvalidRequestError, naming the value that is neither a number nor a text."""
+def _parameters(values: Mapping[str, object]) -> dict[str, Parameter]:
+    """``values`` as knobs have them. Raises InvalidRequestError, naming the first that no knob can have."""
     parameters: dict[str, Parameter] = {}
-    for name, value in struct.items():
-        if not isinstance(value, bool | float | str):
+    for name, value in values.items():
+        if not isinstance(value, bool | int | float | str):
             raise InvalidRequestError(
                 f"{name} is {value!r:.80}; it must be a number, a text, true or false"
             )
         parameters[name] = value
     return parameters
-
-
-def _struct(parameters: Mapping[str, Parameter]) -> Struct:
-    """Raises InvalidRequestError, naming the value that is neither a number nor a text."""
-    for name, value in parameters.items():
-        if not isinstance(value, bool | int | float | str):
-            raise InvalidRequestError(f"{name} is {value!r}; it must be a number, a text, true or false")
-    struct = Struct()
-    struct.update(dict(parameters))
-    return struct
 
 
 def _message(kind: type[_Message], source: object) -> _Message:
