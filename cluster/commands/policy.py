@@ -5,7 +5,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from pyramidserve.errors import ConfigurationError, InvalidRequestError
+from pyramidserve.errors import InvalidRequestError
 from pyramidserve.types import Compression, Parameter, Recall
 from workers.policies.registry import BUILT_IN, enable, keeps_all
 
@@ -35,11 +35,8 @@ def compression_of(arguments: argparse.Namespace, recall: Recall = "off") -> Com
 
 
 def compression_here(arguments: argparse.Namespace, recall: Recall = "off") -> Compression:
-    """What was asked for, in this process. Raises InvalidRequestError where there is no such policy."""
-    try:
-        enable([arguments.policy])
-    except ConfigurationError as error:
-        raise InvalidRequestError(error.message.replace("policies names", "--policy is")) from error
+    """What was asked for, in this process. Raises ConfigurationError where there is no such policy."""
+    enable([arguments.policy], "--policy is")
     return compression_of(arguments, recall)
 
 

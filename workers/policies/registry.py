@@ -21,8 +21,8 @@ BUILT_IN = (full.POLICY, local.POLICY, streaming.POLICY, pyramid.POLICY)
 POLICIES = {policy.name: policy for policy in BUILT_IN}
 
 
-def enable(names: Sequence[str]) -> None:
-    """Loads the policies of others that a deployment names.
+def enable(names: Sequence[str], asked: str = "policies names") -> None:
+    """Loads the policies of others that are named; ``asked`` says where, as in "policies names".
 
     Raises ConfigurationError where there is none of that name, or it is not what it should be.
     """
@@ -32,7 +32,7 @@ def enable(names: Sequence[str]) -> None:
         installed = {each.name: each for each in entry_points(group=ENTRY_POINTS)}
         if name not in installed:
             raise ConfigurationError(
-                f"policies names {name!r}, which is not installed; known are {', '.join(POLICIES)}, and as "
+                f"{asked} {name!r}, which is not installed; known are {', '.join(POLICIES)}, and as "
                 f"entry points {ENTRY_POINTS!r} of packages: {', '.join(sorted(installed)) or 'none'}"
             )
         try:
