@@ -1,12 +1,16 @@
 """A batch of prompts and outputs of given sizes, and what its measured decode steps come to."""
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import mean, median
 from typing import Any
 
 from bench.gpu.card import limits
 from bench.gpu.context import Context
+from pyramidserve.types import Compression, Stopping
+from workers.engine.engine import Engine, EngineRequest
+from workers.engine.loop import SequenceTokens
 from workers.model.config import ModelConfig
 from workers.model.work import weights_read
 
@@ -37,6 +41,37 @@ class Load:
 def random_ids(draw: random.Random, count: int, model: ModelConfig) -> list[int]:
     """Ids of a prompt."""
     return [draw.randrange(3, model.vocabulary) for _ in range(count)]
+
+
+def submit_batch(
+    engine: Engine, compression: Compression, batch: int, prompt: int, output: int
+) -> set[int]:
+    """Submits ``batch`` random prompts, the same for the same size; returns their sequences."""
+    draw, stopping = random.Random(prompt), Stopping(output, ignore_eos=True)
+    return {
+        engine.submit(
+            EngineRequest(
+                random_ids(draw, prompt, engine.model), stopping=stopping, compression=compression
+            )
+        )[0]
+        for _ in range(batch)
+    }
+
+
+def until_all_decode(engine: Engine, sequences: set[int], check: Callable[[], None] = lambda: None) -> None:
+    """Steps until each of ``sequences`` has a token; ``check`` is called before each step."""
+    waiting = set(sequences)
+    while waiting:
+        check()
+        waiting -= {event.sequence for event in engine.step() if isinstance(event, SequenceTokens)}
+
+
+def clear(engine: Engine, sequences: set[int]) -> None:
+    """Cancels ``sequences`` and steps until the engine is idle."""
+    for sequence in sequences:
+        engine.cancel(sequence)
+    while not engine.idle:
+        engine.step()
 
 
 def decoded(

@@ -1,17 +1,14 @@
 """Where a decode step goes on a card: ``python -m bench.gpu.profile``, in a minute."""
 
 import argparse
-import random
 import time
 
 from torch.profiler import ProfilerActivity, profile
 
-from bench.gpu.load import random_ids
+from bench.gpu.load import clear, submit_batch, until_all_decode
 from bench.gpu.throughput import POLICIES
-from pyramidserve.types import Stopping
 from workers.device import open_device, synchronize
-from workers.engine.engine import Engine, EngineConfig, EngineRequest
-from workers.engine.loop import SequenceTokens
+from workers.engine.engine import Engine, EngineConfig
 
 STEPS, ROWS, OUTPUT = 3, 16, 200
 
@@ -37,7 +34,8 @@ def main(arguments: list[str] | None = None) -> int:
     engine = Engine(config)
     activities = [ProfilerActivity.CUDA if device.type == "cuda" else ProfilerActivity.CPU]
     for name in POLICIES:
-        running = _start(engine, name, batch, prompt)
+        sequences = submit_batch(engine, POLICIES[name], batch, prompt, OUTPUT)
+        until_all_decode(engine, sequences)
         began = time.perf_counter()
         for _ in range(STEPS):
             engine.step()
@@ -50,28 +48,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{name}, {batch} x {prompt} tokens: {seconds * 1e3:.1f} ms a step; of {STEPS} steps:")
         by = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
         print(profiled.key_averages().table(sort_by=by, row_limit=ROWS, max_name_column_width=70))
-        for number in running:
-            engine.cancel(number)
-        while not engine.idle:
-            engine.step()
+        clear(engine, sequences)
     return 0
-
-
-def _start(engine: Engine, name: str, batch: int, prompt: int) -> set[int]:
-    """Submits a batch, and takes it to where all of it decodes."""
-    draw, stopping = random.Random(prompt), Stopping(OUTPUT, ignore_eos=True)
-    running = {
-        engine.submit(
-            EngineRequest(
-                random_ids(draw, prompt, engine.model), stopping=stopping, compression=POLICIES[name]
-            )
-        )[0]
-        for _ in range(batch)
-    }
-    waiting = set(running)
-    while waiting:
-        waiting -= {event.sequence for event in engine.step() if isinstance(event, SequenceTokens)}
-    return running
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 Not all of an output is generated, but some of it where it begins and some where it ends.
 """
 
-import random
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -13,16 +12,15 @@ from typing import Any
 import torch
 
 from bench.gpu.context import Context, Section, free
-from bench.gpu.load import GIGABYTE, Load, decoded, random_ids, whole
+from bench.gpu.load import GIGABYTE, Load, clear, decoded, submit_batch, until_all_decode, whole
 from bench.gpu.transformers_batch import transformers_at_most
 from bench.gpu.twin import transformers_twin
-from pyramidserve.types import Compression, Stopping
+from pyramidserve.types import Compression
 from workers.backends.reference import ReferenceBackend
 from workers.bench.measure import TurnLog
 from workers.budget.footprint import peak_pages
 from workers.device import allocator_retries, device_memory, free_bytes
-from workers.engine.engine import Engine, EngineConfig, EngineRequest
-from workers.engine.loop import SequenceTokens
+from workers.engine.engine import Engine, EngineConfig
 from workers.engine.pipeline import connect_local
 from workers.execute.tuning import ExecuteTuning
 from workers.execute.workspace import step_workspace_bytes
@@ -150,22 +148,9 @@ class Bench:
         self, load: Load, batch: int, compression: Compression, prompt: int, output: int
     ) -> dict[str, Any]:
         engine = self.engine
-        stopping, draw = Stopping(output, ignore_eos=True), random.Random(prompt)
         began = time.perf_counter()
-        waiting = {
-            engine.submit(
-                EngineRequest(
-                    random_ids(draw, prompt, engine.model), stopping=stopping, compression=compression
-                )
-            )[0]
-            for _ in range(batch)
-        }
-        numbers = set(waiting)
-        while waiting:
-            self.context.check_time()
-            for event in engine.step():
-                if isinstance(event, SequenceTokens):
-                    waiting.discard(event.sequence)
+        sequences = submit_batch(engine, compression, batch, prompt, output)
+        until_all_decode(engine, sequences, self.context.check_time)
         first_tokens = time.perf_counter() - began
         steps: list[float] = []
         decoding = self.log.seconds[StepKind.DECODE]
@@ -176,8 +161,5 @@ class Bench:
                 steps.append(time.perf_counter() - began)
         (memory,) = engine.loop.memory
         held = memory.pages_in_use * engine.stages[0].layout.page_bytes
-        for number in numbers:
-            engine.cancel(number)
-        while not engine.idle:
-            engine.step()
+        clear(engine, sequences)
         return decoded(self.context, engine.model, batch, prompt, first_tokens, steps, held)
