@@ -5,32 +5,24 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from policy_package import installed_policies
 
 from pyramidserve.types import Compression, Stopping
 from workers.engine.engine import Engine, EngineConfig, EngineRequest
-from workers.policies import registry
 from workers.policies.policy import describe
-from workers.policies.registry import BUILT_IN, POLICIES, enable, plan
+from workers.policies.registry import BUILT_IN, enable, plan
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "policies.md").read_text()
 ROW = re.compile(r"^\| (?:`(\w+)`)? ?\|.*\| (?:`(\w+)`)? ?\| (\S*) ?\| (.*?) ?\|$", re.MULTILINE)
 
 
 @pytest.fixture
-def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def installed(tmp_path: Path) -> Iterator[str]:
     """The example's name, once its package is where an installer leaves it."""
     (code,) = re.findall(r"```python\n(\"\"\".*?)```", DOCUMENT, re.DOTALL)
     ((name, module),) = re.findall(r"^(\w+) = \"(\w+):POLICY\"$", DOCUMENT, re.MULTILINE)
-    (tmp_path / f"{module}.py").write_text(code)
-    info = tmp_path / f"{module}-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {module}\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(f"[{registry.ENTRY_POINTS}]\n{name} = {module}:POLICY\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(registry, "POLICIES", POLICIES.copy())
-    plan.cache_clear()
-    yield name
-    plan.cache_clear()
+    with installed_policies(tmp_path, module, code, {name: "POLICY"}):
+        yield name
 
 
 def test_the_table_has_every_policy_and_knob_with_its_default() -> None:

@@ -4,12 +4,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from policy_package import installed_policies
 
 from pyramidserve.errors import ConfigurationError, InvalidRequestError
 from pyramidserve.types import Compression
-from workers.policies import registry
 from workers.policies.policy import Policy, describe
-from workers.policies.registry import BUILT_IN, POLICIES, enable, plan, skew, validate, versions
+from workers.policies.registry import BUILT_IN, enable, plan, skew, validate, versions
 
 HALVES = """
 from dataclasses import dataclass
@@ -30,23 +30,11 @@ OTHER = Policy("other", "1", "named as none is", Knobs, plan)
 
 
 @pytest.fixture(autouse=True)
-def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A package of others, as an installer leaves it."""
-    (tmp_path / "halves_of_others.py").write_text(HALVES)
-    info = tmp_path / "halves_of_others-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: halves-of-others\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(
-        "[pyramidserve.policies]\n"
-        "halves = halves_of_others:POLICY\n"
-        "misnamed = halves_of_others:OTHER\n"
-        "broken = halves_of_others:NOTHING\n"
-    )
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(registry, "POLICIES", POLICIES.copy())
-    plan.cache_clear()
-    yield
-    plan.cache_clear()
+def installed(tmp_path: Path) -> Iterator[None]:
+    """A package with a policy, with one under another name, and with none."""
+    named = {"halves": "POLICY", "misnamed": "OTHER", "broken": "NOTHING"}
+    with installed_policies(tmp_path, "halves_of_others", HALVES, named):
+        yield
 
 
 def test_one_that_is_named_can_be_asked_for_with_its_knobs() -> None:
