@@ -7,9 +7,10 @@ from typing import Any
 import torch
 
 from bench.gpu.context import Context
-from workers.backends.attention import window_weights
+from workers.backends.attention import row_weights
 from workers.backends.interface import Backend
 from workers.backends.reference import ReferenceBackend
+from workers.budget.observation import RowAttention
 from workers.budget.pages import PAGE_TOKENS, pages_for
 from workers.engine.choose import choose_backend
 from workers.kv.pool import PagedBatch
@@ -94,7 +95,7 @@ class Case:
             pairs += [("rotate", got, expected) for got, expected in zip(there, plain, strict=True)]
             query, new = (part.cpu().float() for part in there)
             past = self.draw(before, 2, self.kv_heads, self.size).to(self.dtype).float()
-            kv, weights = torch.cat((past, new)), window_weights(window, 1.2, CPU)
+            kv, weights = torch.cat((past, new)), row_weights(RowAttention(window, 1.2), window, CPU)
             scored = before + rows - window if window else 0
             stored = kv.to(self.device, self.dtype)
             got = own.prefill_attention(there[0], stored, weights.to(self.device), scored)

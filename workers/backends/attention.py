@@ -1,7 +1,11 @@
 """Attention of a prefill, and the scores that compression reads off it. Plain torch."""
 
+from collections.abc import Iterator
+
 import torch
 from torch.nn import functional
+
+from workers.budget.observation import RowAttention
 
 
 def prefill_attention(
@@ -47,7 +51,7 @@ def window_scores(
     at_once: int,
     starts: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """How much rows of the recent window attend to the context (arXiv 2405.12532, section 3.2).
+    """How much rows attend to the context (arXiv 2405.12532, section 3.2).
 
     Args:
         query: the rows, [rows, heads, head size].
@@ -58,26 +62,68 @@ def window_scores(
         starts: as ``prefill_attention`` takes them.
 
     Returns:
-        fp32 [context]: attention probabilities averaged over heads, weighted and summed over rows.
+        fp32 [KV heads, context]: attention probabilities averaged over the heads of a KV head, weighted and
+        summed over rows.
     """
-    before = len(key) - len(query)
-    keys = key.permute(1, 2, 0)[:, None]  # [KV heads, 1, head size, tokens]
-    scores = torch.zeros(context, device=query.device)
-    columns = torch.arange(len(key), device=query.device)
-    scale = query.shape[-1] ** -0.5
-    for start in range(0, len(query), at_once):
-        rows = query[start : start + at_once]
-        grouped = rows.view(len(rows), len(keys), -1, rows.shape[-1]).permute(1, 2, 0, 3)
-        logits = torch.matmul(grouped, keys).float().mul_(scale)
-        last = columns[before + start : before + start + len(rows), None]
-        logits.masked_fill_(columns > last, float("-inf"))
-        if starts is not None:
-            logits.masked_fill_(columns < starts[start : start + len(rows), None], float("-inf"))
-        probabilities = logits.softmax(dim=-1)[..., :context].mean(dim=(0, 1))
-        scores += weights[start : start + len(rows)] @ probabilities
+    scores = torch.zeros(key.shape[1], context, device=query.device)
+    for rows, probabilities in _by_rows(query, key, at_once, starts):
+        scores += torch.einsum("r,grn->gn", weights[rows], probabilities[..., :context])
     return scores
 
 
-def window_weights(window: int, distance_weight: float, device: torch.device) -> torch.Tensor:
-    """Weights of the recent window's rows, fp32 [window]: from 1, the oldest, to ``distance_weight``."""
-    return torch.linspace(1, distance_weight, window, device=device)
+def low_counts(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    context: int,
+    at_once: int,
+    starts: torch.Tensor | None = None,
+    each: bool = True,
+) -> torch.Tensor:
+    """Rows in which a token gets less than an even share (Scissorhands, arXiv 2305.17118, algorithm 2).
+
+    Args:
+        each: for each KV head; else by the mean over all of them.
+        query, key, context, at_once, starts: as ``window_scores`` takes them.
+
+    Returns:
+        fp32 [KV heads or 1, context]. A row that does not see a token is not counted.
+    """
+    counts = torch.zeros(key.shape[1] if each else 1, context, device=query.device)
+    before = len(key) - len(query)
+    columns = torch.arange(context, device=query.device)
+    for rows, probabilities in _by_rows(query, key, at_once, starts):
+        if not each:
+            probabilities = probabilities.mean(dim=0, keepdim=True)
+        ends = torch.arange(before + rows.start + 1, before + rows.stop + 1, device=query.device)
+        begins = torch.zeros_like(ends) if starts is None else starts[rows].to(ends)
+        low = probabilities[..., :context] < (1 / (ends - begins))[:, None]
+        counts += (low & (columns < ends[:, None]) & (columns >= begins[:, None])).sum(dim=1)
+    return counts
+
+
+def _by_rows(
+    query: torch.Tensor, key: torch.Tensor, at_once: int, starts: torch.Tensor | None
+) -> Iterator[tuple[slice, torch.Tensor]]:
+    """Attention probabilities of some rows after others, means of each group, [KV heads, rows, tokens]."""
+    before = len(key) - len(query)
+    keys = key.permute(1, 2, 0)[:, None]  # [KV heads, 1, head size, tokens]
+    columns = torch.arange(len(key), device=query.device)
+    scale = query.shape[-1] ** -0.5
+    for start in range(0, len(query), at_once):
+        own = slice(start, min(start + at_once, len(query)))
+        rows = query[own]
+        grouped = rows.view(len(rows), len(keys), -1, rows.shape[-1]).permute(1, 2, 0, 3)
+        logits = torch.matmul(grouped, keys).float().mul_(scale)
+        last = columns[before + own.start : before + own.stop, None]
+        logits.masked_fill_(columns > last, float("-inf"))
+        if starts is not None:
+            logits.masked_fill_(columns < starts[own, None], float("-inf"))
+        yield own, logits.softmax(dim=-1).mean(dim=1)
+
+
+def row_weights(observes: RowAttention, rows: int, device: torch.device) -> torch.Tensor:
+    """What the attention of a prompt's newest ``rows`` rows is multiplied with, fp32 [rows]."""
+    weights = torch.linspace(1, observes.newest, rows, device=device)
+    if observes.decay < 1:
+        weights *= observes.decay ** torch.arange(rows - 1, -1, -1, device=device)
+    return weights

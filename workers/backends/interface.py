@@ -20,9 +20,9 @@ class Attended:
     Attributes:
         out: [sequences, heads * head size].
         lse: the logarithm of the sum of the exponentiated logits, fp32 [sequences, heads].
-        shares: a by-product, the attention to the newest tokens, averaged over heads, fp32 [sequences,
-            tail], the newest last; 0 where a cache is shorter. With ``lse`` they follow from those tokens'
-            keys alone, so that attention which knows of no shares will do.
+        shares: a by-product, the attention to the newest tokens, averaged over the heads of a KV head, fp32
+            [sequences, KV heads, tail], the newest last; 0 where a cache is shorter. With ``lse`` they
+            follow from those tokens' keys alone, so that attention which knows of no shares will do.
     """
 
     out: torch.Tensor
@@ -46,12 +46,29 @@ class Attention(Protocol):
         Args:
             query: [rows, heads, head size].
             kv: all tokens so far, the rows' own last, [tokens, 2, KV heads, head size].
-            weights: fp32, of the newest rows, which score what is before them; empty if none do.
-            context: oldest tokens that are scored, all before the rows that score.
+            weights: fp32, of the newest rows, which score what they see; empty if none do.
+            context: oldest tokens that are scored.
             starts: the first token that each row attends to, int32 [rows], ascending; None: of all.
 
         Returns:
-            The output [rows, heads * head size], and fp32 scores as ``window_scores`` has them, [context].
+            The output [rows, heads * head size], and scores as ``window_scores`` has them, fp32
+            [KV heads, context].
+        """
+        ...
+
+    def low_counts(
+        self,
+        query: torch.Tensor,
+        kv: torch.Tensor,
+        context: int,
+        starts: torch.Tensor | None,
+        each: bool,
+    ) -> torch.Tensor:
+        """Rows in which a token gets less than an even share; see ``attention.low_counts``.
+
+        Args:
+            query: the newest rows, [rows, heads, head size].
+            kv, context, starts: as ``prefill_attention`` takes them.
         """
         ...
 
@@ -116,8 +133,9 @@ class FusedDecode(Protocol):
             tail: newest tokens whose attention is wanted.
 
         Returns:
-            The last layer's output, and the attention to the newest ``tail`` tokens, averaged over heads,
-            fp32 [layers, sequences, tail], the newest last; 0 where a cache is shorter.
+            The last layer's output, and the attention to the newest ``tail`` tokens, averaged over the
+            heads of a KV head, fp32 [layers, sequences, KV heads, tail], the newest last; 0 where a cache
+            is shorter.
         """
         ...
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch.nn import functional
 
-from workers.backends.attention import prefill_attention, window_scores
+from workers.backends.attention import low_counts, prefill_attention, window_scores
 from workers.backends.interface import Attended, FusedDecode
 from workers.backends.stopwatch import Stopwatch
 from workers.backends.tuning import ReferenceTuning
@@ -101,12 +101,24 @@ class ReferenceBackend:
             at_once = self._tuning.score_rows
             return attended, window_scores(query[newest], kv[:, 0], weights, context, at_once, scoring)
 
+    def low_counts(
+        self,
+        query: torch.Tensor,
+        kv: torch.Tensor,
+        context: int,
+        starts: torch.Tensor | None,
+        each: bool,
+    ) -> torch.Tensor:
+        with self.stopwatch.on("attention"):
+            key = kv[:, 0].to(query.dtype)
+            return low_counts(query, key, context, self._tuning.score_rows, starts, each)
+
     def decode_attention(self, query: torch.Tensor, batch: PagedBatch, tail: int) -> Attended:
         lengths = batch.lengths.tolist()
         spilled = batch.spilled.lengths.tolist() if batch.spilled else [0] * len(lengths)
         out = query.new_empty(len(query), query[0].numel())
         lse = query.new_empty(query.shape[:2], dtype=torch.float32)
-        shares = query.new_empty(len(query), tail, dtype=torch.float32)
+        shares = query.new_empty(len(query), batch.rows.shape[2], tail, dtype=torch.float32)
         row_bytes = batch.rows[0].nbytes
         start = 0
         while start < len(query):
@@ -186,5 +198,6 @@ def _attend_gathered(
 def _newest(probabilities: torch.Tensor, lengths: torch.Tensor, tail: int) -> torch.Tensor:
     """Those of the newest ``tail`` of the first ``lengths`` tokens, as ``Attended.shares``."""
     # Zeros before the first token, where the tail is longer.
-    shares = functional.pad(probabilities.mean(dim=(1, 2)), (tail, 0))
-    return shares.gather(1, torch.arange(tail, device=lengths.device) + lengths[:, None])
+    shares = functional.pad(probabilities.mean(dim=2), (tail, 0))
+    columns = torch.arange(tail, device=lengths.device) + lengths[:, None]
+    return shares.gather(2, columns[:, None].expand(-1, shares.shape[1], -1))

@@ -166,7 +166,7 @@ def test_the_newest_rows_attend_to_all_before_them_and_the_newest_of_them_score(
     kernels = kernels_for(dtype)
     rows = max(1, int(row_share * tokens))
     window = int(window_share * rows)
-    context = int(context_share * (tokens - window))
+    context = int(context_share * tokens)
     query = (draw(seed, rows, heads[0], head_size) * 2).to(kernels.activations)
     kv = draw(seed + 1, tokens, 2, heads[1], head_size).to(dtype)
     weights = draw(seed + 2, window).abs()
@@ -183,9 +183,9 @@ def test_the_newest_rows_attend_to_all_before_them_and_the_newest_of_them_score(
         logits.masked_fill_(torch.arange(tokens) < starts[:, None], -torch.inf)
     probabilities = logits.softmax(dim=-1)
     assert near(attended, torch.einsum("hmn,nhd->mhd", probabilities, value).flatten(1), dtype)
-    newest = probabilities.mean(dim=0)[rows - window :, :context]
+    newest = probabilities.unflatten(0, (heads[1], -1)).mean(dim=1)[:, rows - window :, :context]
     assert scores.dtype == torch.float32
-    assert near(scores, weights @ newest, dtype)
+    assert near(scores, torch.einsum("r,grn->gn", weights, newest), dtype)
 
 
 def scattered(
@@ -254,7 +254,7 @@ def test_a_step_attends_to_each_cache_up_to_its_length(
         batch = dataclasses.replace(batch, starts=own, spilled=far)
     attended = kernels.decode_attention(query, batch, tail)
     shares = attended.shares
-    assert shares.shape == (len(lengths), tail)
+    assert shares.shape == (len(lengths), heads[1], tail)
     for row, (length, cache) in enumerate(zip(lengths, caches, strict=True)):
         first = starts[0][row]
         whole = torch.cat((cache[first:], behind[row][starts[1][row] :]))
@@ -263,10 +263,11 @@ def test_a_step_attends_to_each_cache_up_to_its_length(
         probabilities = logits.softmax(dim=-1)
         assert near(attended.out[row], torch.einsum("hn,nhd->hd", probabilities, value).flatten(), dtype)
         assert near(attended.lse[row], logits.logsumexp(dim=-1), dtype)
-        seen = probabilities.mean(dim=0)[: length - first]
-        newest = torch.cat((torch.zeros(first), seen))[max(0, length - tail) :]
-        assert near(shares[row, tail - len(newest) :], newest, dtype)
-        assert not shares[row, : tail - len(newest)].any()
+        seen = probabilities.unflatten(0, (heads[1], -1)).mean(dim=1)[:, : length - first]
+        newest = torch.nn.functional.pad(seen, (first, 0))[:, max(0, length - tail) :]
+        count = newest.shape[1]
+        assert near(shares[row, :, tail - count :], newest, dtype)
+        assert not shares[row, :, : tail - count].any()
 
 
 @given(

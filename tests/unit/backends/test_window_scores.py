@@ -9,7 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.backends.attention import prefill_attention, window_scores, window_weights
+from workers.backends.attention import low_counts, prefill_attention, row_weights, window_scores
+from workers.budget.observation import RowAttention
 
 Array = npt.NDArray[np.float64]
 
@@ -56,25 +57,41 @@ def test_rows_attend_to_all_before_them(seed: int, heads: tuple[int, int], rows:
 
 
 def check_scores(
-    seed: int, heads: tuple[int, int], tokens: int, window: int, weight: float, at_once: int
+    seed: int, heads: tuple[int, int], tokens: int, window: int, weight: float, at_once: int, decay: float
 ) -> None:
     query, key = draw(seed, (window, heads[0], HEAD_SIZE), (tokens, heads[1], HEAD_SIZE))
     _, probabilities = naive(query, key, key, range(tokens - window + 1, tokens + 1))
-    weights = np.linspace(1, weight, window)
-    expected = weights @ probabilities.mean(axis=1)[:, : tokens - window]
-    weighted = window_weights(window, weight, torch.device("cpu"))
-    scores = window_scores(query, key, weighted, tokens - window, at_once)
-    assert scores.shape == (tokens - window,)
+    weights = np.linspace(1, weight, window) * decay ** np.arange(window - 1, -1, -1)
+    groups = probabilities.reshape(window, heads[1], -1, tokens)
+    context = tokens - window // 2  # what the oldest rows do not see yet gets nothing from them
+    expected = np.einsum("r,rgqn->gn", weights, groups)[:, :context] / groups.shape[2]
+    weighted = row_weights(RowAttention(window, weight, decay), window, torch.device("cpu"))
+    scores = window_scores(query, key, weighted, context, at_once)
+    assert scores.shape == (heads[1], context)
     assert close(scores, expected)
+    seen = np.arange(tokens)[None, :] < np.arange(tokens - window + 1, tokens + 1)[:, None]
+    for each, shares in ((True, groups.mean(axis=2)), (False, probabilities.mean(axis=1)[:, None])):
+        low = (shares < 1 / seen.sum(axis=1)[:, None, None]) & seen[:, None]
+        counts = low_counts(query, key, context, at_once, each=each)
+        # A share in between of the two arithmetics may fall to either side.
+        assert np.abs(counts.numpy() - low.sum(axis=0)[:, :context]).max(initial=0) <= 1
 
 
-@given(seeds, heads, st.integers(1, 16), st.integers(0, 16), st.floats(0.5, 3), st.integers(1, 6))
+@given(
+    seeds,
+    heads,
+    st.integers(1, 16),
+    st.integers(0, 16),
+    st.floats(0.5, 3),
+    st.integers(1, 6),
+    st.sampled_from((1.0, 0.7)),
+)
 def test_scores_are_the_weighted_attention_of_the_window(
-    seed: int, heads: tuple[int, int], window: int, context: int, weight: float, rows: int
+    seed: int, heads: tuple[int, int], window: int, context: int, weight: float, rows: int, decay: float
 ) -> None:
-    check_scores(seed, heads, context + window, window, weight, rows)
+    check_scores(seed, heads, context + window, window, weight, rows, decay)
 
 
 @pytest.mark.parametrize("window", [128, 129, 260])
 def test_long_windows_are_scored_in_slices(window: int) -> None:
-    check_scores(3, (2, 1), window + 5, window, 1.2, 128)
+    check_scores(3, (2, 1), window + 5, window, 1.2, 128, 1.0)

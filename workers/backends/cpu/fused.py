@@ -103,7 +103,7 @@ class NativeDecode:
         cos, sin = (part.contiguous() for part in rotation)
         sequences, cache, spilled = len(hidden), paged_cache(step), paged_cache(step.spilled)
         scratch = torch.empty(self._scratch(sequences, cache.chunks + spilled.chunks, tail))
-        shares = torch.empty(len(self._layers), sequences, tail)
+        shares = torch.empty(len(self._layers), sequences, self._model.kv_heads, tail)
         seconds = (c_double * len(_SPENT))()
         self._decode(
             *(self._weights, byref(self._shape)),

@@ -140,7 +140,7 @@ class CpuBackend:
         (rows, heads, head_size), (tokens, _, kv_heads, _) = query.shape, kv.shape
         out = query.new_empty(rows, heads * head_size)
         scratch = torch.empty(self._prefill_scratch(tokens, len(weights), heads, kv_heads, head_size))
-        scores = torch.zeros(context)
+        scores = torch.zeros(kv_heads, context)
         tensors = (query, kv, weights, starts, out, scratch, scores)
         pointers = (0 if each is None else each.data_ptr() for each in tensors)
         with self.stopwatch.on("attention"):
@@ -149,6 +149,16 @@ class CpuBackend:
                 *(heads, kv_heads, head_size, *self._mode()),
             )
         return out, scores
+
+    def low_counts(
+        self,
+        query: torch.Tensor,
+        kv: torch.Tensor,
+        context: int,
+        starts: torch.Tensor | None,
+        each: bool,
+    ) -> torch.Tensor:
+        return self._reference.low_counts(query, kv, context, starts, each)
 
     def decode_attention(self, query: torch.Tensor, batch: PagedBatch, tail: int) -> Attended:
         if query.shape[-1] % LANES:
@@ -160,7 +170,8 @@ class CpuBackend:
         parts = sequences * (cache.chunks + spilled.chunks) * heads
         partials = torch.empty(parts * (head_size + PARTIAL))
         logits = torch.empty(sequences * heads * tail)
-        shares, lse = torch.empty(sequences, tail), torch.empty(sequences, heads)
+        shares = torch.empty(sequences, batch.rows.shape[2], tail)
+        lse = torch.empty(sequences, heads)
         with self.stopwatch.on("attention"):
             self._library.decode_attention(
                 *(query.data_ptr(), byref(cache), byref(spilled)),
@@ -217,9 +228,10 @@ class CpuBackend:
         return words
 
     def decode_scratch_bytes(self, model: ModelConfig, sequences: int) -> int:
-        # Partial sums, and the logits of what has been generated and not compressed: at most as many.
+        # Partial sums, and the logits and attention of all that is scored: a whole cache at most.
         chunks = -(-model.context // CHUNK)
-        return sequences * chunks * model.heads * (model.head_size + PARTIAL) * 4
+        partials = chunks * model.heads * (model.head_size + PARTIAL)
+        return sequences * (partials + model.context * (model.heads + model.kv_heads)) * 4
 
     def _mode(self) -> tuple[int, int, int]:
         """Whether activations are bf16, whether weights and KV are, and how many threads there are."""

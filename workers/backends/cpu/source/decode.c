@@ -133,8 +133,8 @@ static inline __attribute__((always_inline)) void mix_heads(const int heads, con
 // query, out [sequences, heads, head_size], head_size a multiple of 16; rows of both [*, 2, kv_heads, head_size],
 // pages [sequences, width], `chunks` of the longest, none where nothing is spilled; each sequence attends to one of its
 // own tokens at least; partials: scratch, float [sequences, chunks of both, heads, head_size + 2]; logits: scratch,
-// float [sequences, heads, tail]; shares: float [sequences, tail], the attention to the newest `tail` tokens that are
-// not spilled, averaged over heads, 0 where there are fewer; lse: float [sequences, heads], the logarithm of the sum of
+// float [sequences, heads, tail]; shares: float [sequences, kv_heads, tail], the attention to the newest `tail` tokens
+// that are not spilled, averaged over the heads of a KV head, 0 where there are fewer; lse: float [sequences, heads], the logarithm of the sum of
 // exponentiated logits, where it is wanted.
 void decode_attention_rows(const void *query, const paged_cache *own_cache, const paged_cache *spilled, void *out,
                            float *partials, float *logits, float *shares, float *lse, int64_t sequences,
@@ -202,8 +202,7 @@ void decode_attention_rows(const void *query, const paged_cache *own_cache, cons
         const int64_t own_end = (length + CHUNK - 1) / CHUNK;
         const int64_t end = spilled->chunks ? own_cache->chunks + (spilled->lengths[sequence] + CHUNK - 1) / CHUNK : 0;
         const float *first = partials + sequence * chunks * heads * size;
-        float *seen = shares + sequence * tail;
-        memset(seen, 0, sizeof(float) * tail);
+        memset(shares + sequence * kv_heads * tail, 0, sizeof(float) * kv_heads * tail);
         for (int head = 0; head < heads; head++) {
             float mixed[head_size], best = -INFINITY, sum = 0;
             memset(mixed, 0, sizeof(float) * head_size);
@@ -220,13 +219,14 @@ void decode_attention_rows(const void *query, const paged_cache *own_cache, cons
             for (int i = 0; i < head_size; i++) mixed[i] /= sum;
             if (lse) lse[sequence * heads + head] = (best + log2f(sum)) / LOG2_E;
             store(out, (sequence * heads + head) * head_size, head_size, bf16, mixed);
+            float *seen = shares + (sequence * kv_heads + head / group) * tail;
             const float *own = logits + (sequence * heads + head) * tail;
             int64_t column = tail > length ? tail - length : 0;
             for (; column + LANES <= tail; column += LANES) {
-                const lanes share = exp2_lanes(load_lanes(own, column, 0) - best) / (sum * heads);
+                const lanes share = exp2_lanes(load_lanes(own, column, 0) - best) / (sum * group);
                 store_lanes(seen, column, 0, load_lanes(seen, column, 0) + share);
             }
-            for (; column < tail; column++) seen[column] += exp2_lanes(all(own[column] - best))[0] / (sum * heads);
+            for (; column < tail; column++) seen[column] += exp2_lanes(all(own[column] - best))[0] / (sum * group);
         }
     }
 }

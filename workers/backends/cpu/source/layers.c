@@ -35,7 +35,7 @@ static paged_cache layer_of(const paged_cache *all, int64_t layer, int64_t seque
 // hidden: float [sequences, hidden], changed; cache: the first layer's, which others follow, its rows the KV pool,
 // into which slots [layers, sequences] the new tokens' keys and values are written, its pages
 // [layers, sequences, width], starts and lengths [layers, sequences] counting them already; spilled: likewise; shares: float
-// [layers, sequences, tail]. See `decode_attention`. scratch: as many floats as fused.py says. seconds: what
+// [layers, sequences, kv_heads, tail]. See `decode_attention`. scratch: as many floats as fused.py says. seconds: what
 // products, attention and the rest took is added to its three.
 void decode_layers(const layer_weights *weights, const layer_shape *shape, float *hidden, const float *cos,
                    const float *sin, const paged_cache *cache, const paged_cache *spilled, const int64_t *slots,
@@ -62,7 +62,7 @@ void decode_layers(const layer_weights *weights, const layer_shape *shape, float
                         slots + first, n, heads, kv_heads, head_size, 0, bf16, stored);
             clock_to(&seconds[2], &began);
             const paged_cache here = layer_of(cache, layer, n), there = layer_of(spilled, layer, n);
-            decode_attention_rows(query, &here, &there, attended, partials, logits, shares + first * tail, 0, n,
+            decode_attention_rows(query, &here, &there, attended, partials, logits, shares + first * kv_heads * tail, 0, n,
                                   tail, heads, kv_heads, head_size, bf16, stored);
             clock_to(&seconds[1], &began);
             linear_rows(attended, w->output, w->output_bias, hidden, n, size, own, 1, bf16, stored);

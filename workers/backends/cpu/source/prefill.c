@@ -14,7 +14,7 @@
 typedef struct {
     int pairs, heads, group, head_size, stack;
     float scale;  // of logits, which are powers of two
-    int64_t tokens, padded, slots, slot_words, panel_words, thread_words;
+    int64_t tokens, padded, slots, slot_words, panel_words, seen_words, thread_words;
 } prefill_shape;
 
 // What a thread holds of PANEL queries of one head, all transposed, with what it has attended to so far: of tokens
@@ -34,7 +34,8 @@ static prefill_shape shape_of(int64_t tokens, int64_t window, int heads, int kv_
     s.stack = (PANELS + s.group - 1) / s.group, s.scale = LOG2_E / sqrtf(head_size);
     s.slots = window ? (tokens + SPAN - 1) / SPAN : 1, s.slot_words = SPAN * PANEL / (bf16 ? 2 : 1);
     s.panel_words = (2 * head_size + s.slots) * PANEL + s.slots * s.slot_words;
-    s.thread_words = SPAN * PANEL + s.group * s.stack * s.panel_words + (window ? (tokens + 1) * LANES : 0);
+    s.seen_words = (tokens + 1) * LANES;
+    s.thread_words = SPAN * PANEL + s.group * s.stack * s.panel_words + (window ? kv_heads * s.seen_words : 0);
     return s;
 }
 
@@ -144,9 +145,11 @@ static inline void store_panel(const prefill_shape *s, const panel_state *panel,
         }
 }
 
-// seen [context, LANES] += the attention of the panel's queries that are of the window, each by its weight.
+// seen [context, LANES] += the attention of the panel's queries that are of the window, each by its weight. What they
+// do not see has no part in it.
 static inline void score_panel(const prefill_shape *s, const panel_state *panel, const lanes weights[2],
                                int64_t context, float *seen) {
+    if (context > panel->end) context = panel->end;
     for (int64_t start = panel->begin; start < context; start += SPAN) {
         const int64_t slot = start / SPAN;
         const float *shares = panel->shares + slot * s->slot_words, *best = panel->best_of_span + slot * PANEL;
@@ -178,7 +181,7 @@ static inline void score_panel(const prefill_shape *s, const panel_state *panel,
 // summed. `starts` [queries], ascending: the first token that each attends to; null for 0.
 //
 // query, out [queries, heads, head_size], head_size a multiple of 16; kv [tokens, 2, kv_heads, head_size];
-// scores: float [context], written if there is a window. scratch: words, see `prefill_scratch`.
+// scores: float [kv_heads, context], written if there is a window. scratch: words, see `prefill_scratch`.
 void prefill_attention(const void *query, const void *kv, const float *weights, const int32_t *starts, void *out,
                        float *scratch, float *scores, int64_t queries, int64_t tokens, int64_t window, int64_t context,
                        int heads, int kv_heads, int head_size, int bf16, int stored, int threads) {
@@ -193,7 +196,7 @@ void prefill_attention(const void *query, const void *kv, const float *weights, 
         float *logits = threads_own + omp_get_thread_num() * s->thread_words, *own = logits + SPAN * PANEL;
         float *seen = own + s->group * s->stack * s->panel_words;
         panel_state panels[s->group * s->stack];
-        if (window) memset(seen, 0, sizeof(float) * (tokens + 1) * LANES);
+        if (window) memset(seen, 0, sizeof(float) * kv_heads * s->seen_words);
 #pragma omp for collapse(2)
         for (int kv_head = 0; kv_head < kv_heads; kv_head++)
             for (int64_t token = 0; token < s->padded; token += 2)
@@ -245,18 +248,20 @@ void prefill_attention(const void *query, const void *kv, const float *weights, 
                 for (int j = 0; j < PANEL; j++) {
                     const int64_t row = panels[i].first + j - (queries - window);
                     const int counts = row >= 0 && j < panels[i].count;
-                    each[j / LANES][j % LANES] = counts ? weights[row] / heads : 0;
+                    each[j / LANES][j % LANES] = counts ? weights[row] / s->group : 0;
                 }
-                score_panel(s, &panels[i], each, context, seen);
+                score_panel(s, &panels[i], each, context, seen + kv_head * s->seen_words);
             }
         }
 #pragma omp for
-        for (int64_t token = 0; token < (window ? context : 0); token++) {
+        for (int64_t place = 0; place < (window ? kv_heads * context : 0); place++) {
+            const int64_t kv_head = place / context, token = place % context;
             lanes sum = all(0);
             for (int thread = 0; thread < omp_get_num_threads(); thread++)
-                sum += load_lanes(threads_own + (thread + 1) * s->thread_words, (token - tokens - 1) * LANES, 0);
-            scores[token] = 0;
-            for (int i = 0; i < LANES; i++) scores[token] += sum[i];
+                sum += load_lanes(threads_own + (thread + 1) * s->thread_words - (kv_heads - kv_head) * s->seen_words,
+                                  token * LANES, 0);
+            scores[place] = 0;
+            for (int i = 0; i < LANES; i++) scores[place] += sum[i];
         }
     }
 }
