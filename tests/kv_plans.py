@@ -4,8 +4,10 @@ from dataclasses import replace
 
 from hypothesis import strategies as st
 
+from workers.budget.observation import RowAttention
 from workers.budget.plan import GenerationPlan, KeepPlan
 from workers.policies.full import FullKnobs, plan_full
+from workers.policies.h2o import H2OKnobs, plan_h2o
 from workers.policies.policy import Target
 from workers.policies.streaming import StreamingKnobs, plan_streaming
 
@@ -16,17 +18,19 @@ def pyramid_plans(draw: st.DrawFn, layers: int, most_prompt: int) -> KeepPlan:
     prompt = draw(st.integers(1, most_prompt))
     kept = draw(st.tuples(*[st.integers(1, prompt)] * layers))
     chunk = draw(st.integers(1, 24))
+    prunes = draw(st.booleans())  # then a hidden state serves all heads
     return KeepPlan(
         prompt_tokens=prompt,
         kept=kept,
         recent=1,
-        distance_weight=draw(st.sampled_from((0.5, 1.0, 3.0))),
-        drops_hidden_states=draw(st.booleans()),
+        heads=draw(st.sampled_from(("mean", "max") if prunes else ("each", "mean", "max"))),
+        drops_hidden_states=prunes,
         generation=GenerationPlan(
             chunk=chunk,
             window=draw(st.integers(1, 24)),
             start=kept,
             keeps=draw(st.tuples(*[st.integers(0, chunk)] * layers).filter(any)),
+            observes=RowAttention(rows=1, newest=draw(st.sampled_from((0.5, 1.0, 3.0)))),
         ),
     )
 
@@ -42,6 +46,15 @@ def streaming_plans(layers: int, most_prompt: int) -> st.SearchStrategy[KeepPlan
     return st.builds(plan_streaming, _targets(layers, most_prompt), knobs)
 
 
+def h2o_plans(layers: int, most_prompt: int) -> st.SearchStrategy[KeepPlan]:
+    ratios = st.floats(0, 0.5)
+    heads = st.sampled_from(("each", "all"))
+    knobs = st.builds(
+        H2OKnobs, heavy_ratio=ratios, recent_ratio=ratios, drop=st.sampled_from((1, 5, 16)), heads=heads
+    )
+    return st.builds(plan_h2o, _targets(layers, most_prompt), knobs)
+
+
 def full_plans(layers: int, most_prompt: int) -> st.SearchStrategy[KeepPlan]:
     return st.builds(plan_full, _targets(layers, most_prompt), st.just(FullKnobs()))
 
@@ -55,5 +68,6 @@ def plans(layers: int, most_prompt: int) -> st.SearchStrategy[KeepPlan]:
     return st.one_of(
         pyramid_plans(layers, most_prompt),
         streaming_plans(layers, most_prompt),
+        h2o_plans(layers, most_prompt),
         full_plans(layers, most_prompt),
     )

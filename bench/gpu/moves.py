@@ -35,7 +35,7 @@ def moves(context: Context, results: dict[str, Any]) -> None:
         sizes if context.tiny else HOST_BYTES, link, 16, layers + 1, 2 * model.context, like=pool.rows
     )
     tables = PageTables(pool.allocator, 4, layers, model.context)
-    cache = ShardCache(pool, tables, host, ShardLayout(0, layers, size))
+    cache = ShardCache(pool, tables, host, ShardLayout(0, layers, size, model.kv_heads))
     keep_plan = plan(EVICT, tokens, layers)
     draw = torch.Generator(context.device).manual_seed(1)
     kv = torch.randn(tokens, 2, model.kv_heads, model.head_size, generator=draw, device=context.device)
@@ -45,7 +45,7 @@ def moves(context: Context, results: dict[str, Any]) -> None:
         np.concatenate([np.arange(count // 2), np.arange(tokens - count + count // 2, tokens)])
         for count in keep_plan.kept
     ]
-    kept = [to_device(keep, context.device) for keep in keeps]
+    kept = [to_device(keep, context.device)[None] for keep in keeps]
     row = kv[0].nbytes
     spilled, held = sum(tokens - len(keep) for keep in keeps) * row, sum(map(len, keeps)) * row
     rates: dict[str, list[float]] = {"spill": [], "suspend": [], "resume": [], "recall": []}
@@ -56,7 +56,7 @@ def moves(context: Context, results: dict[str, Any]) -> None:
         rates[what].append(size / (time.perf_counter() - began) / 1e9)
 
     for number in range(REPETITIONS):
-        cache.open(number, cache_needs(keep_plan))
+        cache.open(number, cache_needs(keep_plan, model.kv_heads))
         synchronize(context.device)
         began = time.perf_counter()
         for layer in range(layers):

@@ -102,7 +102,8 @@ def _positions(engine: Engine, prompts: list[list[int]], output: int) -> dict[st
         for each in (engine, reference):
             traced = each.trace(_requests(prompts[-4:], 1, compression, trace=True))
             shards = [shard for one in traced if one.traced for shard in one.traced.shards]
-            kept.append([set(own.tolist()) for shard in shards for own in shard.positions])
+            layers = [own.tolist() for shard in shards for own in shard.positions]
+            kept.append([{(head, at) for head, own in enumerate(sets) for at in own} for sets in layers])
         found[name] = {
             "positions": sum(map(len, kept[1])),
             "other": sum(len(there - here) for there, here in zip(*kept, strict=True)),

@@ -13,7 +13,15 @@ from workers.budget.pages import IntegrityError
 from workers.budget.released import ReleasedSequence
 from workers.device import to_device
 from workers.kv.device_store import DeviceStore
-from workers.kv.entry import CachedSequence, CacheNeeds, GatheredLayer, Positions
+from workers.kv.entry import (
+    CachedSequence,
+    CacheNeeds,
+    GatheredLayer,
+    Positions,
+    in_order,
+    take_sets,
+    with_rows,
+)
 from workers.kv.hidden import HiddenStore
 from workers.kv.host import HostStore
 from workers.kv.page_table import Lengths, PageTables
@@ -56,80 +64,91 @@ class ShardCache:
         return sequence in self._sequences
 
     def positions(self, sequence: int, layer: int) -> Positions:
-        """Input positions of the tokens that ``layer`` holds on the device, in order of slots."""
+        """Input positions of what ``layer`` holds on the device, in order of slots, int32 [sets, slots]."""
         entry = self._sequences[sequence]
         known = entry.positions[layer]
         if sequence in self._suspended:
             return known
-        newest = self.device.length(sequence, layer) - len(known)
-        return np.concatenate((known, np.arange(entry.tokens - newest, entry.tokens, dtype=np.int32)))
+        newest = self.device.length(sequence, layer) - known.shape[1]
+        return with_rows(known, np.arange(entry.tokens - newest, entry.tokens, dtype=np.int32))
 
     def open(self, sequence: int, needs: CacheNeeds) -> None:
         """Begins a sequence. Raises OutOfPagesError, changing nothing, when scores find no room."""
         self.device.open(sequence, needs)
-        self.host.open(sequence, fixed=needs.whole)
+        self.host.open(sequence, fixed=needs.whole, sets=needs.sets)
         if needs.hidden:
             self.hidden.open(sequence)
-        empty = [np.zeros(0, dtype=np.int32) for _ in range(self.layers)]
+        empty = [np.zeros((needs.sets, 0), dtype=np.int32) for _ in range(self.layers)]
         self._sequences[sequence] = CachedSequence(needs, empty, [0] * self.layers)
 
     def reopen(self, old: int, sequence: int, needs: CacheNeeds, reused: int) -> None:
         """Goes on with what the first ``reused`` tokens of ``old`` left, as ``sequence``.
 
+        What KV heads have of their own must not be among what is taken back, see ``KeepPlan.shared``.
         Raises OutOfPagesError, having freed scores alone, when scores find no room.
         """
         known = [self.positions(old, layer) for layer in range(self.layers)]
-        known = [positions[: np.searchsorted(positions, reused)] for positions in known]
-        self.device.reopen(old, sequence, needs, np.array([len(positions) for positions in known]))
+        known = [positions[:, : np.searchsorted(positions[0], reused)] for positions in known]
+        self.device.reopen(old, sequence, needs, np.array([positions.shape[1] for positions in known]))
         self.host.rename(old, sequence)
         if old in self.hidden:
             self.hidden.rename(old, sequence)
         del self._sequences[old]
         self._sequences[sequence] = CachedSequence(needs, known, [0] * self.layers)
-        nothing = known[0][:0], self.device.pool.rows[:0]
+        nothing = known[0][:, :0], self.device.pool.rows[:0]
         for layer in range(self.layers):
-            later = np.flatnonzero(self.host.positions(sequence, layer) >= reused)
+            later = np.flatnonzero(self.host.positions(sequence, layer)[0] >= reused)
             self.host.exchange(sequence, layer, later, *nothing)
 
     def gather(self, sequence: int, layer: int, recall: bool) -> GatheredLayer:
         """A copy of the KV of ``layer``; with ``recall`` also of that on the host."""
         positions = self.positions(sequence, layer)
-        places = np.full(len(positions), -1)
+        places = np.full(positions.shape, -1)
         kv = self.device.read(sequence, layer)
         if not recall or not (spilled := self.host.count(sequence, layer)):
             return GatheredLayer(positions, places, kv)
         back = kv.new_empty((spilled, *kv.shape[1:]))
         for copy in self.host.start_read(sequence, layer, back):
             copy.wait_on_device()
-        positions = np.concatenate([positions, self.host.positions(sequence, layer)])
-        places = np.concatenate([places, np.arange(spilled)])
-        order = positions.argsort()
-        return GatheredLayer(positions[order], places[order], torch.cat([kv, back])[self._on_device(order)])
+        positions = np.concatenate([positions, self.host.positions(sequence, layer)], axis=1)
+        return in_order(positions, with_rows(places, np.arange(spilled)), torch.cat([kv, back]))
 
     def replace(self, sequence: int, layer: int, tokens: GatheredLayer, keep: torch.Tensor) -> None:
-        """Makes ``layer`` hold those of ``tokens`` that are to be kept, int64, ascending.
+        """Makes ``layer`` hold those of ``tokens`` that are to be kept, int64 [sets, kept], ascending.
 
         Those of the others that are not on the host go there; those that come from there leave it.
         """
         entry = self._sequences[sequence]
         kept = keep.cpu().numpy()
-        stays = np.zeros(len(tokens.places), dtype=bool)
-        stays[kept] = True
-        back = tokens.places[kept]
-        freed = np.sort(back[back >= 0])
-        gone, places = ~stays & (tokens.places < 0), freed
-        if entry.needs.whole and any(self._windows):  # in order, so that a window is all from a place on
-            gone, held = ~stays, self.host.positions(sequence, layer)
-            places = np.arange(not_yet_there(gone, tokens.positions, held), len(held))
-        evicted = tokens.kv[self._on_device(np.flatnonzero(gone))]
-        self.host.exchange(sequence, layer, places, tokens.positions[gone], evicted)
+        stays = np.zeros(tokens.positions.shape, dtype=bool)
+        np.put_along_axis(stays, kept, True, axis=1)
+        back = np.take_along_axis(tokens.places, kept, axis=1)
+        held = self.host.positions(sequence, layer)
+        gone = ~stays & (tokens.places < 0)
+        if (
+            len(kept) > 1 and (tokens.places >= 0).any()
+        ):  # a row of the host may be needed by some heads alone
+            gone, places = ~stays, np.arange(held.shape[1])
+        elif entry.needs.whole and any(self._windows):  # in order, so that a window is all from a place on
+            gone = ~stays
+            places = np.arange(not_yet_there(gone[0], tokens.positions[0], held[0]), held.shape[1])
+        else:
+            places = np.sort(back[back >= 0])
+        leaving = np.nonzero(gone)[1].reshape(len(gone), -1)
+        evicted = take_sets(tokens.kv, self._on_device(leaving))
+        self.host.exchange(
+            sequence, layer, places, np.take_along_axis(tokens.positions, leaving, axis=1), evicted
+        )
         if sequence in self.device.keys:
-            order = np.searchsorted(tokens.positions, self.host.positions(sequence, layer))
+            spilled = self.host.positions(sequence, layer)
+            order = np.stack(
+                [np.searchsorted(*each) for each in zip(tokens.positions, spilled, strict=True)]
+            )
             self.device.keys.clear(sequence, layer)
-            self.device.keys.append(sequence, layer, tokens.kv[self._on_device(order), 0], 0)
-        self.device.write(sequence, layer, tokens.kv[keep])
-        entry.positions[layer] = tokens.positions[kept]
-        entry.recalled[layer] += len(freed)
+            self.device.keys.append(sequence, layer, take_sets(tokens.kv, self._on_device(order))[:, 0], 0)
+        self.device.write(sequence, layer, take_sets(tokens.kv, keep))
+        entry.positions[layer] = np.take_along_axis(tokens.positions, kept, axis=1)
+        entry.recalled[layer] += round((back >= 0).sum() / len(back))
         self._note_peak(sequence)
 
     def store_prompt(
@@ -145,15 +164,19 @@ class ShardCache:
         Args:
             positions: input positions of the rows, int32 [n].
             kv: [n, 2, KV heads, head size].
-            keep: rows to keep on the device, int64, ascending; None keeps all.
+            keep: rows to keep on the device, int64 [sets, kept], ascending; None keeps all.
         """
+        sets = self._sequences[sequence].needs.sets
+        held = np.tile(positions, (sets, 1))
         if keep is not None:
             stays = keep.cpu().numpy()
-            gone = np.delete(np.arange(len(kv)), stays)
-            self._spill(sequence, layer, [positions[gone]], kv[self._on_device(gone)])
-            kv, positions = kv[keep], positions[stays]
+            gone = np.ones(held.shape, dtype=bool)
+            np.put_along_axis(gone, stays, False, axis=1)
+            leaving = np.nonzero(gone)[1].reshape(sets, -1)
+            self._spill(sequence, layer, [positions[leaving]], take_sets(kv, self._on_device(leaving)))
+            kv, held = take_sets(kv, keep), positions[stays]
         self.device.write(sequence, layer, kv)
-        self._sequences[sequence].positions[layer] = positions
+        self._sequences[sequence].positions[layer] = held
         self._note_peak(sequence)
 
     def extend(self, sequences: Sequence[int], beyond: PagedLayers | None = None) -> PagedStep:
@@ -186,22 +209,27 @@ class ShardCache:
         self.device.shrink(sequence, tokens)
         self._sequences[sequence].fed -= tokens
 
-    def cut(self, sequence: int, starts: Lengths, stays: npt.NDArray[np.bool_]) -> None:
-        """Spills slots of every layer: of as many from its ``starts`` on, those that do not stay.
+    def cut(self, sequence: int, first: int, starts: Lengths, stays: npt.NDArray[np.bool_]) -> None:
+        """Spills slots of layers from ``first`` on: of as many from ``starts`` on, those that do not stay.
 
         Args:
             starts: int64 [layers]; as many tokens are behind each.
-            stays: bool [layers, slots].
+            stays: bool [layers, sets, slots], as many in each set of a layer.
         """
         self._note_peak(sequence)
         entry = self._sequences[sequence]
-        held = [self.positions(sequence, layer) for layer in range(self.layers)]
-        behind = len(held[0]) - int(starts[0]) - stays.shape[1]
-        stays = np.concatenate((stays, np.ones((self.layers, behind), dtype=bool)), axis=1)
-        each = list(zip(held, starts, stays, strict=True))
-        evicted = self.device.cut(sequence, starts, stays)
-        entry.positions = [np.concatenate((own[:start], own[start:][stay])) for own, start, stay in each]
-        self._spill(sequence, 0, [own[start:][~stay] for own, start, stay in each], evicted)
+        held = [self.positions(sequence, layer) for layer in range(first, first + len(starts))]
+        behind = held[0].shape[1] - int(starts[0]) - stays.shape[2]
+        stays = np.concatenate((stays, np.ones((*stays.shape[:2], behind), dtype=bool)), axis=2)
+        order = np.argsort(~stays, axis=2, kind="stable")
+        lengths = stays[:, 0].sum(axis=1)
+        evicted = self.device.cut(sequence, first, starts, order, lengths)
+        spilled = []
+        for layer, (own, start, moved, length) in enumerate(zip(held, starts, order, lengths, strict=True)):
+            ordered = np.take_along_axis(own[:, start:], moved, axis=1)
+            entry.positions[first + layer] = np.concatenate((own[:, :start], ordered[:, :length]), axis=1)
+            spilled.append(ordered[:, length:])
+        self._spill(sequence, first, spilled, evicted)
 
     def suspend(self, sequence: int) -> None:
         """Moves all that ``sequence`` holds on the device to the host, which must have room for it.
@@ -227,7 +255,7 @@ class ShardCache:
         self.device.scores.write(sequence, self._on_device(self._suspended.scores(sequence)))
         for layer, positions in enumerate(entry.positions):
             image = self._suspended.image(sequence, layer)
-            self.device.restore(sequence, layer, image, len(positions))
+            self.device.restore(sequence, layer, image, positions.shape[1])
         self._suspended.close(sequence)
 
     def report(self, sequence: int) -> ReleasedSequence:
@@ -244,7 +272,9 @@ class ShardCache:
                 for layer, held in enumerate(self.host.count(sequence, each) for each in range(self.layers))
             ),
             peak_pages=entry.peak_pages,
-            score_pages=floats_pages(entry.needs.score_width * self.layers, page_bytes),
+            score_pages=floats_pages(
+                entry.needs.score_width * entry.needs.score_rows * self.layers, page_bytes
+            ),
             page_bytes=page_bytes,
             table_bytes=self.device.table_bytes,
             spilled_bytes=counts.spilled_bytes,
@@ -276,7 +306,7 @@ class ShardCache:
         for sequence in active:
             for layer in range(self.layers):
                 positions, length = self.positions(sequence, layer), self.device.length(sequence, layer)
-                if len(positions) != length or (np.diff(positions) <= 0).any():
+                if positions.shape[1] != length or (np.diff(positions) <= 0).any():
                     raise IntegrityError(
                         f"layer {layer} of sequence {sequence} holds {length} tokens, which are not at "
                         f"positions {positions.tolist()}"
@@ -287,7 +317,7 @@ class ShardCache:
         before = [self.host.count(sequence, first + number) for number in range(len(positions))]
         self.host.spill(sequence, first, positions, kv)
         if sequence in self.device.keys:
-            spilled = torch.split(kv[:, 0], [len(each) for each in positions])
+            spilled = torch.split(kv[:, 0], [each.shape[1] for each in positions])
             for layer, (keys, count) in enumerate(zip(spilled, before, strict=True), first):
                 self.device.keys.append(sequence, layer, keys, count)
 

@@ -14,6 +14,8 @@ from workers.kv.pool import KVPool, PagedLayers, PagedStep
 from workers.kv.score_pages import ScorePages
 from workers.kv.spilled_keys import SpilledKeys
 
+Slots = npt.NDArray[np.int64]
+
 
 class DeviceStore:
     """The pages of a pool that sequences own.
@@ -36,7 +38,7 @@ class DeviceStore:
 
     def open(self, sequence: int, needs: CacheNeeds) -> None:
         """Begins a sequence. Raises OutOfPagesError, changing nothing, when scores find no room."""
-        self.scores.open(sequence, needs.score_width)
+        self.scores.open(sequence, needs.score_rows, needs.score_width)
         self._tables.open(sequence)
         if needs.indexed:
             self.keys.open(sequence)
@@ -54,7 +56,7 @@ class DeviceStore:
         Raises OutOfPagesError, having freed scores alone, when scores find no room.
         """
         self.scores.close(old)
-        self.scores.open(sequence, needs.score_width)
+        self.scores.open(sequence, needs.score_rows, needs.score_width)
         self._tables.rename(old, sequence)
         self._tables.resize_layers(sequence, 0, lengths)
         if old in self.keys:
@@ -106,24 +108,32 @@ class DeviceStore:
         """Frees the last ``tokens`` slots of every layer."""
         self._tables.resize_layers(sequence, 0, self._tables.lengths(sequence) - tokens)
 
-    def cut(self, sequence: int, starts: Lengths, stays: npt.NDArray[np.bool_]) -> torch.Tensor:
-        """Cuts slots out of every layer: of those from its ``starts`` on, all that do not stay.
+    def cut(
+        self, sequence: int, first: int, starts: Lengths, order: Slots, lengths: Lengths
+    ) -> torch.Tensor:
+        """Cuts slots out of some layers: of those from its ``starts`` on, all but ``lengths``.
 
         Those that stay move up.
 
         Args:
-            starts: int64 [layers].
-            stays: of all slots from there on, which are as many in each layer, bool [layers, slots].
+            first: of the layers; they are as many as ``starts``, int64 [layers].
+            order: of all slots from there on, which are as many in each layer, those that stay first, int64
+                [layers, sets, slots].
 
         Returns:
             What was cut, layer by layer, [tokens, 2, KV heads, head size].
         """
-        ends = self._tables.lengths(sequence)
-        slots: Rows = self._tables.rows_of_layers(sequence, 0, starts, ends).reshape(stays.shape)
-        tokens, lengths = self.pool.read(self._on_device(slots)), stays.sum(axis=1)
-        places = slots[np.arange(stays.shape[1]) < lengths[:, None]]
-        self.pool.write(self._on_device(places), tokens[self._on_device(stays)])
-        self._tables.resize_layers(sequence, 0, starts + lengths)
+        count = order.shape[2]
+        slots = self._tables.rows_of_layers(sequence, first, starts, starts + count).reshape(-1, count)
+        stays = np.arange(count) < lengths[:, None]
+        if order.shape[1] == 1:
+            tokens = self.pool.read(self._on_device(np.take_along_axis(slots, order[:, 0], axis=1)))
+        else:
+            index = self._on_device(order).swapaxes(1, 2)[:, :, None, :, None]
+            tokens = self.pool.read(self._on_device(slots))
+            tokens = tokens.gather(1, index.expand(-1, -1, 2, -1, tokens.shape[-1]))
+        self.pool.write(self._on_device(slots[stays]), tokens[self._on_device(stays)])
+        self._tables.resize_layers(sequence, first, starts + lengths)
         return tokens[self._on_device(~stays)]
 
     def image(self, sequence: int, layer: int) -> torch.Tensor:

@@ -1,13 +1,18 @@
 """What a shard's cache knows of one sequence while it is there."""
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from pyramidserve.types import LayerReceipt
+from workers.device import to_device
 
+_Integer = TypeVar("_Integer", bound=np.integer)
+# Input positions, int32: of rows [rows]; of what a layer holds [sets, tokens], ascending in each set: one
+# set that serves all KV heads, or one for each. Slot s of a layer then has a token of its own for each.
 Positions = npt.NDArray[np.int32]
 
 
@@ -17,7 +22,8 @@ class CacheNeeds:
 
     Attributes:
         prompt_tokens: tokens of its prompt.
-        score_width: scores, fp32, that are kept for it in every layer.
+        score_width: scores, fp32, that are kept for it in every layer, ``score_rows`` times.
+        sets: KV heads if each has tokens of its own, else 1.
         whole: what is not on the device must be on the host.
         indexed: the keys on the host have an index on the device.
         hidden: hidden states may go to the host too.
@@ -25,6 +31,8 @@ class CacheNeeds:
 
     prompt_tokens: int
     score_width: int = 0
+    score_rows: int = 1
+    sets: int = 1
     whole: bool = False
     indexed: bool = False
     hidden: bool = False
@@ -52,27 +60,64 @@ class CachedSequence:
 
     def receipt(self, layer: int, first_layer: int, positions: Positions, spilled: int) -> LayerReceipt:
         """What became of the tokens of a ``layer`` that has those at ``positions``, and ``spilled``."""
-        prompt = int((positions < self.needs.prompt_tokens).sum())
+        kept = positions.shape[1]
+        # Where heads have tokens of their own, as many as they have on average.
+        prompt = round((positions < self.needs.prompt_tokens).sum() / len(positions))
         return LayerReceipt(
             layer=first_layer + layer,
             prompt_kept=prompt,
-            generated_kept=len(positions) - prompt,
+            generated_kept=kept - prompt,
             spilled=spilled,
-            dropped=self.tokens - len(positions) - spilled,
+            dropped=self.tokens - kept - spilled,
             recalled=self.recalled[layer],
         )
 
 
 @dataclass(frozen=True)
 class GatheredLayer:
-    """KV of one layer of a sequence, in order of positions.
+    """KV of one layer of a sequence, in order of positions, in each set.
 
     Attributes:
-        positions: int32 [n].
-        places: int64 [n], among the tokens on the host; -1 for those on the device.
+        positions: int32 [sets, n].
+        places: int64 [sets, n], among the tokens on the host; -1 for those on the device.
         kv: [n, 2, KV heads, head size].
     """
 
     positions: Positions
     places: npt.NDArray[np.int64]
     kv: torch.Tensor
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of each set."""
+        return len(self.kv)
+
+
+def take_sets(kv: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """Takes tokens, for each KV head its own.
+
+    Args:
+        kv: [n, 2, KV heads, head size].
+        index: int64 [sets, m]; one set is of all KV heads.
+
+    Returns:
+        [m, 2, KV heads, head size].
+    """
+    if len(index) == 1:
+        return kv[index[0]]
+    return kv.gather(0, index.T[:, None, :, None].expand(-1, 2, -1, kv.shape[-1]))
+
+
+def with_rows(held: npt.NDArray[_Integer], rows: npt.NDArray[np.integer]) -> npt.NDArray[_Integer]:
+    """``held`` [sets, n] with ``rows`` [m] behind every set."""
+    return np.concatenate((held, np.broadcast_to(rows.astype(held.dtype), (len(held), len(rows)))), axis=1)
+
+
+def in_order(positions: Positions, places: npt.NDArray[np.int64], kv: torch.Tensor) -> GatheredLayer:
+    """Tokens in order of ``positions`` [sets, n]."""
+    order = positions.argsort(axis=1)
+    return GatheredLayer(
+        np.take_along_axis(positions, order, axis=1),
+        np.take_along_axis(places, order, axis=1),
+        take_sets(kv, to_device(order, kv.device)),
+    )

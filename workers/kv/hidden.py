@@ -54,7 +54,7 @@ class HiddenStore:
         flat = hidden.to(self._host.row.dtype).view(-1)
         rows = torch.nn.functional.pad(flat, (0, -len(flat) % self._host.row.numel()))
         rows = rows.view(-1, *self._host.row.shape)
-        self._host.spill(_name(sequence), layer, [np.zeros(len(rows), dtype=np.int32)], rows)
+        self._host.spill(_name(sequence), layer, [np.zeros((1, len(rows)), dtype=np.int32)], rows)
 
     def take(self, sequence: int, layer: int) -> tuple[Positions, torch.Tensor] | None:
         """Brings back all that waits before ``layer``: positions, and hidden states [rows, hidden].
@@ -66,7 +66,7 @@ class HiddenStore:
         rows = self._host.read(name, layer) if blocks else None
         if rows is None:
             return None
-        self._host.exchange(name, layer, np.arange(len(rows)), np.zeros(0, dtype=np.int32), rows[:0])
+        self._host.exchange(name, layer, np.arange(len(rows)), np.zeros((1, 0), dtype=np.int32), rows[:0])
         parts, at = [], 0
         for positions in blocks:
             elements = len(positions) * waiting.size

@@ -75,9 +75,9 @@ class HostStore:
         """Bytes of the pages in use."""
         return self._allocator.pages_in_use * self.page_bytes
 
-    def open(self, sequence: Hashable, fixed: bool = False) -> None:
+    def open(self, sequence: Hashable, fixed: bool = False, sets: int = 1) -> None:
         """Begins to keep books for ``sequence``, which is not dropped for others if it is ``fixed``."""
-        empty = [np.zeros(0, dtype=np.int32) for _ in range(self._layers)]
+        empty = [np.zeros((sets, 0), dtype=np.int32) for _ in range(self._layers)]
         self._sequences[sequence] = _Sequence(empty, fixed)
         self._tables.open(sequence)
 
@@ -101,7 +101,7 @@ class HostStore:
         return counts
 
     def positions(self, sequence: Hashable, layer: int) -> Positions:
-        """Input positions of the tokens held of ``layer``, in the order of ``read``."""
+        """Input positions of the tokens held of ``layer``, in the order of ``read``, [sets, n]."""
         return self._sequences[sequence].positions[layer]
 
     def spill(
@@ -110,7 +110,7 @@ class HostStore:
         """Copies evicted KV of the layers from ``first`` on to the host.
 
         Args:
-            positions: of each layer, the input positions of its tokens, int32.
+            positions: of each layer, the input positions of its tokens, int32 [sets, tokens].
             kv: keys and values of all of them on the device, [n, 2, KV heads, head size]; the caller
                 gives it away and must not write to it any more.
         """
@@ -119,7 +119,7 @@ class HostStore:
         size = len(kv) * self._row_bytes
         entry.counts.spilled_bytes += size
         held = self._tables.lengths(sequence)[first : first + len(positions)]
-        more = held + np.array([len(each) for each in positions], dtype=np.int64)
+        more = held + np.array([each.shape[1] for each in positions], dtype=np.int64)
         needed = int((pages_for(more) - pages_for(held)).sum())
         if not entry.complete or not self._make_room(needed, sequence):
             entry.counts.dropped_bytes += size
@@ -131,7 +131,7 @@ class HostStore:
         for start, end, row in _runs(rows):
             entry.writes.append(self._link.start(self._rows[row : row + end - start], kv[start:end]))
         for layer, new in enumerate(positions, first):
-            entry.positions[layer] = np.concatenate([entry.positions[layer], new])
+            entry.positions[layer] = np.concatenate([entry.positions[layer], new], axis=1)
 
     def exchange(
         self, sequence: Hashable, layer: int, freed: Rows, positions: Positions, kv: torch.Tensor
@@ -146,7 +146,7 @@ class HostStore:
         self._sequences.move_to_end(sequence)
         entry.counts.spilled_bytes += len(kv) * self._row_bytes
         held = self.count(sequence, layer)
-        after = held - len(freed) + len(positions)
+        after = held - len(freed) + len(kv)
         needed = pages_for(after) - pages_for(held)
         if not entry.complete or not self._make_room(needed, sequence):
             entry.counts.dropped_bytes += len(kv) * self._row_bytes
@@ -154,7 +154,7 @@ class HostStore:
             return
         self._tables.resize(sequence, layer, max(held, after))
         rows = self._tables.rows(sequence, layer, 0, max(held, after))
-        places, holes = np.split(freed, [min(len(freed), len(positions))])
+        places, holes = np.split(freed, [min(len(freed), len(kv))])
         # What is left at the end moves into the holes that are left.
         holes = holes[holes < after]
         movers = np.setdiff1d(np.arange(after, held), freed)
@@ -162,9 +162,9 @@ class HostStore:
         places = np.concatenate([places, np.arange(held, after)])
         for start, end, row in _runs(rows[places]):
             entry.writes.append(self._link.start(self._rows[row : row + end - start], kv[start:end]))
-        own = np.concatenate([entry.positions[layer], positions])[: max(held, after)]
-        own[holes], own[places] = own[movers], positions
-        entry.positions[layer] = own[:after]
+        own = np.concatenate([entry.positions[layer], positions], axis=1)[:, : max(held, after)]
+        own[:, holes], own[:, places] = own[:, movers], positions
+        entry.positions[layer] = own[:, :after]
         self._tables.resize(sequence, layer, after)
 
     def count(self, sequence: Hashable, layer: int) -> int:
@@ -235,9 +235,9 @@ class HostStore:
         self._tables.check_integrity()
         for sequence, entry in self._sequences.items():
             for layer, positions in enumerate(entry.positions):
-                if len(positions) != self._tables.length(sequence, layer):
+                if positions.shape[1] != self._tables.length(sequence, layer):
                     raise IntegrityError(
-                        f"layer {layer} of spilled sequence {sequence!r} has {len(positions)} "
+                        f"layer {layer} of spilled sequence {sequence!r} has {positions.shape[1]} "
                         f"positions for {self._tables.length(sequence, layer)} tokens"
                     )
 
@@ -267,8 +267,8 @@ class HostStore:
         self._await_writes(entry)
         entry.complete = False
         for layer, positions in enumerate(entry.positions):
-            entry.counts.dropped_bytes += len(positions) * self._row_bytes
-            entry.positions[layer] = positions[:0]
+            entry.counts.dropped_bytes += positions.shape[1] * self._row_bytes
+            entry.positions[layer] = positions[:, :0]
             self._tables.resize(sequence, layer, 0)
 
     def _move(self, entry: _Sequence, movers: Rows, holes: Rows) -> None:

@@ -27,7 +27,7 @@ class SuspendedSequences:
         name = _name(sequence)
         self._host.open(name, fixed=True)
         for layer, rows in enumerate(layers):
-            self._host.spill(name, layer, [np.zeros(len(rows), dtype=np.int32)], rows)
+            self._host.spill(name, layer, [np.zeros((1, len(rows)), dtype=np.int32)], rows)
             if self._host.count(name, layer) < len(rows):
                 self._host.close(name)
                 raise IntegrityError(f"the host has no room for suspended sequence {sequence}")

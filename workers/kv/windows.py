@@ -20,7 +20,7 @@ def unseen_slots(
     Args:
         fed: the sequence of each of them, which are the newest that there are.
         windows: of each layer, the newest positions that are attended to, a token's own among them; 0: all.
-        positions: of the slots of a sequence's layer, ascending.
+        positions: of the slots of a sequence's layer, of which there is one set.
     """
     unseen, row = np.zeros((len(windows), len(fed)), dtype=np.int32), 0
     for sequence, count in Counter(fed).items():
@@ -28,16 +28,16 @@ def unseen_slots(
         for layer, window in enumerate(windows):
             if window:
                 last = np.arange(tokens - count, tokens) - window  # the newest that each does not attend to
-                before = np.searchsorted(positions(sequence, layer), last, side="right")
+                before = np.searchsorted(positions(sequence, layer)[0], last, side="right")
                 unseen[layer, row : row + count] = before
         row += count
     return unseen
 
 
 def not_yet_there(gone: npt.NDArray[np.bool_], positions: Positions, held: Positions) -> int:
-    """Takes from ``gone``, bool [positions], what ``held`` begins with; returns how many those are.
+    """Takes from ``gone``, bool [tokens], what ``held`` begins with; returns how many those are.
 
-    Both are in order: what is behind them is to be written anew, so that it stays so.
+    Positions, of one set, are in order: what is behind them is to be written anew, so that it stays so.
     """
     new = positions[gone]
     count = min(len(new), len(held))

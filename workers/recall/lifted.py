@@ -47,10 +47,10 @@ def attend(query: torch.Tensor, positions: Positions, past: GatheredLayer, windo
     Returns:
         [rows, heads * head size].
     """
-    reach = int(np.searchsorted(past.positions, positions[-1], side="right"))
-    seen = past.positions[None, :reach] <= positions[:, None]
+    reach = int(np.searchsorted(past.positions[0], positions[-1], side="right"))
+    seen = past.positions[:, :reach] <= positions[:, None]
     if window:
-        seen &= past.positions[None, :reach] > positions[:, None] - window
+        seen &= past.positions[:, :reach] > positions[:, None] - window
     visible = to_device(seen, query.device)
     key, value = past.kv[:reach].to(query.dtype).unbind(1)
     attended = functional.scaled_dot_product_attention(

@@ -1,23 +1,21 @@
 """Recall "turn": a prompt that goes on with what earlier turns of its session left."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import cast
 
 import numpy as np
 import torch
 
 from workers.backends.stopwatch import Stopwatch
-from workers.device import to_device
 from workers.execute.blocks import blocks, finish
+from workers.execute.choice import Chooser
 from workers.execute.generation import Generation
+from workers.execute.observe import LayerObserver
+from workers.execute.prompt import Rotate, choose_kept, layer_observer, observed, remember
 from workers.kv.cache import ShardCache
-from workers.kv.entry import GatheredLayer, Positions
+from workers.kv.entry import GatheredLayer, Positions, in_order, with_rows
 from workers.model.llama import LlamaLayer, LlamaStage
-from workers.model.rope import Rotation
-from workers.policies.select import keep_of_prompt
 from workers.recall.lifted import LiftedRows, attend
-
-Rotate = Callable[[Positions], Rotation]
 
 
 class ContinuedPrompt:
@@ -42,6 +40,7 @@ class ContinuedPrompt:
         first_layer: int,
         lifted: LiftedRows,
         recall: bool,
+        choose: Chooser,
         rotate: Rotate,
         block_rows: int,
         stopwatch: Stopwatch,
@@ -51,14 +50,15 @@ class ContinuedPrompt:
             first_layer: of the shard, in the model.
             lifted: rows of the past that come so from the shard before.
             recall: what is on the host comes back.
-            rotate: rotations of lifted rows.
+            rotate: rotations of positions.
             block_rows: how many of them are computed together.
         """
         self.plan = generation.plan(sequence)
         self.waits = self.plan.spills_hidden
         self._sequence, self._generation, self._cache = sequence, generation, cache
         self._layers = [cast(LlamaLayer, layer) for layer in model.layers]
-        self._first_layer, self._recall, self._rotate = first_layer, recall, rotate
+        self._first_layer, self._recall = first_layer, recall
+        self._choose, self._rotate = choose, rotate
         self._block_rows, self._stopwatch = block_rows, stopwatch
         self._lifted, self._lost = lifted, lifted.first(0)
 
@@ -69,27 +69,33 @@ class ContinuedPrompt:
             yield from self._lift(layer)
         self.past = self._gathered
 
-    def window(self, layer: int, rows: int) -> int:
-        plan, tokens = self.plan, len(self._gathered.positions) + rows
-        by_scores = plan.recent + plan.sinks < plan.kept[self._first_layer + layer] < tokens
-        return min(plan.recent, rows) if by_scores else 0
+    def observer(self, layer: int, rows: int) -> LayerObserver:
+        plan, past = self.plan, self._gathered.tokens
+        kept = plan.kept[self._first_layer + layer]
+        chooses = kept < past + rows and plan.chooses(kept)
+        return layer_observer(plan, rows, past, chooses, min(plan.recent, rows))
 
     def keep(
-        self, layer: int, positions: Positions, kv: torch.Tensor, scores: torch.Tensor | None
+        self, layer: int, positions: Positions, kv: torch.Tensor, observer: LayerObserver
     ) -> torch.Tensor:
         plan, rows, tokens = self.plan, len(positions), len(kv)
         kept = min(plan.kept[self._first_layer + layer], tokens)
-        keep = torch.arange(tokens, device=kv.device)
+        keep = torch.arange(tokens, device=kv.device)[None].expand(len(self._gathered.positions), -1)
         if kept < tokens:
-            recent = kept - min(plan.sinks, kept) if scores is None else min(plan.recent, rows)
             with self._stopwatch.on("selection"):
-                keep = keep_of_prompt(scores, tokens, kept, recent, plan.sinks, kv.device)
-        positions = np.concatenate([self._gathered.positions, positions])
-        places = np.concatenate([self._gathered.places, np.full(rows, -1)])
-        self._cache.replace(self._sequence, layer, GatheredLayer(positions, places, kv), keep)
-        self._generation.keep(self._sequence, layer, len(keep))
+                recent, behind = min(plan.recent, rows), int(positions[-1]) + 1
+                seen = observed(plan, recent, observer, kv, behind, self._rotate)
+                keep = choose_kept(self._choose, plan, seen, len(keep), tokens, kept)
+        gathered = GatheredLayer(
+            with_rows(self._gathered.positions, positions),
+            with_rows(self._gathered.places, np.full(rows, -1)),
+            kv,
+        )
+        self._cache.replace(self._sequence, layer, gathered, keep)
+        self._generation.keep(self._sequence, layer, kept)
+        remember(self._cache, self._sequence, layer, plan, observer, keep)
         if plan.drops_hidden_states:
-            return keep[keep >= tokens - rows] - (tokens - rows)
+            return keep[0][keep[0] >= tokens - rows] - (tokens - rows)
         return torch.arange(rows, device=kv.device)
 
     def leave(self, layer: int, positions: Positions, hidden: torch.Tensor) -> None:
@@ -127,11 +133,11 @@ class ContinuedPrompt:
             queries.append(query)
             kv.append(new)
             yield
-        positions = np.concatenate([past.positions, lifted.positions])
-        places = np.concatenate([past.places, np.full(len(lifted), -1)])
-        order = positions.argsort()
-        merged = torch.cat(kv)[to_device(order, past.kv.device)]
-        self._gathered = GatheredLayer(positions[order], places[order], merged)
+        self._gathered = in_order(
+            with_rows(past.positions, lifted.positions),
+            with_rows(past.places, np.full(len(lifted), -1)),
+            torch.cat(kv),
+        )
         self._lifted_out = torch.cat([query.flatten(1) for query in queries])
         for block, query in zip(lifted_blocks, queries, strict=True):
             window = self._layers[layer].window

@@ -92,7 +92,7 @@ class Spills(RuleBasedStateMachine):
         own = self.held[sequence]
         kv = torch.randn(tokens, *TOKEN, generator=self.random).to(self.like.dtype)
         positions = np.arange(own.spilled, own.spilled + tokens, dtype=np.int32)
-        self.store.spill(sequence, layer, [positions], kv.clone())
+        self.store.spill(sequence, layer, [positions[None]], kv.clone())
 
         own.spilled += tokens
         self.held.move_to_end(sequence)
@@ -139,7 +139,7 @@ class Spills(RuleBasedStateMachine):
         assert self.store.bytes_in_use == pages * 16 * self.row_bytes <= self.store.limit_bytes
         for sequence, own in self.held.items():
             for layer in range(LAYERS):
-                assert self.store.positions(sequence, layer).tolist() == own.positions[layer]
+                assert self.store.positions(sequence, layer).tolist() == [own.positions[layer]]
 
     def teardown(self) -> None:
         for sequence in list(self.held):
@@ -208,7 +208,7 @@ def _store(pages: int, link: DeferredLink | None = None) -> HostStore:
 
 def _spill(store: HostStore, sequence: str, tokens: int, layer: int = 0) -> torch.Tensor:
     kv = torch.randn(tokens, *TOKEN)
-    store.spill(sequence, layer, [np.arange(tokens, dtype=np.int32)], kv.clone())
+    store.spill(sequence, layer, [np.arange(tokens, dtype=np.int32)[None]], kv.clone())
     return kv
 
 
@@ -310,6 +310,6 @@ def test_positions_that_do_not_match_the_tokens_are_found() -> None:
     store = _store(pages=1)
     _spill(store, "a", 5)
     store.check_integrity()
-    store._sequences["a"].positions[0] = np.arange(4, dtype=np.int32)
+    store._sequences["a"].positions[0] = np.arange(4, dtype=np.int32)[None]
     with pytest.raises(IntegrityError, match="4 positions for 5 tokens"):
         store.check_integrity()

@@ -91,12 +91,12 @@ def test_the_host_moves_no_row_that_may_still_be_read() -> None:
     host = HostStore(1 << 20, link, sequences=2, layers=1, max_tokens=64, like=like)
     host.open("a")
     kv = torch.arange(20.0)[:, None, None, None].expand(20, 2, 1, 4).contiguous()
-    host.spill("a", 0, [np.arange(20, dtype=np.int32)], kv)
+    host.spill("a", 0, [np.arange(20, dtype=np.int32)[None]], kv)
     host.read("a", 0)
     reads = [copy for copy in link.reading if not copy.waited]
     assert reads
     # Nothing comes in the place of tokens 3 and 5, so that others move there.
-    host.exchange("a", 0, np.array([3, 5]), np.zeros(0, dtype=np.int32), kv[:0])
+    host.exchange("a", 0, np.array([3, 5]), np.zeros((1, 0), dtype=np.int32), kv[:0])
     assert all(copy.waited for copy in reads)
     left = host.read("a", 0)
     assert left is not None

@@ -22,22 +22,24 @@ from pyramidserve.types import Compression
 from workers.backends.reference import ReferenceBackend
 from workers.budget.footprint import ShardLayout
 from workers.budget.pages import IntegrityError
+from workers.execute.choice import Chooser
 from workers.execute.generation import Generation
 from workers.kv.cache import ShardCache
-from workers.kv.entry import GatheredLayer
+from workers.kv.entry import GatheredLayer, with_rows
 from workers.kv.host import HostStore
 from workers.kv.page_table import PageTables
 from workers.kv.pool import KVPool
-from workers.policies.registry import plan
+from workers.policies.registry import chooser, plan
 from workers.recall.exact import feed
 from workers.recall.step import RECALLED_OF, BestOfHost
 
 FIRST, END, MODEL_LAYERS, CONTEXT = 1, 3, 4, 400
 LAYERS = range(END - FIRST)
-TOKEN = (2, 1, 16)
+TOKEN = (2, 2, 16)
 SESSIONS = 3
 PARAMETERS = {"min_context_length": 4, "exceed_length_to_compress": 12, "gen_decay_ratio": 0.3}
 EVICT = Compression("pyramid", "evict", parameters=PARAMETERS)
+H2O = Compression("h2o", parameters={"heavy_ratio": 0.2, "recent_ratio": 0.2, "drop": 5})
 KINDS = {
     "full": Compression(),
     "off": EVICT,
@@ -46,6 +48,12 @@ KINDS = {
     "exact": replace(EVICT, recall="exact"),
     "streaming": Compression("streaming", parameters={"sinks": 2, "window": 30}, recall="exact"),
     "prune": replace(EVICT, prefill="prune", recall="turn"),
+    "heads off": H2O,
+    "heads turn": replace(H2O, recall="turn"),
+    "heads step": replace(H2O, recall="step"),
+    "heads exact": replace(H2O, recall="exact"),
+    "heads chunk": replace(EVICT, parameters=PARAMETERS | {"heads": "each"}, recall="turn"),
+    "heads prompt": Compression("snapkv", kv_keep=0.4, parameters={"window_size": 3}, recall="exact"),
 }
 
 
@@ -58,6 +66,7 @@ class Session:
         self.hidden: list[dict[int, torch.Tensor]] = [{} for _ in range(len(LAYERS) + 1)]
         self.drafts = 0
         self.suspended = False
+        self.rows = 0  # that its last turn has computed
 
 
 class Recalling(RuleBasedStateMachine):
@@ -70,7 +79,7 @@ class Recalling(RuleBasedStateMachine):
         pool = KVPool(2000, *TOKEN[1:], dtype, torch.device("cpu"))
         pool.allocator = PoisoningAllocator(2000, pool.rows)
         self.link, self.dtype = DeferredLink(), dtype
-        layout = ShardLayout(FIRST, END, pool.page_bytes)
+        layout = ShardLayout(FIRST, END, pool.page_bytes, TOKEN[1])
         sizes = (3 * SESSIONS, len(LAYERS) + 1, 2 * CONTEXT)
         self.scarce = host_pages < 100
         host = poison(HostStore(host_pages * pool.page_bytes, self.link, *sizes, like=pool.rows))
@@ -89,8 +98,17 @@ class Recalling(RuleBasedStateMachine):
         return list(new)
 
     def _truth(self, session: Session, layer: int, positions: np.ndarray) -> torch.Tensor:
-        rows = [session.kv[layer][position] for position in positions.tolist()]
-        return torch.stack(rows) if rows else torch.empty(0, *TOKEN, dtype=self.dtype)
+        whole = torch.stack(session.kv[layer])
+        each = np.broadcast_to(positions, (TOKEN[1], positions.shape[1]))
+        return torch.stack([whole[own.tolist(), :, head] for head, own in enumerate(each)], dim=2)
+
+    def _any(self, sets: int, tokens: int, count: int) -> torch.Tensor:
+        """So many of ``tokens`` tokens, for each set."""
+        chosen = [torch.randperm(tokens, generator=self.random)[:count].sort().values for _ in range(sets)]
+        return torch.stack(chosen)
+
+    def _choose(self, session: Session) -> Chooser:
+        return Chooser(session.name, chooser(KINDS[session.kind]))
 
     def _name(self) -> int:
         self.names += 1
@@ -111,22 +129,25 @@ class Recalling(RuleBasedStateMachine):
     @precondition(lambda self: len(self.sessions) < SESSIONS)
     @rule(kind=st.sampled_from(sorted(KINDS)), tokens=st.integers(1, 90))
     def begin(self, kind: str, tokens: int) -> None:
-        if self.scarce and kind in ("step", "exact", "streaming"):
+        if self.scarce and KINDS[kind].recall in ("step", "exact"):
             return  # admission sees to it that the host has room for these
         session = Session(kind, self._name())
         keep = plan(KINDS[kind], tokens, MODEL_LAYERS)
-        self.generation.open(session.name, keep)
-        new = self._new(session, tokens)
+        self.generation.open(session.name, keep, self._choose(session))
+        new, session.rows = self._new(session, tokens), tokens
         alive = torch.arange(tokens)
         for layer in LAYERS:
             kept = keep.kept[FIRST + layer]
-            chosen = alive[torch.randperm(len(alive), generator=self.random)[:kept].sort().values]
+            recent = keep.recent if keep.heads == "each" else 0  # they are relied on
+            older = self._any(keep.sets(TOKEN[1]), len(alive) - recent, kept - recent)
+            newest = torch.arange(len(alive) - recent, len(alive)).expand(len(older), -1)
+            chosen = alive[torch.cat([older, newest], dim=1)]
             if keep.drops_hidden_states:
                 gone = alive[~torch.isin(alive, chosen)]
                 self._drop(session, layer, gone.tolist())
-                alive, keep_rows = chosen, None
+                alive, keep_rows = chosen[0], None
             else:
-                keep_rows = None if len(chosen) == tokens else chosen
+                keep_rows = None if chosen.shape[1] == tokens else chosen
             rows = alive if keep.drops_hidden_states else torch.arange(tokens)
             self.cache.store_prompt(
                 session.name, layer, rows.numpy().astype(np.int32), new[layer][rows], keep_rows
@@ -155,7 +176,7 @@ class Recalling(RuleBasedStateMachine):
             for layer, new in zip(LAYERS, self._new(session, 1), strict=True):
                 step.write(layer, new)
             if targets:
-                shares = torch.rand(len(LAYERS), 1, targets.tail, generator=self.random)
+                shares = torch.rand(len(LAYERS), 1, TOKEN[1], targets.tail, generator=self.random)
                 self.generation.add_scores([session.name], targets, shares)
             self.generation.fed([session.name])
             session.drafts += drafts > 0
@@ -184,9 +205,10 @@ class Recalling(RuleBasedStateMachine):
                 count = int(batch.lengths[row])
                 own = batch.gather(row, row + 1, count)[0]
                 back = batch.spilled.gather(row, row + 1, int(batch.spilled.lengths[row]))[0]
-                device = self.cache.positions(session.name, layer)[:count]
+                device = self.cache.positions(session.name, layer)[:, :count]
                 host = self.cache.host.positions(session.name, layer)
-                assert sorted([*device, *host]) == list(range(before + row + 1))
+                for both in np.concatenate([device, host], axis=1):
+                    assert sorted(both) == list(range(before + row + 1))
                 assert same_bits(own, self._truth(session, layer, device))
                 assert same_bits(back, self._truth(session, layer, host))
         copy.wait()
@@ -207,26 +229,31 @@ class Recalling(RuleBasedStateMachine):
         reused = max(1, int(kept * whole))
         if old.drops_hidden_states:
             reused = max(reused, old.prompt_tokens)
+        reused = max(reused, whole - old.shared(session.rows, whole - old.prompt_tokens))
         for layer in LAYERS:
             del session.kv[layer][reused:]
         session.drafts = 0
-        recall = session.kind != "off" or reused < old.prompt_tokens
+        recall = KINDS[session.kind].recall != "off" or reused < old.prompt_tokens
         keep = plan(KINDS[session.kind], reused + new, MODEL_LAYERS)
-        self.generation.reopen(session.name, name, keep, reused)
-        session.name = name
+        self.generation.reopen(session.name, name, keep, reused, self._choose(session))
+        session.name, session.rows = name, new
         fresh = self._new(session, new)
         for layer in LAYERS:
             past = self.cache.gather(name, layer, recall)
             assert same_bits(past.kv, self._truth(session, layer, past.positions))
             self._take_hidden(session, layer)
-            positions = np.concatenate([past.positions, np.arange(reused, reused + new, dtype=np.int32)])
-            places = np.concatenate([past.places, np.full(new, -1)])
+            positions = with_rows(past.positions, np.arange(reused, reused + new, dtype=np.int32))
+            places = with_rows(past.places, np.full(new, -1))
             tokens = GatheredLayer(positions, places, torch.cat([past.kv, fresh[layer]]))
-            count = min(keep.kept[FIRST + layer], len(positions))
-            chosen = torch.randperm(len(positions), generator=self.random)[:count].sort().values
+            count = min(keep.kept[FIRST + layer], tokens.tokens)
+            recent = min(keep.recent, new)  # stays in any case
+            older = self._any(len(positions), tokens.tokens - recent, count - recent)
+            newest = torch.arange(tokens.tokens - recent, tokens.tokens).expand(len(positions), -1)
+            chosen = torch.cat([older, newest], dim=1)
             self.cache.replace(name, layer, tokens, chosen)
-            self.generation.keep(name, layer, len(chosen))
-            assert self.cache.positions(name, layer).tolist() == positions[chosen.numpy()].tolist()
+            self.generation.keep(name, layer, count)
+            expected = np.take_along_axis(positions, chosen.numpy(), axis=1)
+            assert self.cache.positions(name, layer).tolist() == expected.tolist()
 
     def _take_hidden(self, session: Session, layer: int) -> None:
         if session.kind != "prune":
@@ -249,9 +276,9 @@ class Recalling(RuleBasedStateMachine):
         reach = BestOfHost(self.cache, [0, session.name], ReferenceBackend(self.dtype))
         for layer in LAYERS:
             host = self.cache.host.positions(session.name, layer)
-            query = torch.randn(2, 2, TOKEN[2], generator=self.random).to(self.dtype)
+            query = torch.randn(2, 4, TOKEN[2], generator=self.random).to(self.dtype)
             picked = reach(layer, query)
-            assert picked.lengths.tolist() == [0, -(-len(host) // RECALLED_OF)]
+            assert picked.lengths.tolist() == [0, -(-host.shape[1] // RECALLED_OF)]
             kv = picked.gather(1, 2, int(picked.lengths[1]))[0]
             found = {tuple(row.view(-1).tolist()) for row in kv}
             assert len(found) == len(kv)
@@ -294,10 +321,10 @@ class Recalling(RuleBasedStateMachine):
             for layer in LAYERS:
                 device = self.cache.positions(session.name, layer)
                 host = self.cache.host.positions(session.name, layer)
-                held = sorted([*device.tolist(), *host.tolist()])
-                assert len(set(held)) == len(held)
-                if not self.scarce and session.kind != "prune":
-                    assert held == list(range(len(session.kv[layer])))
+                for held in map(sorted, np.concatenate([device, host], axis=1).tolist()):
+                    assert len(set(held)) == len(held)
+                    if not self.scarce and session.kind != "prune":
+                        assert held == list(range(len(session.kv[layer])))
                 if not session.suspended:
                     own = self.cache.device.read(session.name, layer)
                     assert same_bits(own, self._truth(session, layer, device))

@@ -24,18 +24,20 @@ from workers.budget.footprint import ShardLayout, pages_held, peak_pages, score_
 from workers.budget.pages import IntegrityError, OutOfPagesError, pages_for
 from workers.budget.plan import KeepPlan
 from workers.budget.released import ReleasedSequence
+from workers.execute.choice import Chooser
 from workers.execute.generation import Generation
 from workers.kv.cache import ShardCache
 from workers.kv.host import HostStore
 from workers.kv.page_table import PageTables
 from workers.kv.pool import KVPool
+from workers.policies.observed import best_by_attention, ends
 from workers.policies.registry import plan
 
 # The shard has the middle layers of a model, so that neither its first nor its last is the model's.
 FIRST, END, MODEL_LAYERS = 1, 4, 5
 LAYERS = range(END - FIRST)
 MAX_TOKENS, SEQUENCES = 160, 4
-TOKEN = (2, 1, 2)
+TOKEN = (2, 2, 2)
 
 PYRAMID = {
     "recent_ratio": 0.3,
@@ -57,19 +59,29 @@ PLANS = {
         10,
         MODEL_LAYERS,
     ),
+    "heads": plan(Compression("h2o", kv_keep=0.4, parameters={"drop": 5}), 40, MODEL_LAYERS),
+    "heads, unequal": plan(
+        Compression("h2o", parameters={"tokens": [20, 9, 14, 14, 7], "drop": 1}), 30, MODEL_LAYERS
+    ),
+    "heads, chunks": plan(
+        Compression("pyramid", "evict", parameters=PYRAMID | {"heads": "each"}), 40, MODEL_LAYERS
+    ),
 }
 
 
+HEADS = TOKEN[1]
+
+
 class Books:
-    """What one sequence should hold: input positions per layer, over the KV of every position."""
+    """What one sequence should hold: input positions by layer and set, over the KV of every position."""
 
     def __init__(self, plan: KeepPlan, random: torch.Generator, dtype: torch.dtype) -> None:
-        self.plan = plan
+        self.plan, self.sets = plan, plan.sets(HEADS)
         self.kv = torch.randn(len(LAYERS), MAX_TOKENS, *TOKEN, generator=random).to(dtype)
-        self.device: list[list[int]] = [[] for _ in LAYERS]
-        self.host: list[list[int]] = [[] for _ in LAYERS]
-        # Attention that a generated token pays to a position.
-        self.attention = np.zeros((len(LAYERS), MAX_TOKENS, MAX_TOKENS))
+        self.device: list[list[list[int]]] = [[[] for _ in range(self.sets)] for _ in LAYERS]
+        self.host: list[list[list[int]]] = [[[] for _ in range(self.sets)] for _ in LAYERS]
+        # Attention that a generated token pays to a position, for each head.
+        self.attention = np.zeros((len(LAYERS), HEADS, MAX_TOKENS, MAX_TOKENS))
         self.stored = self.suspended = False
         self.generated = 0
         self.peak = 0
@@ -78,28 +90,55 @@ class Books:
     def end(self) -> int:
         return self.plan.prompt_tokens + self.generated
 
+    def rows(self, layer: int, held: list[list[int]]) -> torch.Tensor:
+        """KV of ``held``, of which each head has its own."""
+        each = held * (HEADS // len(held))
+        return torch.stack([self.kv[layer, own, :, head] for head, own in enumerate(each)], dim=2)
+
+    def lengths(self) -> list[int]:
+        """Tokens of each layer on the device."""
+        return [len(held[0]) for held in self.device]
+
     def note_peak(self, layout: ShardLayout) -> None:
-        held = score_pages(self.plan, layout) + sum(map(pages_for, map(len, self.device)))
+        held = score_pages(self.plan, layout) + sum(map(pages_for, self.lengths()))
         self.peak = max(self.peak, held)
 
-    def compress(self, layer: int, chosen: Sequence[int]) -> None:
-        """Moves what a chunk that is due loses; ``chosen`` is what the cache has decided to hold."""
-        generation, held = self.plan.generation, self.device[layer]
+    def compress(self, layer: int, chosen: list[list[int]]) -> None:
+        """Moves what is lost that is due to go; ``chosen`` is what the cache has decided to hold."""
+        for number, own in enumerate(chosen):
+            self._compress_set(layer, number, own)
+
+    def _compress_set(self, layer: int, number: int, chosen: list[int]) -> None:
+        generation, held = self.plan.generation, self.device[layer][number]
         assert generation is not None
-        first, keeps = self.end - generation.window - generation.chunk, generation.keeps[FIRST + layer]
-        chunk = list(range(first, first + generation.chunk))
-        if not generation.scores:
-            chunk = held[generation.start[FIRST + layer] :][: generation.chunk]
-        kept = [position for position in chunk if position in chosen]
-        gone = [position for position in chunk if position not in chosen]
+        if generation.rechooses:
+            candidates, keeps = held[generation.sinks :], len(held) - generation.sinks - generation.chunk
+            stays = candidates[len(candidates) - generation.recent :]
+            looking = slice(0, self.generated)
+            weights = np.ones(self.generated)
+        else:
+            first = self.end - generation.window - generation.chunk
+            candidates, keeps = (
+                list(range(first, first + generation.chunk)),
+                generation.keeps[FIRST + layer],
+            )
+            stays = []
+            looking = slice(self.generated - generation.window, self.generated)
+            newest = generation.accumulates.newest if generation.accumulates else 1
+            weights = np.linspace(1, newest, generation.window)
+        kept = [position for position in candidates if position in chosen]
+        gone = [position for position in candidates if position not in chosen]
         assert len(kept) == keeps
-        if kept and gone:
-            weights = np.linspace(1, self.plan.distance_weight, generation.window)
-            behind = slice(self.generated - generation.window, self.generated)
-            scores = weights @ self.attention[layer, behind]
-            assert scores[kept].min() > scores[gone].max() - 1e-3
-        self.device[layer] = [position for position in held if position not in gone]
-        self.host[layer] += gone
+        assert set(stays) <= set(kept)
+        if not generation.accumulates:
+            assert gone == candidates[: len(gone)]
+        elif set(kept) - set(stays) and gone:
+            paid = np.tensordot(weights, self.attention[layer][:, looking], axes=(0, 1))
+            over = {"each": lambda: paid[number], "mean": lambda: paid.mean(0), "max": lambda: paid.max(0)}
+            scores = over[self.plan.heads]()
+            assert scores[sorted(set(kept) - set(stays))].min() > scores[gone].max() - 1e-3
+        self.device[layer][number] = [position for position in held if position not in gone]
+        self.host[layer][number] += gone
 
 
 class Shard:
@@ -108,7 +147,7 @@ class Shard:
     def __init__(self, dtype: torch.dtype = torch.float32, pages: int = 200, host_pages: int = 200) -> None:
         pool = KVPool(pages, *TOKEN[1:], dtype, torch.device("cpu"))
         pool.allocator = PoisoningAllocator(pages, pool.rows)
-        self.layout = ShardLayout(FIRST, END, pool.page_bytes)
+        self.layout = ShardLayout(FIRST, END, pool.page_bytes, HEADS)
         self.link = DeferredLink()
         self.tables = PageTables(pool.allocator, SEQUENCES, len(LAYERS), MAX_TOKENS)
         sizes = (2 * SEQUENCES, len(LAYERS), MAX_TOKENS)
@@ -120,7 +159,10 @@ class Shard:
         self.random = torch.Generator().manual_seed(7)
 
     def open(self, sequence: int, plan: KeepPlan) -> Books:
-        self.generation.open(sequence, plan)
+        by_attention = plan.generation is not None and plan.generation.accumulates is not None
+        choose = best_by_attention if by_attention else ends
+        chooser = Chooser(sequence, lambda observed, tokens, keep: choose(observed, tokens, keep, None))
+        self.generation.open(sequence, plan, chooser)
         self.books[sequence] = Books(plan, self.random, self.dtype)
         self.books[sequence].note_peak(self.layout)
         return self.books[sequence]
@@ -131,8 +173,9 @@ class Shard:
         tokens = books.plan.prompt_tokens
         for layer in LAYERS:
             kept = books.plan.kept[FIRST + layer]
-            chosen = torch.randperm(tokens, generator=self.random)[:kept].sort().values
-            alive = chosen if books.plan.drops_hidden_states else torch.arange(tokens)
+            sets = [torch.randperm(tokens, generator=self.random)[:kept] for _ in range(books.sets)]
+            chosen = torch.stack(sets).sort(dim=1).values
+            alive = chosen[0] if books.plan.drops_hidden_states else torch.arange(tokens)
             self.cache.store_prompt(
                 sequence,
                 layer,
@@ -141,7 +184,7 @@ class Shard:
                 None if len(alive) == kept else chosen,
             )
             books.device[layer] = chosen.tolist()
-            books.host[layer] = sorted({*alive.tolist()} - {*chosen.tolist()})
+            books.host[layer] = [sorted({*alive.tolist()} - {*own}) for own in chosen.tolist()]
         books.stored = True
         books.note_peak(self.layout)
 
@@ -151,19 +194,23 @@ class Shard:
         targets = self.generation.targets(sequences)
         step = cache.extend(sequences)
         tail = targets.tail if targets else 0
-        shares = torch.rand(len(LAYERS), len(sequences), tail, generator=self.random)
+        shares = torch.rand(len(LAYERS), len(sequences), HEADS, tail, generator=self.random)
         for layer, attention in zip(LAYERS, shares, strict=True):
             step.write(layer, torch.stack([b.kv[layer, b.end] for b in all_books]))
             batch = step.batch(layer)
             lengths = batch.lengths
             gathered = batch.gather(0, len(sequences), int(lengths.max()))
-            attention[torch.arange(tail) < tail - lengths[:, None]] = float("nan")
+            lacking = torch.arange(tail) < tail - lengths[:, None]
+            attention.masked_fill_(lacking[:, None], float("nan"))
             for row, books in enumerate(all_books):
                 held = books.device[layer]
-                held.append(books.end)
-                assert same_bits(gathered[row, : lengths[row]], books.kv[layer, held])
-                newest = held[-tail:] if tail else []
-                books.attention[layer, books.generated, newest] = attention[row, tail - len(newest) :]
+                for own in held:
+                    own.append(books.end)
+                assert same_bits(gathered[row, : lengths[row]], books.rows(layer, held))
+                for head, own in enumerate(held * (HEADS // len(held)) if tail else []):
+                    newest = own[-tail:]
+                    paid = attention[row, head, tail - len(newest) :]
+                    books.attention[layer, head, books.generated, newest] = paid
             assert not gathered.isnan().any()
         if targets is not None:
             self.generation.add_scores(sequences, targets, shares)
@@ -191,10 +238,10 @@ class Shard:
             expected += 0 if books.suspended else pages_held(books.plan, self.layout, books.generated)
             for layer in LAYERS:
                 held = books.device[layer]
-                assert len(held) == books.plan.tokens(FIRST + layer, books.generated)
+                assert len(held[0]) == books.plan.tokens(FIRST + layer, books.generated)
                 assert self.cache.positions(sequence, layer).tolist() == held
                 if not books.suspended:
-                    assert same_bits(self.cache.device.read(sequence, layer), books.kv[layer, held])
+                    assert same_bits(self.cache.device.read(sequence, layer), books.rows(layer, held))
         assert self.allocator.pages_in_use == expected
 
     def suspend(self, sequence: int) -> bool:
@@ -215,7 +262,7 @@ class Shard:
 
     def device_pages(self, sequence: int) -> int:
         """Pages of a sequence's KV on the device, or that it had there."""
-        return sum(map(pages_for, map(len, self.books[sequence].device)))
+        return sum(map(pages_for, self.books[sequence].lengths()))
 
     def recall(self, sequence: int) -> bool:
         """Asserts that the host has what was evicted; returns whether it has not dropped it."""
@@ -224,7 +271,7 @@ class Shard:
         for layer, kv in enumerate(back):
             if kv is not None:
                 assert host.positions(sequence, layer).tolist() == books.host[layer]
-                assert same_bits(kv, books.kv[layer, books.host[layer]])
+                assert same_bits(kv, books.rows(layer, books.host[layer]))
         dropped = {kv is None for kv in back}
         assert len(dropped) == 1
         return dropped == {False}
@@ -232,28 +279,28 @@ class Shard:
     def release(self, sequence: int) -> ReleasedSequence:
         """Releases a sequence; asserts that its receipts account for every token and byte."""
         books, host = self.books.pop(sequence), self.cache.host
-        positions = [host.positions(sequence, layer).tolist() for layer in LAYERS]
+        spilled = [host.count(sequence, layer) for layer in LAYERS]
         before = self.allocator.pages_in_use
         self.generation.close(sequence)
         receipt = self.cache.release(sequence)
         for layer, tokens in enumerate(receipt.layers):
-            prompt = sum(position < books.plan.prompt_tokens for position in books.device[layer])
+            held = books.device[layer]
+            prompt = [sum(position < books.plan.prompt_tokens for position in own) for own in held]
             assert tokens.layer == FIRST + layer
-            assert tokens.prompt_kept == prompt
-            assert tokens.generated_kept == len(books.device[layer]) - prompt
-            assert tokens.spilled == len(positions[layer])
-            gone = books.end - len(books.device[layer]) - len(positions[layer])
-            assert tokens.dropped == gone
+            assert tokens.prompt_kept == round(sum(prompt) / len(prompt))
+            assert tokens.generated_kept == len(held[0]) - tokens.prompt_kept
+            assert tokens.spilled == spilled[layer]
+            assert tokens.dropped == books.end - len(held[0]) - spilled[layer]
         row_bytes = self.layout.page_bytes // 16
-        evicted = sum(map(len, books.host)) * row_bytes
+        evicted = sum(len(own[0]) for own in books.host) * row_bytes
         assert receipt.spilled_bytes == evicted
-        assert receipt.dropped_bytes == evicted - sum(map(len, positions)) * row_bytes
+        assert receipt.dropped_bytes == evicted - sum(spilled) * row_bytes
         assert receipt.peak_pages == books.peak
         assert receipt.page_bytes == self.layout.page_bytes
         assert receipt.table_bytes == self.tables.bytes_per_sequence
         assert receipt.score_pages == score_pages(books.plan, self.layout)
-        held = receipt.score_pages + sum(map(pages_for, map(len, books.device)))
-        assert before - self.allocator.pages_in_use == (0 if books.suspended else held)
+        pages = receipt.score_pages + sum(map(pages_for, books.lengths()))
+        assert before - self.allocator.pages_in_use == (0 if books.suspended else pages)
         return receipt
 
 
@@ -262,15 +309,16 @@ def shard(request: pytest.FixtureRequest) -> Shard:
     return Shard(request.param)
 
 
-@pytest.mark.parametrize("name", ["streaming", "evict", "long chunk"])
+@pytest.mark.parametrize("name", ["streaming", "evict", "long chunk", "heads", "heads, unequal"])
 def test_what_a_prompt_keeps_and_what_it_spills_are_the_whole_prompt(name: str, shard: Shard) -> None:
     books = shard.open(1, PLANS[name])
     shard.store(1)
     shard.check()
     assert shard.recall(1)
     for device, host in zip(books.device, books.host, strict=True):
-        assert sorted(device + host) == list(range(books.plan.prompt_tokens))
-    assert any(books.host)
+        for own, gone in zip(device, host, strict=True):
+            assert sorted(own + gone) == list(range(books.plan.prompt_tokens))
+    assert any(map(any, books.host))
 
 
 @pytest.mark.parametrize("name", ["full", "prune", "streaming short"])
@@ -280,7 +328,7 @@ def test_a_prompt_that_keeps_all_its_rows_spills_none(name: str, shard: Shard) -
     shard.check()
     assert shard.link.pending == shard.cache.host.bytes_in_use == 0
     kept = books.plan.kept[FIRST:END]
-    assert [len(shard.cache.positions(1, layer)) for layer in LAYERS] == list(kept)
+    assert [shard.cache.positions(1, layer).shape[1] for layer in LAYERS] == list(kept)
 
 
 @pytest.mark.parametrize("name", PLANS)
@@ -305,7 +353,7 @@ def test_sequences_of_all_lengths_and_policies_share_a_batch(shard: Shard) -> No
         for _ in range(12):
             shard.decode(list(shard.books)[::-1])
     shard.check()
-    lengths = [len(held) for books in shard.books.values() for held in books.device]
+    lengths = [length for books in shard.books.values() for length in books.lengths()]
     assert len({*lengths}) > 6
     assert all(map(shard.recall, shard.books))
 
@@ -318,11 +366,11 @@ def test_streaming_drops_the_oldest_behind_the_sinks(
 ) -> None:
     books = shard.open(1, PLANS[name])
     shard.store(1)
-    held = shard.cache.positions(1, 0).tolist()
+    (held,) = shard.cache.positions(1, 0).tolist()
     held += range(books.end, books.end + chunk_is_due)
     for _ in range(chunk_is_due):
         shard.decode([1])
-    assert shard.cache.positions(1, 0).tolist() == held[:sinks] + held[sinks + 16 :]
+    assert shard.cache.positions(1, 0).tolist() == [held[:sinks] + held[sinks + 16 :]]
 
 
 def test_a_step_without_a_complete_chunk_behind_it_needs_no_scores() -> None:
@@ -427,7 +475,7 @@ def test_a_sequence_whose_scores_find_no_page_changes_nothing() -> None:
     [
         lambda shard: shard.allocator.allocate(1, "nobody"),
         lambda shard: shard.tables.resize(1, 0, 1),
-        lambda shard: shard.cache._sequences[1].positions[0].__setitem__(3, 0),
+        lambda shard: shard.cache._sequences[1].positions[0].__setitem__((0, 3), 0),
         lambda shard: shard.cache.host._sequences[1].positions.reverse(),
         lambda shard: shard.cache.device.scores._pages.__setitem__(1, np.zeros(0, dtype=np.int32)),
     ],
