@@ -91,6 +91,15 @@ def not_finite(request_id: str) -> EngineError:
     )
 
 
+def policy_failed(request_id: str, why: str) -> EngineError:
+    """What ends a request whose compression policy failed."""
+    return EngineError(
+        f"the compression policy of request {request_id!r} failed: {why}; that is the policy's fault: ask "
+        "for another, or mend it",
+        reason="policy_failed",
+    )
+
+
 class ConfigurationError(PyramidServeError):
     reason = "configuration"
 

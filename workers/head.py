@@ -17,7 +17,7 @@ from workers.engine.runner import Cancel, EndSession, EngineRunner, Report, Sequ
 from workers.events import tell
 from workers.rendezvous import look_up
 from workers.schedule.sequence import SequenceRequest
-from workers.schedule.step import ShardMemory
+from workers.schedule.step import NOT_FINITE, ShardMemory
 
 if TYPE_CHECKING:  # the stubs' types alone have this name
     from pyramidserve.v1.pipeline_pb2_grpc import PipelineRegistryAsyncStub
@@ -142,8 +142,10 @@ def _step_report(report: Report) -> messages.StepReport:
                 message.finished.add(sequence_id=sequence, receipt=wire.receipt_to_message(receipt))
             case SequenceCancelled(sequence):
                 message.failed.add(sequence_id=sequence, cause=failed.CAUSE_CANCELLED)
-            case SequenceBroken(sequence):
-                message.failed.add(sequence_id=sequence, cause=failed.CAUSE_NOT_FINITE)
+            case SequenceBroken(sequence, why):
+                finite = why != NOT_FINITE
+                cause = failed.CAUSE_POLICY if finite else failed.CAUSE_NOT_FINITE
+                message.failed.add(sequence_id=sequence, cause=cause, detail=why if finite else "")
             case SequenceRefused(sequence):
                 message.failed.add(sequence_id=sequence, cause=failed.CAUSE_NO_ROOM)
     return message

@@ -48,4 +48,5 @@ def first_state(fact: StageFacts) -> StageState:
         tensor_names=fact.tensor_names,
         dtype=fact.dtype,
         backend=fact.backend,
+        kv_heads=fact.layout.kv_heads,
     )

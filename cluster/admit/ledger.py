@@ -46,7 +46,9 @@ class PipelineLedger(Forecast):
         self.pipeline_id, self.max_sequences = pipeline_id, max_sequences
         self.memory: Sequence[pb.StageMemory] = ()
         self._stages = tuple(stages)
-        self._layouts = tuple(ShardLayout(s.first_layer, s.end_layer, s.page_bytes) for s in stages)
+        self._layouts = tuple(
+            ShardLayout(s.first_layer, s.end_layer, s.page_bytes, s.kv_heads) for s in stages
+        )
         ends = [0, *(stage.end_layer for stage in stages)]
         if not (
             pipeline_id

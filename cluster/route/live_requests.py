@@ -17,6 +17,7 @@ from pyramidserve.errors import (
     RequestConflictError,
     UnavailableError,
     not_finite,
+    policy_failed,
 )
 from pyramidserve.v1 import pipeline_pb2 as pb
 from pyramidserve.wire import receipt_from_message, tokens_from_message
@@ -159,6 +160,8 @@ class LiveRequests:
             tell(log, logging.INFO, "request_requeued", **live.ids, pipeline=pipeline.pipeline_id)
         elif failed.cause == failed.CAUSE_NOT_FINITE:
             self.fail(live, not_finite(live.request.request_id))
+        elif failed.cause == failed.CAUSE_POLICY:
+            self.fail(live, policy_failed(live.request.request_id, failed.detail))
         else:
             self.replay(live, pipeline)
 

@@ -89,6 +89,7 @@ class Setup:
                 resident_bytes=0,
                 device_bytes=0,
                 device_peak_bytes=0,
+                kv_heads=self.model.kv_heads,
             )
             for first, end in pairwise((0, *cuts, self.model.layers))
         ]

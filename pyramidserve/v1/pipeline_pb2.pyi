@@ -255,6 +255,8 @@ class SequenceFailed(_message.Message):
         """The pipeline has no room now; the request goes back to the queue."""
         CAUSE_NOT_FINITE: SequenceFailed._Cause.ValueType  # 4
         """Its logits were not finite; that is no fault of the pipeline, so that no other is tried."""
+        CAUSE_POLICY: SequenceFailed._Cause.ValueType  # 5
+        """Its compression policy failed, as detail says; no other pipeline is tried either."""
 
     class Cause(_Cause, metaclass=_CauseEnumTypeWrapper):
         """Why."""
@@ -267,22 +269,28 @@ class SequenceFailed(_message.Message):
     """The pipeline has no room now; the request goes back to the queue."""
     CAUSE_NOT_FINITE: SequenceFailed.Cause.ValueType  # 4
     """Its logits were not finite; that is no fault of the pipeline, so that no other is tried."""
+    CAUSE_POLICY: SequenceFailed.Cause.ValueType  # 5
+    """Its compression policy failed, as detail says; no other pipeline is tried either."""
 
     SEQUENCE_ID_FIELD_NUMBER: _builtins.int
     CAUSE_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
     sequence_id: _builtins.int
     """The router's name for the sequence."""
     cause: Global___SequenceFailed.Cause.ValueType
     """See Cause."""
+    detail: _builtins.str
+    """What went wrong, in words."""
     def __init__(
         self,
         *,
         sequence_id: _builtins.int = ...,
         cause: Global___SequenceFailed.Cause.ValueType = ...,
+        detail: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "sequence_id", b"sequence_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "detail", b"detail", "sequence_id", b"sequence_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

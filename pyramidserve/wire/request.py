@@ -1,6 +1,6 @@
 """What a request says about sampling, stopping and compression, to and from its messages."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -131,11 +131,17 @@ def _parameters(values: Mapping[str, object]) -> dict[str, Parameter]:
     """``values`` as knobs have them. Raises InvalidRequestError, naming the first that no knob can have."""
     parameters: dict[str, Parameter] = {}
     for name, value in values.items():
-        if not isinstance(value, bool | int | float | str):
+        if isinstance(value, Sequence) and not isinstance(value, str):
+            numbers = tuple(value)
+            if not all(isinstance(each, int | float) for each in numbers):
+                raise InvalidRequestError(f"{name} is {list(numbers)!r:.80}; a list must be of numbers")
+            parameters[name] = numbers
+        elif isinstance(value, bool | int | float | str):
+            parameters[name] = value
+        else:
             raise InvalidRequestError(
-                f"{name} is {value!r:.80}; it must be a number, a text, true or false"
+                f"{name} is {value!r:.80}; it must be a number, a list of numbers, a text, true or false"
             )
-        parameters[name] = value
     return parameters
 
 

@@ -29,6 +29,7 @@ def stage_state_from_message(message: pb.StageState) -> StageState:
         tensor_names=tuple(message.tensor_names),
         dtype=message.dtype,
         backend=message.backend,
+        kv_heads=message.kv_heads,
     )
 
 

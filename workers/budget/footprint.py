@@ -19,6 +19,7 @@ class ShardLayout:
     first: int
     end: int
     page_bytes: int
+    kv_heads: int = 1
 
 
 def index_rows(spilled: Tokens) -> Tokens:
@@ -26,17 +27,15 @@ def index_rows(spilled: Tokens) -> Tokens:
     return (spilled > 0) + -(-spilled // KEYS_PER_ROW)
 
 
-def score_width(plan: KeepPlan) -> int:
-    """Scores that each layer keeps for generated tokens not yet compressed."""
-    generation = plan.generation
-    if generation is None or not generation.scores:
-        return 0
-    return generation.window + generation.chunk
+def score_rows(plan: KeepPlan, kv_heads: int) -> int:
+    """Rows of scores that each layer keeps, each of ``score_width``."""
+    return kv_heads if plan.accumulates_each else 1
 
 
 def score_pages(plan: KeepPlan, layout: ShardLayout) -> int:
     """Pages that hold a sequence's scores, fp32, on the shard."""
-    return floats_pages(score_width(plan) * (layout.end - layout.first), layout.page_bytes)
+    rows = score_rows(plan, layout.kv_heads) * (layout.end - layout.first)
+    return floats_pages(plan.score_width * rows, layout.page_bytes)
 
 
 def floats_pages(floats: int, page_bytes: int) -> int:

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, replace
 
+from workers.budget.observation import Heads, KeysValues, Observation, RowAttention
+
 # Keys that an index has in a row of the pool, which holds the key and value of one token.
 KEYS_PER_ROW = 16
 # What the index of a token's key takes of its KV.
@@ -13,14 +15,24 @@ class GenerationPlan:
     """Compression of generated tokens, in chunks (arXiv 2405.12532, section 3.3).
 
     Each time ``chunk`` more generated tokens have left the newest ``window`` generated ones, layer l
-    looks at the ``chunk`` cache slots from ``start[l] + chunks so far * keeps[l]`` on and keeps the
-    ``keeps[l]`` that the recent window attends to most.
+    looks at the ``chunk`` cache slots from ``start[l] + chunks so far * keeps[l]`` on and keeps
+    ``keeps[l]`` of them. Or, with ``rechooses``, it looks at all that it has and drops as many.
+
+    Attributes:
+        observes: what the choice among them looks at; None: the newest stay.
+        rechooses: what has stayed, of the prompt too, may go later; ``keeps`` are then 0.
+        recent: newest tokens that always stay when all are looked at.
+        sinks: first slots that always do.
     """
 
     chunk: int
     window: int
     start: tuple[int, ...]
     keeps: tuple[int, ...]
+    observes: RowAttention | KeysValues | None = None
+    rechooses: bool = False
+    recent: int = 0
+    sinks: int = 0
 
     def chunks(self, generated: int) -> int:
         """Chunks compressed once ``generated`` tokens are in the cache."""
@@ -31,9 +43,9 @@ class GenerationPlan:
         return self.window + (self.chunks(generated) + 1) * self.chunk - generated
 
     @property
-    def scores(self) -> bool:
-        """Whether attention must be accumulated to choose what stays."""
-        return any(self.keeps)
+    def accumulates(self) -> RowAttention | None:
+        """The attention that must be accumulated to choose what stays."""
+        return self.observes if isinstance(self.observes, RowAttention) else None
 
 
 @dataclass(frozen=True)
@@ -43,9 +55,10 @@ class KeepPlan:
     Attributes:
         prompt_tokens: tokens of the prompt.
         kept: per layer, prompt tokens whose KV stays; the last ``recent`` always.
-        recent: newest prompt tokens, whose attention scores the rest.
+        recent: newest prompt tokens that always stay.
         sinks: first tokens that always stay, or as many of them as a layer keeps beside the recent.
-        distance_weight: weight of the newest scoring row; the oldest weighs 1.
+        observes: what the choice of the others looks at; None: the first stay.
+        heads: whose choices are made: of each KV head, which then holds tokens of its own, or one for all.
         drops_hidden_states: layer l+1 computes only the ``kept[l+1]`` tokens chosen in layer l.
         generation: compression of generated tokens, if any.
         bound_by: what kept the kept fraction above its target, or "".
@@ -59,7 +72,8 @@ class KeepPlan:
     kept: tuple[int, ...]
     recent: int
     sinks: int = 0
-    distance_weight: float = 1.0
+    observes: Observation | None = None
+    heads: Heads = "mean"
     drops_hidden_states: bool = False
     generation: GenerationPlan | None = None
     bound_by: str = ""
@@ -73,6 +87,60 @@ class KeepPlan:
         """Memory that the prompt takes of the device, as a fraction of its KV, summed over layers."""
         whole = len(self.kept) * self.prompt_tokens
         return sum(self.kept) / whole + self.indexes * INDEX_SHARE * (1 - sum(self.kept) / whole)
+
+    def chooses(self, kept: int) -> bool:
+        """Whether there is a choice where ``kept`` tokens of a prompt stay: more than stay in any case."""
+        return self.recent + self.sinks < kept
+
+    def sets(self, kv_heads: int) -> int:
+        """Sets of tokens that a layer holds, each for its KV heads."""
+        return kv_heads if self.heads == "each" else 1
+
+    @property
+    def remembers(self) -> bool:
+        """Whether the attention that a prompt's tokens have got counts in later choices too."""
+        generation, observes = self.generation, self.observes
+        return (
+            generation is not None
+            and generation.rechooses
+            and isinstance(observes, RowAttention)
+            and observes.rows is None
+        )
+
+    @property
+    def score_base(self) -> int:
+        """Where the scores of generated tokens begin; those of prompts end there."""
+        return max(self.kept) if self.generation is not None and self.generation.rechooses else 0
+
+    def shared(self, rows: int, generated: int) -> int:
+        """Newest tokens that every KV head has on the device.
+
+        Args:
+            rows: of the prompt that were computed, not found.
+            generated: tokens that were fed behind it.
+        """
+        generation = self.generation
+        if self.heads != "each":
+            return self.prompt_tokens + generated
+        if generation is None or not generation.chunks(generated):
+            return min(self.recent, rows) + generated
+        if generation.rechooses:
+            return generation.recent
+        return generated - generation.chunks(generated) * generation.chunk
+
+    @property
+    def accumulates_each(self) -> bool:
+        """Whether attention to generated tokens is kept for each KV head."""
+        return self.heads != "mean"
+
+    @property
+    def score_width(self) -> int:
+        """Tokens of a layer whose attention is accumulated while tokens are generated, at most."""
+        generation = self.generation
+        if generation is None or generation.accumulates is None:
+            return 0
+        drafts = self.lag if generation.rechooses else 0  # else they may go beyond what is scored
+        return self.score_base + drafts + generation.window + generation.chunk
 
     @property
     def lag(self) -> int:

@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
+
 from pyramidserve.types import LayerReceipt
 
 
@@ -10,7 +13,8 @@ class ReleasedSequence:
     """What a sequence held on the shard; ``peak_pages`` include ``score_pages``.
 
     ``workspace_bytes`` were the activations of its prefill; ``device_peak_bytes`` is the most that the
-    shard's allocator had handed out by then, to whomever.
+    shard's allocator had handed out by then, to whomever. ``positions``: where it was traced, of what each
+    layer had on the device, int32 [sets, tokens].
     """
 
     layers: tuple[LayerReceipt, ...]
@@ -24,3 +28,4 @@ class ReleasedSequence:
     attended_bytes: int
     workspace_bytes: int = 0
     device_peak_bytes: int = 0
+    positions: tuple[npt.NDArray[np.int32], ...] = ()

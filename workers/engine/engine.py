@@ -6,7 +6,10 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 
-from pyramidserve.errors import ConfigurationError, RequestTooLargeError, not_finite
+import numpy as np
+import numpy.typing as npt
+
+from pyramidserve.errors import ConfigurationError, RequestTooLargeError
 from pyramidserve.prompt import Prompt, goes_on, read_prompt
 from pyramidserve.types import (
     Compression,
@@ -192,7 +195,7 @@ class Engine:
     def stream(self, request: EngineRequest) -> Generator[Event, None, None]:
         """Runs one request and yields its events. Closing the iterator cancels it.
 
-        Raises EngineError where its logits are not finite.
+        Raises EngineError where its logits are not finite, or its policy fails.
         """
         sequence, started = self.submit(request)
         try:
@@ -204,7 +207,7 @@ class Engine:
                     elif isinstance(event, SequenceFinished):
                         yield event.receipt
                     elif isinstance(event, SequenceBroken):
-                        raise not_finite(str(event.sequence))
+                        raise event.error(str(event.sequence))
         finally:
             self.cancel(sequence)
             while not self.idle:
@@ -213,7 +216,7 @@ class Engine:
     def generate(self, requests: Sequence[EngineRequest]) -> list[Reply]:
         """Runs requests together and returns their replies in order.
 
-        Raises EngineError where the logits of one are not finite, once the others have ended.
+        Raises EngineError where logits of one are not finite or its policy fails, once others have ended.
         """
         return [run.reply for run in self.trace(requests)]
 
@@ -223,7 +226,7 @@ class Engine:
         tokens: dict[int, list[Tokens]] = {number: [] for number in numbers}
         traced: dict[int, SequenceTraced] = {}
         finished: dict[int, SequenceFinished] = {}
-        broken: list[int] = []
+        broken: list[SequenceBroken] = []
         while not self.idle:
             for event in self.step():
                 if isinstance(event, SequenceTokens):
@@ -233,9 +236,9 @@ class Engine:
                 elif isinstance(event, SequenceFinished):
                     finished[event.sequence] = event
                 elif isinstance(event, SequenceBroken):
-                    broken.append(event.sequence)
+                    broken.append(event)
         if broken:
-            raise not_finite(str(broken[0]))
+            raise broken[0].error(str(broken[0].sequence))
         return [
             TracedReply(
                 Reply(
@@ -244,6 +247,7 @@ class Engine:
                     receipt=finished[number].receipt,
                 ),
                 traced.get(number),
+                finished[number].positions,
             )
             for number in numbers
         ]
@@ -257,10 +261,14 @@ class Engine:
 
 @dataclass(frozen=True)
 class TracedReply:
-    """A reply, and what its prefill kept if that was asked for."""
+    """A reply, and what its prefill kept if that was asked for.
+
+    ``positions``: of what each layer had when it ended, int32 [sets, tokens]; empty where it was not.
+    """
 
     reply: Reply
     traced: SequenceTraced | None
+    positions: tuple[npt.NDArray[np.int32], ...] = ()
 
 
 def _stage_configs(config: EngineConfig, checkpoint: Path, model: ModelConfig) -> list[StageConfig]:

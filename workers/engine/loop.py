@@ -5,8 +5,11 @@ import time
 from collections.abc import Collection
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
+from pyramidserve.errors import EngineError, not_finite, policy_failed
 from pyramidserve.types import Receipt, Tokens
 from workers.engine.pipeline import Pipeline
 from workers.model.vocabulary import Vocabulary
@@ -18,7 +21,7 @@ from workers.schedule.memory import PipelineLayout
 from workers.schedule.receipt import receipt
 from workers.schedule.scheduler import Scheduler
 from workers.schedule.sequence import RunningSequence, SequenceRequest
-from workers.schedule.step import PrefillTrace, ShardMemory, Step, StepKind, TopLogits
+from workers.schedule.step import NOT_FINITE, PrefillTrace, ShardMemory, Step, StepKind, TopLogits
 
 
 @dataclass(frozen=True)
@@ -31,10 +34,14 @@ class SequenceTokens:
 
 @dataclass(frozen=True)
 class SequenceFinished:
-    """A sequence ended as it should; its memory is free on every shard."""
+    """A sequence ended as it should; its memory is free on every shard.
+
+    ``positions``: where it was traced, of what each layer of the model had, int32 [sets, tokens].
+    """
 
     sequence: int
     receipt: Receipt
+    positions: tuple[npt.NDArray[np.int32], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -46,9 +53,14 @@ class SequenceCancelled:
 
 @dataclass(frozen=True)
 class SequenceBroken:
-    """A sequence's logits were not finite; its memory is free on every shard."""
+    """A sequence's logits were not finite, or its policy failed; its memory is free on every shard."""
 
     sequence: int
+    why: str
+
+    def error(self, request_id: str) -> EngineError:
+        """What the request ends with."""
+        return not_finite(request_id) if self.why == NOT_FINITE else policy_failed(request_id, self.why)
 
 
 @dataclass(frozen=True)
@@ -159,7 +171,8 @@ class EngineLoop:
                 events.append(SequenceCancelled(key))
             elif sequence.finish_reason is not None:
                 reports = [shard[row] for shard in step.released]
-                events.append(SequenceFinished(key, receipt(sequence, reports)))
+                positions = tuple(own for shard in reports for own in shard.positions)
+                events.append(SequenceFinished(key, receipt(sequence, reports), positions))
             elif sequence.broken:
-                events.append(SequenceBroken(key))
+                events.append(SequenceBroken(key, sequence.broken))
         return events

@@ -9,16 +9,18 @@ import torch
 
 from pyramidserve.types import Sampling
 from workers.budget.footprint import ShardLayout
+from workers.budget.observation import RowAttention
 from workers.budget.plan import KeepPlan
 from workers.budget.released import ReleasedSequence
 from workers.device import device_memory, open_device, to_device
 from workers.engine.choose import choose_backend, choose_dtype
 from workers.engine.settings import EngineSettings
 from workers.engine.stage_memory import build_cache, check_room, shard_layout
+from workers.execute.choice import Chooser
 from workers.execute.decode import Decoder
 from workers.execute.generation import Generation
 from workers.execute.prefill import Prefill
-from workers.execute.prompt import FreshPrompt, Prompt
+from workers.execute.prompt import FreshPrompt, Prompt, Rotate
 from workers.execute.sampling import sample
 from workers.execute.workspace import prefill_workspace_bytes, step_workspace_bytes
 from workers.kv.entry import Positions
@@ -26,7 +28,7 @@ from workers.kv.link import HostLink, link_for
 from workers.model.config import read_config
 from workers.model.rope import Rope, Rotation
 from workers.model.weights import load_stage
-from workers.policies.registry import enable, plan, versions
+from workers.policies.registry import chooser, enable, plan, versions
 from workers.recall.exact import verify
 from workers.recall.lifted import LiftedRows
 from workers.recall.step import BestOfHost
@@ -34,7 +36,6 @@ from workers.recall.turn import ContinuedPrompt
 from workers.schedule.step import (
     VERIFIED_ROWS,
     PrefillTrace,
-    SequenceSpec,
     ShardMemory,
     Step,
     StepKind,
@@ -174,39 +175,56 @@ class Stage:
         rotation = self._rope.rotation(places, step.rows_and_lengths)
         hidden = self.model.embed(to_device(inputs, self.device))
         prompts: list[Prompt] = []
-        for spec, count in zip(step.new, step.rows, strict=True):
+        for spec, count, length in zip(step.new, step.rows, step.lengths, strict=True):
             keep = plan(spec.compression, spec.prompt_tokens, self._model_config.layers)
+            choose = Chooser(spec.sequence, chooser(spec.compression))
             # Lifted rows and the past may be as many as the whole prompt.
             most = spec.prompt_tokens if spec.continues else count
-            self._sequences[spec.sequence] = _Sequence(spec.sampling, self._workspace(keep, most))
+            workspace = self._workspace(keep, most)
+            self._sequences[spec.sequence] = _Sequence(spec.sampling, workspace, spec.trace)
             self._running.add(spec.sequence)
             if spec.continues:  # alone in its step
                 del self._sequences[spec.continues]
-                self._generation.reopen(spec.continues, spec.sequence, keep, spec.reused)
+                self._generation.reopen(spec.continues, spec.sequence, keep, spec.reused, choose)
                 past = int((positions < spec.reused).sum())
                 lifted = LiftedRows(positions[:past], hidden[:past].clone())
-                prompts.append(self._continued(spec, lifted, step.lengths[0]))
+                prompts.append(
+                    ContinuedPrompt(
+                        *(
+                            spec.sequence,
+                            self._generation,
+                            self.cache,
+                            self.model,
+                            self.layout.first,
+                            lifted,
+                        ),
+                        *(spec.recall, choose, self._rotate(length), self._settings.execute.block_rows),
+                        self._backend.stopwatch,
+                    )
+                )
                 positions, hidden, rows = positions[past:], hidden[past:], (count - past,)
                 rotation = (rotation[0][past:], rotation[1][past:])
             else:
-                self._generation.open(spec.sequence, keep)
+                self._generation.open(spec.sequence, keep, choose)
                 prompts.append(
-                    FreshPrompt(spec.sequence, keep, self.cache, self.layout.first, self._backend.stopwatch)
+                    FreshPrompt(
+                        *(spec.sequence, keep, self.cache, self.layout.first, choose, self._rotate(length)),
+                        self._backend.stopwatch,
+                    )
                 )
         return Prefill(
             *(step, prompts, rows, positions, hidden, rotation),
             *(self.model, self._backend, self._settings.execute.block_rows),
         )
 
-    def _continued(self, spec: SequenceSpec, lifted: LiftedRows, length: int) -> ContinuedPrompt:
+    def _rotate(self, length: int) -> Rotate:
+        """Rotations of positions in a sequence of at most so many tokens."""
+
         def rotate(positions: Positions) -> Rotation:
             rows = to_device(positions.astype(np.int64), self.device)
             return self._rope.rotation(rows, [(len(positions), length)])
 
-        return ContinuedPrompt(
-            *(spec.sequence, self._generation, self.cache, self.model, self.layout.first),
-            *(lifted, spec.recall, rotate, self._settings.execute.block_rows, self._backend.stopwatch),
-        )
+        return rotate
 
     def finish(self, prefill: Prefill) -> Work:
         """Ends a prefill all of whose blocks are done; returns as ``run``."""
@@ -215,6 +233,8 @@ class Stage:
         return self._pass_on(step, prefill.hidden)
 
     def _pass_on(self, step: Step, hidden: torch.Tensor) -> Work:
+        failed = ((key, self._generation.failure(key)) for key in dict.fromkeys(step.sequences))
+        step = replace(step, failed=(*step.failed, *((key, why) for key, why in failed if why)))
         if self.model.head is not None:
             step, hidden = self._sample(step, hidden)
         return self._report(step), hidden
@@ -237,7 +257,10 @@ class Stage:
         surviving = rows
         if keep.drops_hidden_states:
             surviving = keep.kept[min(self.layout.first + 1, len(keep.kept) - 1)]
-        window = min(keep.recent, rows) if keep.fraction < 1 else 0
+        observes = keep.observes
+        window = 0
+        if isinstance(observes, RowAttention) and (keep.fraction < 1 or keep.remembers):
+            window = rows if observes.rows is None else min(observes.rows, rows)
         return prefill_workspace_bytes(
             *(self._model_config, self._backend, rows, surviving, window),
             *(self._dtype.itemsize, self._settings.execute.block_rows),
@@ -248,7 +271,9 @@ class Stage:
 
     def _release(self, sequence: int) -> ReleasedSequence:
         self._generation.close(sequence)
-        return self._complete(self.cache.release(sequence), self._sequences.pop(sequence))
+        known = self._sequences.pop(sequence)
+        positions = self._positions(sequence) if known.trace else ()
+        return replace(self._complete(self.cache.release(sequence), known), positions=positions)
 
     def _complete(self, report: ReleasedSequence, sequence: "_Sequence") -> ReleasedSequence:
         peak = device_memory(self.device).peak
@@ -272,15 +297,12 @@ class Stage:
         return replace(step, top_logits=tuple(top)), torch.tensor(tokens)
 
     def _traces(self, step: Step) -> tuple[PrefillTrace, ...]:
-        layers = range(self.layout.end - self.layout.first)
         return tuple(
-            PrefillTrace(
-                spec.sequence,
-                tuple(self.cache.positions(spec.sequence, layer) for layer in layers),
-            )
-            for spec in step.new
-            if spec.trace
+            PrefillTrace(spec.sequence, self._positions(spec.sequence)) for spec in step.new if spec.trace
         )
+
+    def _positions(self, sequence: int) -> tuple[Positions, ...]:
+        return tuple(self.cache.positions(sequence, layer) for layer in range(self.cache.layers))
 
     def _report(self, step: Step) -> Step:
         device = device_memory(self.device)
@@ -296,7 +318,8 @@ class Stage:
 
 @dataclass(frozen=True)
 class _Sequence:
-    """How a sequence is sampled, and what its prefill took."""
+    """How a sequence is sampled, what its prefill took, and whether it is traced."""
 
     sampling: Sampling
     workspace_bytes: int
+    trace: bool

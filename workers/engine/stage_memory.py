@@ -16,7 +16,7 @@ from workers.model.config import ModelConfig
 
 def shard_layout(model: ModelConfig, first: int, end: int, dtype: torch.dtype) -> ShardLayout:
     """The layers ``first`` to ``end`` in pages of ``dtype``."""
-    return ShardLayout(first, end, page_bytes(model.kv_heads, model.head_size, dtype))
+    return ShardLayout(first, end, page_bytes(model.kv_heads, model.head_size, dtype), model.kv_heads)
 
 
 def check_room(settings: EngineSettings, layout: ShardLayout, device: torch.device, workspace: int) -> None:

@@ -6,11 +6,11 @@ from itertools import accumulate, pairwise
 import numpy as np
 import torch
 
-from workers.backends.attention import window_weights
 from workers.backends.interface import Attention
 from workers.device import to_device
 from workers.execute.prompt import Prompt
 from workers.kv.entry import Positions
+from workers.model.rope import Rotation
 
 
 class LayerAttention:
@@ -19,7 +19,7 @@ class LayerAttention:
     Attributes:
         spans: first and last row, excluded, of each sequence.
         out: [rows, heads * head size].
-        scores: per sequence, as ``window_scores``; None where nothing scores.
+        observers: of each sequence, what its policy looks at.
     """
 
     out: torch.Tensor
@@ -42,10 +42,12 @@ class LayerAttention:
             last_rows: output of others is not needed.
         """
         self._attention, self._prompts, self._last_rows = attention, prompts, last_rows
-        self._windows = [prompt.window(layer, count) for prompt, count in zip(prompts, rows, strict=True)]
+        self._positions = positions
+        self.observers = [
+            prompt.observer(layer, count) for prompt, count in zip(prompts, rows, strict=True)
+        ]
         self.spans = list(pairwise(accumulate(rows, initial=0)))
-        self.scores: list[torch.Tensor | None] = [None] * len(prompts)
-        pasts = [0 if prompt.past is None else len(prompt.past.positions) for prompt in prompts]
+        pasts = [0 if prompt.past is None else prompt.past.tokens for prompt in prompts]
         # Of each sequence, where its past begins among all tokens, where its rows do, and where these end.
         begins = accumulate((past + count for past, count in zip(pasts, rows, strict=True)), initial=0)
         self._tokens = [
@@ -57,7 +59,7 @@ class LayerAttention:
         for prompt, (first, end) in zip(prompts, self.spans, strict=True):
             if self._starts is not None:
                 own = positions[first:end]
-                every = own if prompt.past is None else np.concatenate((prompt.past.positions, own))
+                every = own if prompt.past is None else np.concatenate((prompt.past.positions[0], own))
                 self._starts[first:end] = np.searchsorted(every, own - reach, side="right")
 
     def kv_of(self, number: int) -> torch.Tensor:
@@ -65,8 +67,10 @@ class LayerAttention:
         begin, _, end = self._tokens[number]
         return self._kv[begin:end]
 
-    def attend(self, block: slice, query: torch.Tensor, kv: torch.Tensor) -> None:
-        """Takes in the ``query`` and ``kv`` of the next rows."""
+    def attend(
+        self, block: slice, query: torch.Tensor, kv: torch.Tensor, rotation: Rotation | None
+    ) -> None:
+        """Takes in the ``query`` and ``kv`` of the next rows, which ``rotation`` has turned."""
         if block.start == 0:
             self._kv = kv.new_empty(self._tokens[-1][2], *kv.shape[1:])
             for (begin, start, _), prompt in zip(self._tokens, self._prompts, strict=True):
@@ -74,36 +78,29 @@ class LayerAttention:
                     self._kv[begin:start] = prompt.past.kv
             self.out = query.new_empty(self.spans[-1][1], query[0].numel())
         for number, (first, end) in enumerate(self.spans):
-            window = self._windows[number]
+            observer = self.observers[number]
             start, stop = max(first, block.start), min(end, block.stop)
             if start >= stop:
                 continue
+            own = slice(start - block.start, stop - block.start)
             begin, rows_begin, _ = self._tokens[number]
             past = rows_begin - begin
-            self._kv[rows_begin + start - first : rows_begin + stop - first] = kv[
-                start - block.start : stop - block.start
-            ]
+            self._kv[rows_begin + start - first : rows_begin + stop - first] = kv[own]
+            turned = None if rotation is None else (rotation[0][own], rotation[1][own])
+            observer.take_queries(self._positions[start:stop], query[own], turned)
             if self._last_rows:
-                start = max(start, end - max(1, window))
+                start = max(start, end - max(1, observer.rows))
             if start >= stop:
                 continue
-            # Of the window's rows, those in this block.
-            scoring = max(0, stop - max(start, end - window))
-            newest = window - (end - stop)
-            weights = window_weights(window, self._prompts[number].plan.distance_weight, kv.device)
             unseen, starts = self._unseen(start, stop, kv.device)
-            context = past + end - window - first if scoring else 0
-            self.out[start:stop], scores = self._attention.prefill_attention(
+            self.out[start:stop] = observer.attend(
+                self._attention,
+                start - first,
                 query[start - block.start : stop - block.start],
                 self._kv[begin + unseen : begin + past + stop - first],
-                weights[max(0, newest - scoring) : max(0, newest)],
-                max(0, context - unseen),
+                unseen,
                 starts,
             )
-            if scoring:
-                scores = torch.nn.functional.pad(scores, (context - len(scores), 0))
-                so_far = self.scores[number]
-                self.scores[number] = scores if so_far is None else so_far + scores
 
     def _unseen(self, start: int, stop: int, device: torch.device) -> tuple[int, torch.Tensor | None]:
         """Tokens before all that rows ``start`` to ``stop`` attend to, and behind them each's first."""

@@ -64,7 +64,8 @@ class Prefill:
             )
             for block in blocks(len(self.hidden), self._block_rows):
                 rotation = self._rotation_of(block)
-                attention.attend(block, *layer.project(self.hidden[block], rotation))
+                query, kv = layer.project(self.hidden[block], rotation)
+                attention.attend(block, query, kv, rotation if layer.rotates else None)
                 yield True
             survivors = self._keep(index, attention, is_last)
             attended = attention.out
@@ -90,9 +91,8 @@ class Prefill:
         """Stores what the layer keeps; returns each sequence's rows that go on, among all."""
         survivors = []
         for number, (prompt, (first, end)) in enumerate(zip(self._prompts, attention.spans, strict=True)):
-            keep = prompt.keep(
-                index, self.positions[first:end], attention.kv_of(number), attention.scores[number]
-            )
+            own = self.positions[first:end]
+            keep = prompt.keep(index, own, attention.kv_of(number), attention.observers[number])
             if is_last:  # the next token comes from the last row alone
                 keep = torch.arange(end - first - 1, end - first, device=keep.device)
             survivors.append(keep + first)

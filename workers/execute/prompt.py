@@ -1,15 +1,21 @@
 """What one sequence of a prefill has before its rows, and which of all its tokens stay."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
+import numpy as np
 import torch
 
 from workers.backends.stopwatch import Stopwatch
 from workers.budget.plan import KeepPlan
+from workers.execute.choice import Chooser
+from workers.execute.observe import LayerObserver
 from workers.kv.cache import ShardCache
 from workers.kv.entry import GatheredLayer, Positions
-from workers.policies.select import keep_of_prompt
+from workers.model.rope import Rotation
+from workers.policies.observed import Observed, ends
+
+Rotate = Callable[[Positions], Rotation]
 
 
 class Prompt(Protocol):
@@ -29,19 +35,19 @@ class Prompt(Protocol):
         """Prepares a layer, in blocks between which other work may run."""
         ...
 
-    def window(self, layer: int, rows: int) -> int:
-        """How many of the newest of ``rows`` rows must score the others."""
+    def observer(self, layer: int, rows: int) -> LayerObserver:
+        """What must be looked at in a layer of ``rows`` rows."""
         ...
 
     def keep(
-        self, layer: int, positions: Positions, kv: torch.Tensor, scores: torch.Tensor | None
+        self, layer: int, positions: Positions, kv: torch.Tensor, observer: LayerObserver
     ) -> torch.Tensor:
         """Stores what a layer keeps.
 
         Args:
             positions: input positions of the rows, int32 [rows].
             kv: of the past and the rows, [tokens, 2, KV heads, head size].
-            scores: as ``window_scores``; None where nothing scored.
+            observer: which has seen all rows.
 
         Returns:
             The rows that go deeper, int64, ascending.
@@ -67,32 +73,47 @@ class FreshPrompt:
     past: GatheredLayer | None = None
 
     def __init__(
-        self, sequence: int, plan: KeepPlan, cache: ShardCache, first_layer: int, stopwatch: Stopwatch
+        self,
+        sequence: int,
+        plan: KeepPlan,
+        cache: ShardCache,
+        first_layer: int,
+        choose: Chooser,
+        rotate: Rotate,
+        stopwatch: Stopwatch,
     ) -> None:
-        """``first_layer``: of the shard, in the model."""
+        """
+        Args:
+            first_layer: of the shard, in the model.
+            rotate: rotations of positions.
+        """
         self.plan, self.waits = plan, plan.spills_hidden
-        self._sequence, self._cache = sequence, cache
-        self._first_layer, self._stopwatch = first_layer, stopwatch
+        self._sequence, self._cache, self._choose = sequence, cache, choose
+        self._first_layer, self._rotate, self._stopwatch = first_layer, rotate, stopwatch
 
     def begin(self, layer: int) -> Iterator[None]:
         return iter(())
 
-    def window(self, layer: int, rows: int) -> int:
-        by_scores = self.plan.recent + self.plan.sinks < self._kept(layer, rows) < rows
-        return self.plan.recent if by_scores else 0
+    def observer(self, layer: int, rows: int) -> LayerObserver:
+        plan, kept = self.plan, self._kept(layer, rows)
+        return layer_observer(plan, rows, 0, kept < rows and plan.chooses(kept), plan.recent)
 
     def keep(
-        self, layer: int, positions: Positions, kv: torch.Tensor, scores: torch.Tensor | None
+        self, layer: int, positions: Positions, kv: torch.Tensor, observer: LayerObserver
     ) -> torch.Tensor:
         plan, rows = self.plan, len(kv)
-        kept, every = self._kept(layer, rows), torch.arange(rows, device=kv.device)
+        kept = self._kept(layer, rows)
         keep = None
         if kept < rows:
             with self._stopwatch.on("selection"):
-                keep = keep_of_prompt(scores, rows, kept, plan.recent, plan.sinks, kv.device)
+                seen = observed(plan, plan.recent, observer, kv, rows, self._rotate)
+                keep = choose_kept(self._choose, plan, seen, plan.sets(kv.shape[2]), rows, kept)
         prunes = plan.drops_hidden_states
         self._cache.store_prompt(self._sequence, layer, positions, kv, None if prunes else keep)
-        return keep if prunes and keep is not None else every
+        remember(self._cache, self._sequence, layer, plan, observer, keep)
+        if prunes and keep is not None:
+            return keep[0]
+        return torch.arange(rows, device=kv.device)
 
     def leave(self, layer: int, positions: Positions, hidden: torch.Tensor) -> None:
         self._cache.hidden.spill(self._sequence, layer + 1, positions, hidden)
@@ -106,4 +127,66 @@ class FreshPrompt:
     def _kept(self, layer: int, rows: int) -> int:
         """How many of ``rows`` rows stay: ``prune`` chooses for the next layer, others for this."""
         chosen = self._first_layer + layer + self.plan.drops_hidden_states
-        return rows if chosen == len(self.plan.kept) else self.plan.kept[chosen]
+        return rows if chosen == len(self.plan.kept) else min(rows, self.plan.kept[chosen])
+
+
+def layer_observer(plan: KeepPlan, rows: int, past: int, chooses: bool, recent: int) -> LayerObserver:
+    """What is looked at in a layer where something is chosen, or remembered for later choices.
+
+    Args:
+        rows: of the prompt, behind ``past`` tokens.
+        recent: newest tokens that stay in any case.
+    """
+    looks = chooses or plan.remembers
+    return LayerObserver(
+        plan.observes if looks else None, plan.heads, rows, past, 0 if plan.remembers else recent
+    )
+
+
+def observed(
+    plan: KeepPlan,
+    recent: int,
+    observer: LayerObserver,
+    kv: torch.Tensor,
+    next_position: int,
+    rotate: Rotate,
+) -> Observed:
+    """What a policy has before it, of tokens whose ``kv`` is [tokens, 2, KV heads, head size]."""
+    attention = observer.attention
+    if attention is not None and plan.heads == "max":
+        attention = attention.amax(dim=0, keepdim=True)
+    return Observed(
+        sinks=plan.sinks,
+        recent=recent,
+        heads=plan.heads,
+        device=kv.device,
+        attention=attention,
+        kv=kv,
+        queries=observer.queries,
+        rotation=lambda count: rotate(np.arange(next_position, next_position + count, dtype=np.int32)),
+    )
+
+
+def choose_kept(
+    choose: Chooser, plan: KeepPlan, seen: Observed, sets: int, tokens: int, kept: int
+) -> torch.Tensor:
+    """Which of a layer's ``tokens`` tokens stay, int64 [sets, kept]; the ends where nothing else does."""
+    if plan.chooses(kept):
+        return choose(seen, (sets,), tokens, kept)
+    return ends(seen, tokens, kept, None).expand(sets, -1)
+
+
+def remember(
+    cache: ShardCache,
+    sequence: int,
+    layer: int,
+    plan: KeepPlan,
+    observer: LayerObserver,
+    keep: torch.Tensor | None,
+) -> None:
+    """Keeps the attention that tokens have got which stay, ``keep`` or all, for later choices."""
+    attention = observer.attention
+    if not plan.remembers or attention is None:
+        return
+    kept = attention if keep is None else attention.gather(1, keep.expand(len(attention), -1))
+    cache.device.scores.put(sequence, layer, plan.score_base - kept.shape[1], kept)

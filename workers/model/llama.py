@@ -58,7 +58,7 @@ class LlamaLayer(nn.Module):
     def __init__(self, config: ModelConfig, layer: int, operations: Operations) -> None:
         """``layer``: of the model."""
         super().__init__()
-        self.window, self._rotates = config.window(layer), layer not in config.unrotated
+        self.window, self.rotates = config.window(layer), layer not in config.unrotated
         self._heads, self._kv_heads, self._head_size = config.heads, config.kv_heads, config.head_size
         self._operations = operations
         width = config.heads * config.head_size
@@ -82,7 +82,7 @@ class LlamaLayer(nn.Module):
             *(self.output.weight, self.output.bias),
             *(self.mlp_norm.weight, self.gate_up.weight, self.gate_up.bias),
             *(self.down.weight, self.down.bias),
-            rotates=self._rotates,
+            rotates=self.rotates,
         )
 
     @property
@@ -94,7 +94,7 @@ class LlamaLayer(nn.Module):
     def project(self, hidden: torch.Tensor, rotation: Rotation) -> tuple[torch.Tensor, torch.Tensor]:
         """Queries, and keys and values, of ``hidden`` [rows, hidden], as ``Attend`` takes them."""
         projected = self.qkv(self.input_norm(hidden)).view(len(hidden), -1, self._head_size)
-        turned = rotation if self._rotates else None
+        turned = rotation if self.rotates else None
         return self._operations.rotate(projected, turned, self._heads, self._kv_heads, self._head_norms)
 
     def finish(self, hidden: torch.Tensor, attended: torch.Tensor) -> None:

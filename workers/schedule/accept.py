@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from pyramidserve.types import Tokens
 from workers.schedule.sequence import RunningSequence
-from workers.schedule.step import NO_TOKEN, Step, StepKind
+from workers.schedule.step import NO_TOKEN, NOT_FINITE, Step, StepKind
 
 
 def accept(
@@ -28,6 +28,8 @@ def accept(
     Returns:
         Of each sequence that has some, its new output, without what was known before.
     """
+    for key, why in step.failed:
+        sequences[key].broken = why
     counts = step.rows if step.kind is StepKind.VERIFY else (1,) * len(step.sequences)
     ids, outputs = iter(drawn), []
     for row, (key, count) in enumerate(zip(step.sequences, counts, strict=True)):
@@ -53,7 +55,7 @@ def _output(
     text = ""
     for token in ids:
         if token == NO_TOKEN:
-            sequence.broken = True
+            sequence.broken = sequence.broken or NOT_FINITE
             break
         known = sequence.reached < len(sequence.known_ids)
         added = sequence.accept(token, now, eos_ids)

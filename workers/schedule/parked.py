@@ -20,6 +20,7 @@ class ParkedSession:
         generated: how many of them were generated in it.
         length: the most that they could be, which their rotation may hang on.
         whole: nothing of it has been dropped from the host.
+        shared: newest of ``ids`` that all heads have on the device, so that they can be taken back.
         since: when the turn ended, in seconds.
         lacking_rows: rows, summed over layers, that ``prune`` dropped, for the next turn to lift.
         recomputed_rows: rows, summed over layers, that were prefilled again in place of that.
@@ -33,6 +34,7 @@ class ParkedSession:
     compression: Compression
     whole: bool
     since: float
+    shared: int
     length: int = 0
     lacking_rows: int = 0
     recomputed_rows: int = 0
@@ -55,6 +57,7 @@ class ParkedSession:
             compression=request.compression,
             whole=whole and sequence.whole,
             since=sequence.token_times[-1],
+            shared=sequence.plan.shared(len(request.prompt_ids) - sequence.reused, sequence.fed),
             length=request.length,
             lacking_rows=_lacking_rows(sequence.plan, sequence.reused),
             recomputed_rows=sequence.recomputed_rows,
@@ -70,7 +73,8 @@ class ParkedSession:
 
         All that it has in common with ``ids`` but the prompt's last token, whose output is wanted. What
         ``prune`` has chosen holds for the prompt that it was chosen for, so that only what was generated
-        can be taken back; other policies need all KV for that, on the device or the host.
+        can be taken back; other policies need all KV for that, on the device or the host. Where heads have
+        tokens of their own, only what all of them have on the device can be.
         """
         if request.compression != self.compression:
             return 0
@@ -78,6 +82,8 @@ class ParkedSession:
         pairs = enumerate(zip(self.ids, prompt, strict=False))
         differing = (index for index, (parked, asked) in pairs if parked != asked)
         common = next(differing, min(len(self.ids), len(prompt)))
+        if len(self.ids) - common > self.shared:
+            return 0
         if common >= self.prompt_tokens:
             return common
         return common if self.whole and not prunes(self.compression) else 0

@@ -55,7 +55,7 @@ class RunningSequence:
         recomputed_rows: see ``ParkedSession``.
         drafts: outputs that are to be verified next.
         drafting: how many there are to be; None where outputs are not drafted.
-        broken: its logits were not finite, so that nothing follows.
+        broken: why nothing follows: its logits were not finite, or what its policy did; "": it may go on.
         session_ended: its session was ended since it came, so that what it leaves is nobody's.
     """
 
@@ -74,14 +74,14 @@ class RunningSequence:
     drafts: list[int] = field(default_factory=list)
     drafting: Drafting | None = None
     finish_reason: FinishReason | None = None
-    broken: bool = False
+    broken: str = ""
     cancelled: bool = False
     session_ended: bool = False
 
     @property
     def ended(self) -> bool:
         """Whether it gets no more output."""
-        return self.cancelled or self.broken or self.finish_reason is not None
+        return self.cancelled or bool(self.broken) or self.finish_reason is not None
 
     @property
     def session_id(self) -> str:

@@ -15,6 +15,8 @@ NO_POSITIONS: npt.NDArray[np.int32] = np.zeros(0, dtype=np.int32)
 
 # Drawn in place of an id where logits are not finite.
 NO_TOKEN = -1
+# Why a sequence broke from which such was drawn.
+NOT_FINITE = "not finite"
 
 
 class StepKind(Enum):
@@ -62,7 +64,7 @@ class ShardMemory:
 
 @dataclass(frozen=True)
 class PrefillTrace:
-    """What a traced prefill kept on one shard: per layer, input positions in order."""
+    """What a traced prefill kept on one shard: per layer, input positions in order, int32 [sets, kept]."""
 
     sequence: int
     positions: tuple[npt.NDArray[np.int32], ...]
@@ -98,6 +100,7 @@ class Step:
         slice_steps: how long a prefill may hold up decode steps, in such steps.
         memory, released, traces: what the shards so far report.
         top_logits: what the last shard reports of traced sequences.
+        failed: sequences whose policy has failed on a shard, and what it did.
     """
 
     number: int
@@ -115,6 +118,7 @@ class Step:
     released: tuple[tuple[ReleasedSequence, ...], ...] = ()
     traces: tuple[PrefillTrace, ...] = ()
     top_logits: tuple[TopLogits, ...] = ()
+    failed: tuple[tuple[int, str], ...] = ()
 
     @property
     def rows_and_lengths(self) -> list[tuple[int, int]]:

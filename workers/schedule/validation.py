@@ -10,7 +10,7 @@ from typing import Protocol, TypeVar
 from pyramidserve.errors import InvalidRequestError
 from pyramidserve.types import Compression, Sampling, Stopping
 from workers.model.config import ModelConfig
-from workers.policies.registry import validate
+from workers.policies.registry import plan, validate
 
 # Of a reply whose length nobody has limited, until it is known how long they become.
 EXPECTED_TOKENS = 256
@@ -73,6 +73,12 @@ def settle(
     validate_sampling(sampling)
     validate_stopping(stopping)
     validate(compression)
+    keep = plan(compression, len(prompt_ids), model.layers)
+    if any(model.windows) and keep.heads == "each":
+        raise InvalidRequestError(
+            f"policy {compression.policy!r} has heads 'each', but layers of this model have windows, which "
+            "need the same tokens in all heads; ask for heads 'all'"
+        )
     max_tokens = stopping.max_tokens or room
     if max_tokens > room:
         raise InvalidRequestError(

@@ -14,15 +14,16 @@ from workers.budget.footprint import (
     pages_held,
     peak_pages,
     score_pages,
-    score_width,
 )
+from workers.budget.observation import RowAttention
 from workers.budget.plan import GenerationPlan, KeepPlan
 
 LAYERS = 4
 LAYOUTS = st.builds(
-    lambda ends, page_bytes: ShardLayout(min(ends), max(ends), page_bytes),
+    lambda ends, page_bytes, kv_heads: ShardLayout(min(ends), max(ends), page_bytes, kv_heads),
     st.sets(st.integers(0, LAYERS), min_size=2, max_size=2),
     st.sampled_from((64, 256, 4096)),
+    st.sampled_from((1, 3)),
 )
 
 
@@ -30,8 +31,10 @@ def _lives(plan: KeepPlan, layout: ShardLayout, fed: int) -> Iterator[tuple[int,
     """After the prompt and each fed token: pages before compression, and behind it."""
     generation = plan.generation
     scores = 0
-    if generation is not None and any(generation.keeps):
-        floats = (layout.end - layout.first) * (generation.window + generation.chunk)
+    if generation is not None and generation.observes is not None:
+        scored = generation.window + generation.chunk + (max(plan.kept) if generation.rechooses else 0)
+        rows = 1 if plan.heads == "mean" else layout.kv_heads
+        floats = (layout.end - layout.first) * rows * scored
         scores = len(range(0, floats * 4, layout.page_bytes))
 
     def pages() -> int:
@@ -56,7 +59,7 @@ UNEQUAL = KeepPlan(
     prompt_tokens=15,
     kept=(15, 15),
     recent=1,
-    generation=GenerationPlan(chunk=32, window=1, start=(15, 15), keeps=(0, 32)),
+    generation=GenerationPlan(32, 1, start=(15, 15), keeps=(0, 32), observes=RowAttention(1)),
 )
 
 
@@ -101,11 +104,12 @@ def test_drafts_and_indexes_are_counted_at_the_most_that_they_may_be(
 
 @given(pyramid_plans(LAYERS, 80), LAYOUTS)
 def test_score_pages_hold_the_scores_and_no_page_more(plan: KeepPlan, layout: ShardLayout) -> None:
-    wanted = score_width(plan) * (layout.end - layout.first) * 4
+    rows = layout.kv_heads if plan.heads != "mean" else 1
+    wanted = plan.score_width * rows * (layout.end - layout.first) * 4
     room = score_pages(plan, layout) * layout.page_bytes
     assert room - layout.page_bytes < wanted <= room
 
 
-@given(plans(LAYERS, 80).filter(lambda plan: not plan.generation or not plan.generation.scores))
+@given(plans(LAYERS, 80).filter(lambda plan: not plan.generation or not plan.generation.accumulates))
 def test_a_plan_that_chooses_nothing_by_attention_takes_no_score_page(plan: KeepPlan) -> None:
     assert score_pages(plan, ShardLayout(0, LAYERS, 64)) == 0

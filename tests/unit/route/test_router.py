@@ -512,7 +512,7 @@ def test_a_pipeline_of_another_model_is_refused() -> None:
 def test_a_pipeline_with_another_version_of_a_policy_is_refused() -> None:
     bench, skewed = Bench(), hello()
     skewed.policies["pyramid"] = "0"
-    with pytest.raises(ConfigurationError, match="policy 'pyramid' in version 1 here and 0 there"):
+    with pytest.raises(ConfigurationError, match="policy 'pyramid' in version 2 here and 0 there"):
         bench.router.attach(skewed)
     assert not bench.router.serving
 

@@ -219,7 +219,10 @@ def test_a_turn_of_an_ended_session_has_nothing_to_do_with_what_comes_behind() -
 def test_what_can_be_reused_of_a_history_that_has_changed(
     compression: Compression, prompt_ids: tuple[int, ...], whole: bool, reused: int
 ) -> None:
-    session = ParkedSession(1, "a", (1, 2, 3, 4, 5, 6), 4, compression, whole, 0.0)
+    session = ParkedSession(1, "a", (1, 2, 3, 4, 5, 6), 4, compression, whole, 0.0, shared=6)
     asked = replace(turn(2, prompt_ids), compression=compression)
     assert session.reusable(asked) == reused
     assert session.reusable(replace(asked, compression=Compression("streaming"))) == 0
+    # Heads have others of what would have to be taken back.
+    assert replace(session, shared=6 - reused).reusable(asked) == reused
+    assert not reused or replace(session, shared=6 - reused - 1).reusable(asked) == 0

@@ -33,7 +33,12 @@ from pyramidserve.types import (
 from pyramidserve.v1 import inference_pb2 as pb
 
 KNOBS = st.dictionaries(
-    st.text(max_size=5), st.booleans() | st.floats(allow_nan=False) | st.text(max_size=5), max_size=3
+    st.text(max_size=5),
+    st.booleans()
+    | st.floats(allow_nan=False)
+    | st.text(max_size=5)
+    | st.lists(st.floats(allow_nan=False), max_size=3).map(tuple),
+    max_size=3,
 )
 PLAIN: dict[object, st.SearchStrategy[Any]] = {
     int: st.integers(0, 2**31 - 1),

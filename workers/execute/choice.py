@@ -1,0 +1,48 @@
+"""A policy's choice, whose faults end a sequence and not its shard."""
+
+import logging
+from collections.abc import Sequence
+
+import torch
+
+from workers.events import tell
+from workers.policies.observed import Observed, ends
+from workers.policies.registry import Choose
+
+logger = logging.getLogger(__name__)
+
+
+class Chooser:
+    """Chooses for one sequence what stays.
+
+    Attributes:
+        failure: what the policy did wrong, in words; "" as long as it did nothing. The ends stay then, so
+            that the sequence's books are right until it is ended.
+    """
+
+    def __init__(self, sequence: int, choose: Choose) -> None:
+        self._sequence, self._choose = sequence, choose
+        self.failure = ""
+
+    def __call__(self, observed: Observed, sets: Sequence[int], tokens: int, keep: int) -> torch.Tensor:
+        """Indices that stay of ``tokens`` tokens, int64 [*sets, keep], ascending."""
+        if not self.failure:
+            try:
+                chosen = self._choose(observed, tokens, keep)
+                self.failure = _fault(chosen.expand(*sets, -1), tokens, keep)
+            except Exception as error:
+                self.failure = f"{type(error).__name__}: {error}"
+            if self.failure:
+                tell(logger, logging.ERROR, "policy_failed", sequence=self._sequence, why=self.failure)
+        if self.failure:
+            chosen = ends(observed, tokens, keep, None)
+        return chosen.expand(*sets, -1)
+
+
+def _fault(chosen: torch.Tensor, tokens: int, keep: int) -> str:
+    if chosen.shape[-1] != keep:
+        return f"it chose {chosen.shape[-1]} tokens of {tokens} where {keep} stay"
+    ascend = (chosen[..., 1:] > chosen[..., :-1]).all()
+    if not bool(ascend & (chosen >= 0).all() & (chosen < tokens).all()):
+        return f"it chose indices that do not ascend from 0 to {tokens - 1}"
+    return ""
