@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pyramidserve.errors import InvalidRequestError
 from pyramidserve.types import Compression, Parameter, Recall
-from workers.policies.registry import BUILT_IN, enable, keeps_all
+from workers.policies.registry import BUILT_IN, enable, keeps_all, says_how_much
 
 USUAL_KEEP = 0.45
 
@@ -42,7 +42,7 @@ def compression_here(arguments: argparse.Namespace, recall: Recall = "off") -> C
 
 def kept_at_most(compression: Compression) -> Compression:
     """With the usual share of the prompt's KV, unless it says another, or knobs, or keeps all."""
-    if compression.kv_keep is not None or compression.parameters or keeps_all(compression):
+    if says_how_much(compression) or keeps_all(compression):
         return compression
     return replace(compression, kv_keep=USUAL_KEEP)
 

@@ -2,14 +2,18 @@
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from cluster.commands.chart import pyramid_chart
 from cluster.commands.policy import add_policy_arguments, compression_here
 from pyramidserve.errors import InvalidRequestError
 from pyramidserve.types import Stopping
 from workers.engine.engine import Engine, EngineConfig, EngineRequest, TracedReply
+from workers.kv.entry import Positions
 from workers.model.checkpoint import EMBEDDED
 from workers.model.config import DTYPES
 
@@ -65,44 +69,60 @@ def run(arguments: argparse.Namespace) -> int:
             f"{receipt.accepted_tokens} of {receipt.drafted_tokens} drafts right"
         )
     if arguments.json:
-        arguments.json.write_text(json.dumps(trace_json(traced, arguments.generate)))
+        arguments.json.write_text(json.dumps(trace_json(traced, arguments.generate, engine.model.kv_heads)))
     if arguments.png:
         draw(traced, arguments.png)
     return 0
 
 
-def trace_json(traced: TracedReply, generate: int) -> dict[str, Any]:
-    """What ``--json`` writes."""
+def trace_json(traced: TracedReply, generate: int, kv_heads: int) -> dict[str, Any]:
+    """What ``--json`` writes. What heads have is as it is after generation, where there was some."""
     assert traced.traced is not None
     result: dict[str, Any] = {
         "retained_positions_per_layer": retained_positions(traced),
+        "retained_positions_per_layer_head": _of_heads(after_prefill(traced), kv_heads),
         "first_token_top8_ids": list(traced.traced.top.ids),
         "first_token_top8_logits": list(traced.traced.top.logits),
         "kv_keep_reached": traced.reply.receipt.kv_keep_reached,
     }
     if generate:
         result["output_ids"] = list(traced.reply.token_ids)
+        result["retained_positions_per_layer_head_after_prefill"] = result[
+            "retained_positions_per_layer_head"
+        ]
+        # The last token is never fed back, so that it has no KV.
+        result["retained_positions_per_layer_head"] = _of_heads(traced.positions, kv_heads)
     return result
 
 
 def retained_positions(traced: TracedReply) -> list[list[int]]:
-    """Per layer of the model, the input positions on the device after prefill, in order."""
+    """Per layer, the input positions that any of its heads has on the device after prefill, in order."""
+    return [np.unique(positions).tolist() for positions in after_prefill(traced)]
+
+
+def after_prefill(traced: TracedReply) -> list[Positions]:
+    """Per layer of the model, what it has on the device after prefill."""
     assert traced.traced is not None
-    return [positions.tolist() for shard in traced.traced.shards for positions in shard.positions]
+    return [positions for shard in traced.traced.shards for positions in shard.positions]
+
+
+def _of_heads(layers: Sequence[Positions], kv_heads: int) -> list[list[list[int]]]:
+    """Per layer and KV head, its positions."""
+    return [np.broadcast_to(own, (kv_heads, own.shape[1])).tolist() for own in layers]
 
 
 def draw(traced: TracedReply, file: Path) -> None:
     """Draws the kept positions, a row a layer."""
     import matplotlib
-    import numpy as np
     from matplotlib.figure import Figure
 
     matplotlib.use("Agg")
     receipt = traced.reply.receipt
-    layers = retained_positions(traced)
+    layers = after_prefill(traced)
     kept = np.zeros((len(layers), receipt.prompt_tokens))
     for layer, positions in enumerate(layers):
-        kept[layer, positions] = 1
+        # The share of heads that have a token.
+        np.add.at(kept[layer], positions, 1 / len(positions))
     figure = Figure(figsize=(10, 4), layout="constrained")
     axes = figure.add_subplot()
     axes.imshow(kept, aspect="auto", interpolation="nearest", cmap="Blues", vmin=0, vmax=1.2)

@@ -87,7 +87,7 @@ def test_generated_tokens_are_kept_by_the_closed_formula_at_every_step(deep: Pat
         assert generation is not None
         for layer in range(LAYERS):
             kept = sequence.plan.kept[layer] + fed - chunks * (chunk - generation.keeps[layer])
-            assert len(stage.cache.positions(number, layer)) == kept
+            assert stage.cache.positions(number, layer).shape[1] == kept
         pages.append(stage.cache.device.pool.allocator.pages_in_use)
     assert steps >= output - 1
     # Behind the window, every 16 tokens add the kept ones of each layer.
@@ -101,9 +101,9 @@ def test_device_and_host_together_hold_the_full_cache_bit_for_bit(
     toy_engine: Callable[..., Engine],
 ) -> None:
     prompt = list(range(3, 203))
-    for shards in (1, 2):
+    for policy, shards in (("pyramid", 1), ("pyramid", 2), ("snapkv", 1), ("keydiff", 2)):
         caches: list[list[torch.Tensor]] = []
-        for compression in (Compression(), Compression("pyramid", "evict", kv_keep=0.5)):
+        for compression in (Compression(), Compression(policy, "evict", kv_keep=0.5)):
             engine = toy_engine("gqa", shards)
             number, _ = engine.submit(
                 EngineRequest(prompt, stopping=Stopping(2, ignore_eos=True), compression=compression)
@@ -117,7 +117,9 @@ def test_device_and_host_together_hold_the_full_cache_bit_for_bit(
                     assert host is not None
                     positions.append(torch.from_numpy(stage.cache.host.positions(number, layer)))
                     rows = torch.cat((stage.cache.device.read(number, layer), host))
-                    caches[-1].append(rows[torch.cat(positions).argsort()])
+                    order = torch.cat(positions, dim=1).argsort(dim=1).expand(rows.shape[2], -1)
+                    heads = zip(rows.unbind(2), order, strict=True)
+                    caches[-1].append(torch.stack([own[index] for own, index in heads], dim=2))
             while not engine.idle:
                 engine.step()
         for whole, split in zip(*caches, strict=True):

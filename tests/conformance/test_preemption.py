@@ -22,6 +22,7 @@ POLICIES = {
     "streaming": Compression("streaming", parameters={"sinks": 2, "window": 120}),
     "prune": Compression("pyramid", "prune", parameters=PARAMETERS),
     "evict": Compression("pyramid", "evict", parameters=PARAMETERS),
+    "h2o": Compression("h2o", parameters={"tokens": 120, "drop": 7}),
 }
 PROMPTS = [list(range(3 + shift, 23 + shift)) for shift in range(6)]
 

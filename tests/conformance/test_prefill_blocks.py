@@ -14,6 +14,10 @@ COMPRESSIONS = [
     Compression("pyramid", "prune", kv_keep=0.6),
     Compression("pyramid", "evict", kv_keep=0.6),
     Compression("streaming", parameters={"sinks": 2, "window": 40}),
+    *(
+        Compression(policy, kv_keep=0.4)
+        for policy in ("h2o", "scissorhands", "snapkv", "keydiff", "expected_attention")
+    ),
 ]
 
 

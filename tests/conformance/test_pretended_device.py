@@ -32,6 +32,10 @@ KINDS = {
     **POLICIES,
     **{f"evict {recall}": replace(POLICIES["evict"], recall=recall) for recall in get_args(Recall)},
     "streaming exact": replace(POLICIES["streaming"], recall="exact"),
+    "h2o step": Compression("h2o", kv_keep=0.4, recall="step", parameters={"drop": 3}),
+    "scissorhands turn": Compression("scissorhands", kv_keep=0.4, recall="turn"),
+    "keydiff exact": Compression("keydiff", kv_keep=0.4, recall="exact"),
+    "expected": Compression("expected_attention", kv_keep=0.4),
 }
 Build = Callable[..., Engine]
 

@@ -24,7 +24,12 @@ POLICIES = {
     "step": replace(EVICT, recall="step"),
     "turn": replace(EVICT, recall="turn"),
     "exact": replace(EVICT, recall="exact"),
+    "heads": Compression("h2o", kv_keep=0.4, parameters={"drop": 5}),
+    "heads turn": Compression("h2o", kv_keep=0.4, recall="turn", parameters={"drop": 5}),
+    "heads exact": Compression("snapkv", kv_keep=0.4, recall="exact", parameters={"window_size": 8}),
 }
+# Other tokens in each head cannot be taken back together.
+TAKEN_BACK = {name: 0 if name.startswith(("prune", "heads")) else 40 for name in POLICIES}
 
 
 def ask(engine: Engine, ids: list[int], compression: Compression, tokens: int, session: str) -> TracedReply:
@@ -58,7 +63,7 @@ def test_turns_compute_only_what_is_new(name: str, shards: int, toy_engine: Call
     for tokens, more in ((1, 30), (20, 3), (25, 9), (8, 1)):
         reply = ask(engine, ids, compression, tokens, "s").reply
         assert reply.receipt.reused_tokens == left
-        if name in ("full", "exact"):
+        if name in ("full", "exact", "heads exact"):
             assert reply.token_ids == ask(engine, ids, Compression(), tokens, "").reply.token_ids
         counts = [layer.prompt_kept for layer in reply.receipt.layers]
         assert all(
@@ -68,10 +73,8 @@ def test_turns_compute_only_what_is_new(name: str, shards: int, toy_engine: Call
         ids = [*ids, *reply.token_ids, *some(draw, more)]
     changed = [*ids[:40], 5, *ids[41:]]
     reply = ask(engine, changed, compression, 5, "s").reply
-    assert reply.receipt.reused_tokens == (
-        0 if compression.prefill == "prune" and compression.policy == "pyramid" else 40
-    )
-    if name in ("full", "exact"):
+    assert reply.receipt.reused_tokens == TAKEN_BACK[name]
+    if name in ("full", "exact", "heads exact"):
         assert reply.token_ids == ask(engine, changed, Compression(), 5, "").reply.token_ids
     end(engine)
 
@@ -134,8 +137,12 @@ def test_a_session_that_ends_while_its_turns_wait_and_run_leaves_nothing(
         Compression("streaming", parameters={"sinks": 2, "window": 20}, recall="turn"),
         POLICIES["turn"],
         POLICIES["exact"],
+        POLICIES["heads turn"],
     ],
-    ids=["evict everything kept", "prune everything kept", "streaming turn", "evict turn", "evict exact"],
+    ids=[
+        *("evict everything kept", "prune everything kept", "streaming turn", "evict turn", "evict exact"),
+        "heads turn",
+    ],
 )
 def test_a_turn_that_has_all_kv_at_hand_begins_as_the_full_cache_does(
     compression: Compression, toy_engine: Callable[..., Engine]

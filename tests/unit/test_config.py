@@ -103,7 +103,7 @@ def test_the_scheduler_is_tuned_by_settings_too() -> None:
         ({"reference": {"gather_bytes": 0}}, ("gather_bytes is 0", "1 or more")),
         ({"router_port": 65536}, ("router_port", "65536", "65535")),
         ({"router_port": -1}, ("router_port", "-1", "65535")),
-        ({"compression": {"policy": "h2o"}}, ("compression", "'h2o'")),
+        ({"compression": {"policy": "h3o"}}, ("compression", "'h3o'")),
         ({"compression": {"policy": "pyramid", "kv_keep": 1.5}}, ("compression", "kv_keep is 1.5")),
         ({"compression": {"policy": "pyramid", "kv_keep": math.nan}}, ("compression", "kv_keep is nan")),
     ],

@@ -3,20 +3,22 @@
 from dataclasses import dataclass
 
 from workers.budget.plan import KeepPlan
+from workers.policies.capacity import capacities, hold
 from workers.policies.policy import Policy, Target, knob
-from workers.policies.streaming import first_and_latest
+from workers.policies.streaming import CHUNK
 
 
 @dataclass(frozen=True)
 class LocalKnobs:
     """Tokens that stay."""
 
-    window: int = knob(1024, "[1, ...)", "latest tokens")
+    window: int = knob(1024, "[1, ...)", "latest tokens", counts=True)
 
 
 def plan_local(target: Target, knobs: LocalKnobs) -> KeepPlan:
     """The counts for one prompt; ``kv_keep`` sets the window to that fraction of it."""
-    return first_and_latest(target, 0, knobs.window)
+    counts = capacities(target, knobs.window)
+    return hold(target, counts, min(counts), CHUNK)
 
 
-POLICY = Policy("local", "1", "the latest tokens alone", LocalKnobs, plan_local)
+POLICY = Policy("local", "2", "the latest tokens alone", LocalKnobs, plan_local)

@@ -3,11 +3,15 @@
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from difflib import get_close_matches
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pyramidserve.errors import InvalidRequestError
 from pyramidserve.types import Parameter
 from workers.budget.plan import KeepPlan
+from workers.policies.observed import Observed, ends
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -19,12 +23,26 @@ class Target:
         layers: of the model.
         kv_keep: fraction of the prompt's KV, summed over layers, in (0, 1]; None where the knobs say it.
         prunes: what is not chosen goes no deeper, where the policy has prefill "prune".
+        tokens: how many tokens each layer is to keep, where that was asked for; None elsewhere.
     """
 
     prompt_tokens: int
     layers: int
     kv_keep: float | None = None
     prunes: bool = False
+    tokens: tuple[int, ...] | None = None
+
+    @property
+    def wanted(self) -> tuple[int, ...] | None:
+        """Tokens of the prompt that each layer is to keep; None where the knobs say it.
+
+        A fraction comes to whole tokens as its authors' code counts them, and to one at least.
+        """
+        if self.tokens is not None:
+            return tuple(min(count, self.prompt_tokens) for count in self.tokens)
+        if self.kv_keep is not None:
+            return (max(1, int(self.prompt_tokens * self.kv_keep)),) * self.layers
+        return None
 
 
 @dataclass(frozen=True)
@@ -36,7 +54,9 @@ class Policy:
         version: changes whenever its choice does; router and shards must have the same.
         summary: what it keeps, in a line, with its source.
         knobs: a frozen dataclass whose fields are made by ``knob``, with its author's names.
-        plan: how many tokens each layer keeps of a prompt and behind it: a function of lengths alone.
+        plan: how many tokens each layer keeps of a prompt and behind it, and what the choice of them looks
+            at: a function of lengths alone.
+        choose: which they are, of so many tokens so many: indices, int64 [..., sets, kept], ascending.
         prefills: ways to prefill that a request may choose of, the usual one first; empty: no choice.
         keeps_all: nothing is ever evicted.
     """
@@ -46,17 +66,24 @@ class Policy:
     summary: str
     knobs: type[Any]
     plan: Callable[[Target, Any], KeepPlan]
+    choose: "Callable[[Observed, int, int, Any], torch.Tensor]" = ends
     prefills: tuple[str, ...] = ()
     keeps_all: bool = False
 
 
-def knob(default: Parameter, allowed: str, meaning: str) -> Any:
+def knob(default: Parameter, allowed: str, meaning: str, counts: bool = False) -> Any:
     """A field of a policy's knobs.
 
     Args:
         allowed: an interval, such as "[0, 1)", "(0, 1]" or "[1, ...)", or texts, such as "cosine|linear".
+        counts: it says how many tokens stay, so that a fraction or a count that is asked for replaces it.
     """
-    return field(default=default, metadata={"allowed": allowed, "meaning": meaning})
+    return field(default=default, metadata={"allowed": allowed, "meaning": meaning, "counts": counts})
+
+
+def heads_knob(default: str) -> Any:
+    """The knob of every policy that scores: whose tokens stay. ``default`` is its authors'."""
+    return knob(default, "each|all", "each KV head keeps tokens of its own, or all keep the same")
 
 
 def read_knobs(policy: Policy, parameters: Mapping[str, Parameter]) -> Any:
@@ -71,6 +98,11 @@ def read_knobs(policy: Policy, parameters: Mapping[str, Parameter]) -> Any:
             hint = f"; {meant[0]!r} is" if meant else f"; it has {', '.join(known) or 'none'}"
             raise InvalidRequestError(f"{name!r} is no knob of policy {policy.name!r}{hint}")
     return policy.knobs(**{name: _checked(known[name], value) for name, value in parameters.items()})
+
+
+def counting_knobs(policy: Policy) -> set[str]:
+    """Those that a fraction or counts take the place of."""
+    return {each.name for each in fields(policy.knobs) if each.metadata["counts"]}
 
 
 def describe(policy: Policy) -> list[tuple[str, Parameter, str, str]]:

@@ -3,9 +3,14 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
+from pyramidserve.errors import InvalidRequestError
+from workers.budget.observation import RowAttention
 from workers.budget.plan import GenerationPlan, KeepPlan
-from workers.policies.policy import Policy, Target, knob
+from workers.policies.capacity import sets
+from workers.policies.observed import best_by_attention
+from workers.policies.policy import Policy, Target, heads_knob, knob
 
 # Where the solver may go, in this order, to reach a kept fraction: the decay ratio first, as the paper
 # does; then the shape, from the cosine to a straight line; then the recent window.
@@ -23,30 +28,47 @@ class PyramidKnobs:
     """The knobs of the released code by their names, at its values for 7B."""
 
     recent_ratio: float = knob(
-        0.2, "[0, 1)", "share of the prompt that is the recent window and never dropped"
+        0.2, "[0, 1)", "share of the prompt that is the recent window and never dropped", counts=True
     )
-    prefill_decay_ratio: float = knob(0.9, "(0, 1]", "keep ratio that the deepest layer reaches")
-    prefill_decay_strategy: str = knob("cosine", "cosine", "how the ratio falls with depth")
-    min_context_length: int = knob(64, "[0, ...)", "a layer's context is not cut to fewer tokens")
-    layerwise_downsample_interval: int = knob(1, "[1, ...)", "every so many layers the context is cut")
-    streamingllm_sink_len: int = knob(4, "[0, ...)", "first tokens that are always kept")
+    prefill_decay_ratio: float = knob(
+        0.9, "(0, 1]", "keep ratio that the deepest layer reaches", counts=True
+    )
+    prefill_decay_strategy: str = knob("cosine", "cosine", "how the ratio falls with depth", counts=True)
+    min_context_length: int = knob(
+        64, "[0, ...)", "a layer's context is not cut to fewer tokens", counts=True
+    )
+    layerwise_downsample_interval: int = knob(
+        1, "[1, ...)", "every so many layers the context is cut", counts=True
+    )
+    streamingllm_sink_len: int = knob(4, "[0, ...)", "first tokens that are always kept", counts=True)
     distance_weight: float = knob(
-        1.2, "(0, 1e6]", "weight of the newest row of the recent window; the oldest weighs 1"
+        1.2, "(0, 1e6]", "weight of the newest row of the recent window; the oldest weighs 1", counts=True
     )
     exceed_length_to_compress: int = knob(
-        16, "[1, ...)", "generated tokens compressed as one chunk once they have left the recent window"
+        16,
+        "[1, ...)",
+        "generated tokens compressed as one chunk once they have left the recent window",
+        counts=True,
     )
-    gen_compress_ratio: float = knob(0.9, "(0, 1]", "share of such a chunk that layer 0 keeps")
-    gen_decay_ratio: float = knob(0.1, "(0, 1]", "what that share is multiplied with in the deepest layer")
+    gen_compress_ratio: float = knob(0.9, "(0, 1]", "share of such a chunk that layer 0 keeps", counts=True)
+    gen_decay_ratio: float = knob(
+        0.1, "(0, 1]", "what that share is multiplied with in the deepest layer", counts=True
+    )
+    heads: str = heads_knob("all")
 
 
 def plan_pyramid(target: Target, knobs: PyramidKnobs) -> KeepPlan:
     """The counts for one prompt.
 
-    With ``kv_keep`` the schedule's knobs are solved for; otherwise they are obeyed.
+    With ``kv_keep`` the schedule's knobs are solved for; otherwise they are obeyed. Counts that are asked
+    for take the place of the schedule: with "prune" layer 0 has all tokens even so.
     """
     parameters, prompt_tokens, layers = knobs, target.prompt_tokens, target.layers
-    if target.kv_keep is None:
+    if target.tokens is not None:
+        kept, bound_by = asked_counts(target), ""
+        recent = min(recent_tokens(parameters, prompt_tokens), *kept)
+        window = max(recent, LEAST_GENERATION_WINDOW)
+    elif target.kv_keep is None:
         kept, bound_by = cosine_counts(parameters, prompt_tokens, layers), ""
         recent = window = recent_tokens(parameters, prompt_tokens)
     else:
@@ -64,11 +86,33 @@ def plan_pyramid(target: Target, knobs: PyramidKnobs) -> KeepPlan:
         kept=kept,
         recent=recent,
         sinks=min(parameters.streamingllm_sink_len, prompt_tokens - recent),
-        distance_weight=parameters.distance_weight,
+        observes=RowAttention(rows=recent, newest=parameters.distance_weight),
+        heads=sets(knobs.heads),
         drops_hidden_states=target.prunes,
-        generation=GenerationPlan(chunk=chunk, window=window, start=kept, keeps=keeps),
+        generation=GenerationPlan(
+            chunk=chunk,
+            window=window,
+            start=kept,
+            keeps=keeps,
+            observes=RowAttention(rows=window, newest=parameters.distance_weight),
+        ),
         bound_by=bound_by,
     )
+
+
+def asked_counts(target: Target) -> tuple[int, ...]:
+    """Tokens that each layer keeps where that was asked for; raises InvalidRequestError where none can."""
+    assert target.wanted is not None
+    kept = target.wanted
+    if not target.prunes:
+        return kept
+    for layer, (count, deeper) in enumerate(pairwise(kept[1:]), 1):
+        if deeper > count:
+            raise InvalidRequestError(
+                f"tokens has {count} for layer {layer} and {deeper} for the next; prefill 'prune' drops "
+                "hidden states, so that no layer keeps more than the one before it: ask for prefill 'evict'"
+            )
+    return (target.prompt_tokens, *kept[1:])
 
 
 def recent_tokens(parameters: PyramidKnobs, prompt_tokens: int) -> int:
@@ -172,9 +216,10 @@ def straight_counts(
 
 POLICY = Policy(
     "pyramid",
-    "1",
+    "2",
     "fewer tokens the deeper the layer, those that the newest attend to (PyramidInfer, 2405.12532)",
     PyramidKnobs,
     plan_pyramid,
+    best_by_attention,
     prefills=("prune", "evict"),
 )

@@ -1,23 +1,54 @@
 """The policies by the names that requests use: those here, and those of others that are wanted."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from importlib.metadata import entry_points
-from typing import cast, get_args
+from typing import TYPE_CHECKING, cast, get_args
 
 from pyramidserve.errors import ConfigurationError, InvalidRequestError
-from pyramidserve.types import Compression, Recall
+from pyramidserve.types import Compression, Parameter, Recall
 from workers.budget.plan import INDEX_SHARE, KeepPlan
-from workers.policies import full, local, pyramid, streaming
-from workers.policies.policy import Policy, Target, read_knobs
+from workers.policies import (
+    expected_attention,
+    full,
+    h2o,
+    keydiff,
+    local,
+    pyramid,
+    scissorhands,
+    snapkv,
+    streaming,
+    tova,
+)
+from workers.policies.observed import Observed
+from workers.policies.policy import Policy, Target, counting_knobs, read_knobs
+
+if TYPE_CHECKING:
+    import torch
+
+Choose = Callable[[Observed, int, int], "torch.Tensor"]
 
 # Where packages of others name their policies.
 ENTRY_POINTS = "pyramidserve.policies"
 # Tokens that "exact" generates ahead of their verification, at most: fewer than are compressed at once.
 DRAFTS = 8
 
-BUILT_IN = (full.POLICY, local.POLICY, streaming.POLICY, pyramid.POLICY)
+# What any policy takes beside its own knobs: how many tokens each layer is to keep.
+TOKENS = "tokens"
+
+BUILT_IN = (
+    full.POLICY,
+    local.POLICY,
+    streaming.POLICY,
+    pyramid.POLICY,
+    h2o.POLICY,
+    scissorhands.POLICY,
+    snapkv.POLICY,
+    tova.POLICY,
+    keydiff.POLICY,
+    expected_attention.POLICY,
+)
 POLICIES = {policy.name: policy for policy in BUILT_IN}
 
 
@@ -71,17 +102,28 @@ def validate(compression: Compression) -> None:
     kv_keep = compression.kv_keep
     if kv_keep is not None and not 0 < kv_keep <= 1:
         raise InvalidRequestError(f"kv_keep is {kv_keep}; it must be in (0, 1]")
-    if kv_keep is not None and policy.keeps_all:
+    knobs, tokens = _parameters(compression)
+    wanted = {"kv_keep": kv_keep, TOKENS: tokens}
+    asked = [f"{name} {value}" for name, value in wanted.items() if value is not None]
+    if asked and policy.keeps_all:
         raise InvalidRequestError(
-            f"kv_keep is {kv_keep}, but policy {policy.name!r} keeps everything; drop it or ask for one of "
+            f"{asked[0]} was given, but policy {policy.name!r} keeps everything; drop it or ask for one of "
             f"{', '.join(repr(name) for name, each in POLICIES.items() if not each.keeps_all)}"
         )
-    if kv_keep is not None and compression.parameters:
+    read = read_knobs(policy, knobs)
+    if asked and (others := [*asked[1:], *(name for name in knobs if name in counting_knobs(policy))]):
         raise InvalidRequestError(
-            f"kv_keep {kv_keep} was given beside {', '.join(dict(compression.parameters))}; give the "
-            "fraction or the knobs"
+            f"{asked[0]} was given beside {', '.join(others)}; give one of them alone"
         )
-    read_knobs(policy, dict(compression.parameters))
+    if tokens is not None and not _are_counts(tokens):
+        raise InvalidRequestError(
+            f"tokens is {tokens!r}; it must be a whole number from 1 on, or a list of such"
+        )
+    if getattr(read, "heads", "all") == "each" and prunes(compression):
+        raise InvalidRequestError(
+            "heads is 'each', which prefill 'prune' cannot have, as a hidden state serves all heads; ask "
+            "for prefill 'evict'"
+        )
     if policy.prefills and compression.prefill not in ("", *policy.prefills):
         known = " or ".join(map(repr, policy.prefills))
         raise InvalidRequestError(f"prefill is {compression.prefill!r}; it must be {known}")
@@ -110,8 +152,9 @@ def plan(compression: Compression, prompt_tokens: int, layers: int) -> KeepPlan:
     if indexes and kv_keep is not None:
         # The index is part of what stays on the device.
         kv_keep = (kv_keep - INDEX_SHARE) / (1 - INDEX_SHARE)
-    target = Target(prompt_tokens, layers, kv_keep, prunes(compression))
-    keep = policy.plan(target, read_knobs(policy, dict(compression.parameters)))
+    knobs, tokens = _parameters(compression)
+    target = Target(prompt_tokens, layers, kv_keep, prunes(compression), _of_layers(tokens, layers))
+    keep = policy.plan(target, read_knobs(policy, knobs))
     drafts = DRAFTS if recall(compression) == "exact" else 0
     return replace(
         keep,
@@ -120,6 +163,20 @@ def plan(compression: Compression, prompt_tokens: int, layers: int) -> KeepPlan:
         spills_hidden=keep.drops_hidden_states and recall(compression) == "turn",
         indexes=indexes,
     )
+
+
+def chooser(compression: Compression) -> Choose:
+    """Chooses as the policy of a valid ``compression`` does: of so many tokens so many."""
+    policy, (knobs, _) = POLICIES[compression.policy], _parameters(compression)
+    read = read_knobs(policy, knobs)
+    return lambda observed, tokens, keep: policy.choose(observed, tokens, keep, read)
+
+
+def says_how_much(compression: Compression) -> bool:
+    """Whether it says itself how much stays, with a fraction, counts or knobs."""
+    knobs, tokens = _parameters(compression)
+    counting = counting_knobs(POLICIES[compression.policy])
+    return compression.kv_keep is not None or tokens is not None or any(name in counting for name in knobs)
 
 
 def keeps_all(compression: Compression) -> bool:
@@ -141,6 +198,35 @@ def policy_name(compression: Compression) -> str:
     """The policy and, where there is a choice, its prefill mode, as in ``pyramid/prune``."""
     prefill = _prefill(compression)
     return f"{compression.policy}/{prefill}" if prefill else compression.policy
+
+
+def _parameters(compression: Compression) -> tuple[dict[str, Parameter], Parameter | None]:
+    """The policy's knobs that are given, and the counts."""
+    knobs = dict(compression.parameters)
+    return knobs, knobs.pop(TOKENS, None)
+
+
+def _are_counts(tokens: Parameter) -> bool:
+    counts = tokens if isinstance(tokens, tuple) else (tokens,)
+    return bool(counts) and all(
+        isinstance(count, int | float) and count is not True and count >= 1 and float(count).is_integer()
+        for count in counts
+    )
+
+
+def _of_layers(tokens: Parameter | None, layers: int) -> tuple[int, ...] | None:
+    """Valid counts for each layer. Raises InvalidRequestError where there are not as many."""
+    if tokens is None:
+        return None
+    if not isinstance(tokens, tuple):
+        assert isinstance(tokens, int | float)
+        return (int(tokens),) * layers
+    if len(tokens) != layers:
+        raise InvalidRequestError(
+            f"tokens has {len(tokens)} counts for the {layers} layers of the model; give one for each, or "
+            "a number"
+        )
+    return tuple(map(int, tokens))
 
 
 def _prefill(compression: Compression) -> str:

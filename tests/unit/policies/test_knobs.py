@@ -7,7 +7,7 @@ import pytest
 
 from pyramidserve.errors import InvalidRequestError
 from pyramidserve.types import Compression, Parameter
-from workers.policies.registry import POLICIES, plan, policy_name, validate
+from workers.policies.registry import BUILT_IN, POLICIES, plan, policy_name, validate
 
 BAD_PYRAMID: list[tuple[str, Any]] = [
     ("recent_ratio", -0.1),
@@ -31,7 +31,18 @@ BAD_PYRAMID: list[tuple[str, Any]] = [
     ("gen_decay_ratio", 2.0),
 ]
 BAD_COMPRESSION: list[tuple[Compression, str, str]] = [
-    (Compression("h2o"), "policy", "'h2o'"),
+    (Compression("h3o"), "policy", "'h3o'"),
+    (Compression("full", parameters={"tokens": 5}), "tokens 5", "'full'"),
+    (Compression("h2o", kv_keep=0.4, parameters={"tokens": 5}), "kv_keep 0.4", "tokens 5"),
+    (Compression("h2o", kv_keep=0.4, parameters={"heavy_ratio": 0.1}), "kv_keep 0.4", "heavy_ratio"),
+    (Compression("h2o", parameters={"tokens": 5, "recent_ratio": 0.1}), "tokens 5", "recent_ratio"),
+    *(
+        (Compression("tova", parameters={"tokens": tokens}), "tokens", f"{tokens}")
+        for tokens in (0, -1, 1.5, True, math.nan, math.inf, "many", (), (3, 0), (3, 1.5))
+    ),
+    (Compression("snapkv", parameters={"heads": "some"}), "heads", "'some'"),
+    (Compression("pyramid", parameters={"heads": "each"}), "heads", "'each'"),
+    (Compression("pyramid", "prune", 0.4, parameters={"heads": "each"}), "heads", "'prune'"),
     (Compression("full", kv_keep=0.5), "kv_keep", "0.5"),
     (Compression("pyramid", "skip"), "prefill", "'skip'"),
     *((Compression("pyramid", kv_keep=keep), "kv_keep", f"{keep}") for keep in (0.0, -1.0, 1.01, math.nan)),
@@ -85,7 +96,31 @@ def test_knobs_at_their_limits_are_taken(parameters: dict[str, Parameter], promp
 def test_every_policy_works_without_knobs() -> None:
     for policy in POLICIES:
         validate(Compression(policy))
-        assert plan(Compression(policy), 100, 3).kept[0] == 100
+        keep = plan(Compression(policy), 100, 3)
+        assert 1 <= min(keep.kept) <= max(keep.kept) <= 100
+
+
+EVICTING = [policy.name for policy in BUILT_IN if not policy.keeps_all]
+
+
+@pytest.mark.parametrize("policy", EVICTING)
+@pytest.mark.parametrize(
+    ("tokens", "kept"), [(30, (30,) * 3), (300, (100,) * 3), ((50, 20, 120), (50, 20, 100))]
+)
+def test_every_policy_that_evicts_keeps_as_many_tokens_as_are_asked_for(
+    policy: str, tokens: int | tuple[int, ...], kept: tuple[int, ...]
+) -> None:
+    compression = Compression(policy, "evict" if policy == "pyramid" else "", parameters={"tokens": tokens})
+    validate(compression)
+    assert plan(compression, 100, 3).kept == kept
+    with pytest.raises(InvalidRequestError, match="2 counts for the 3 layers"):
+        plan(Compression(policy, parameters={"tokens": [5, 6]}), 100, 3)
+
+
+def test_counts_of_prune_fall_with_depth_and_spare_its_first_layer() -> None:
+    assert plan(Compression("pyramid", parameters={"tokens": 30}), 100, 3).kept == (100, 30, 30)
+    with pytest.raises(InvalidRequestError, match="20 for layer 1 and 40 for the next"):
+        plan(Compression("pyramid", parameters={"tokens": [50, 20, 40]}), 100, 3)
 
 
 def test_a_full_cache_keeps_every_token_in_every_layer() -> None:

@@ -39,8 +39,3 @@ def test_tokens_held_are_those_of_a_simulation(plan: KeepPlan) -> None:
 
 def test_the_fraction_is_taken_over_all_layers() -> None:
     assert KeepPlan(10, (10, 6, 2), recent=1).fraction == 0.6
-
-
-def test_scores_are_needed_only_where_a_chunk_keeps_something() -> None:
-    assert GenerationPlan(4, 8, (0, 0), (0, 1)).scores
-    assert not GenerationPlan(4, 8, (0, 0), (0, 0)).scores

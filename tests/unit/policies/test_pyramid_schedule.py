@@ -9,6 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from workers.budget.observation import RowAttention
 from workers.budget.plan import KeepPlan
 from workers.policies.policy import Target
 from workers.policies.pyramid import PyramidKnobs, plan_pyramid
@@ -124,7 +125,7 @@ def test_given_knobs_are_obeyed_exactly(
     context = prompt_tokens - plan.recent
     assert plan.recent == 1 + int(parameters.recent_ratio * prompt_tokens)
     assert plan.sinks == min(parameters.streamingllm_sink_len, context)
-    assert plan.distance_weight == parameters.distance_weight
+    assert plan.observes == RowAttention(plan.recent, parameters.distance_weight)
     assert plan.drops_hidden_states == (prefill == "prune")
     assert plan.bound_by == ""
     assert plan.kept[0] == prompt_tokens

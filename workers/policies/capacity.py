@@ -1,0 +1,65 @@
+"""Plans of policies that hold a layer to a capacity, of the prompt and while tokens are generated. Pure."""
+
+from workers.budget.observation import Heads, KeysValues, Observation, RowAttention
+from workers.budget.plan import GenerationPlan, KeepPlan
+from workers.policies.policy import Target
+
+
+def capacities(target: Target, usual: int, least: int = 1) -> tuple[int, ...]:
+    """Tokens that each layer holds: as many as were asked for, or ``usual``; never below ``least``."""
+    counts = target.tokens or target.wanted or (usual,) * target.layers
+    return tuple(max(count, least) for count in counts)
+
+
+def keep_prompt(
+    target: Target,
+    counts: tuple[int, ...],
+    recent: int,
+    sinks: int = 0,
+    observes: Observation | None = None,
+    heads: Heads = "mean",
+    generation: GenerationPlan | None = None,
+) -> KeepPlan:
+    """So many tokens of the prompt stay in each layer, of them the newest and first so many in any case."""
+    kept = tuple(min(count, target.prompt_tokens) for count in counts)
+    recent = min(recent, *kept)
+    wanted = target.wanted
+    return KeepPlan(
+        prompt_tokens=target.prompt_tokens,
+        kept=kept,
+        recent=recent,
+        sinks=min(sinks, target.prompt_tokens - recent),
+        observes=observes,
+        heads=heads,
+        drops_hidden_states=target.prunes,
+        generation=generation,
+        bound_by="sinks" if wanted is not None and sum(kept) > sum(wanted) else "",
+    )
+
+
+def hold(
+    target: Target,
+    counts: tuple[int, ...],
+    recent: int,
+    drop: int,
+    sinks: int = 0,
+    observes: RowAttention | KeysValues | None = None,
+    heads: Heads = "mean",
+) -> KeepPlan:
+    """As ``keep_prompt``; and whenever ``drop`` tokens more are there than a layer holds, as many go."""
+    generation = GenerationPlan(
+        chunk=drop,
+        window=max(0, min(counts) - target.prompt_tokens),
+        start=(0,) * target.layers,
+        keeps=(0,) * target.layers,
+        observes=observes,
+        rechooses=True,
+        recent=recent,
+        sinks=sinks,
+    )
+    return keep_prompt(target, counts, recent, sinks, observes, heads, generation)
+
+
+def sets(heads: str) -> Heads:
+    """Whose tokens stay, as the knob of policies says it."""
+    return "each" if heads == "each" else "mean"

@@ -1,0 +1,90 @@
+"""What a policy has before it when it chooses. Loads without torch, as descriptions of policies must."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from workers.budget.observation import Heads
+
+if TYPE_CHECKING:
+    import torch
+
+    Rotation = tuple[torch.Tensor, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Of the queries of rows, before their rotation.
+
+    Attributes:
+        mean: fp32 [heads, head size].
+        covariance: fp32 [heads, head size, head size].
+    """
+
+    mean: "torch.Tensor"
+    covariance: "torch.Tensor"
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What a plan's observation has come to, of the tokens among which is chosen, oldest first.
+
+    Attributes:
+        sinks, recent: the first and the newest of them, which stay in any case.
+        heads: over which a choice is made; then there are as many sets as KV heads, else one.
+        device: where a choice is wanted.
+        attention: fp32 [..., sets, tokens], of one layer or of several that are chosen for at once; 0 for
+            tokens that stay in any case, of a prompt of which nothing has to be remembered.
+        kv: keys and values, [tokens, 2, KV heads, head size].
+        queries: their moments.
+        rotation: cosines and sines, fp32 [n, head size / 2], of as many positions behind the tokens.
+    """
+
+    sinks: int
+    recent: int
+    heads: Heads
+    device: "torch.device"
+    attention: "torch.Tensor | None" = None
+    kv: "torch.Tensor | None" = None
+    queries: Moments | None = None
+    rotation: "Callable[[int], Rotation] | None" = None
+
+    def over_heads(self, scores: "torch.Tensor") -> "torch.Tensor":
+        """``scores`` [..., KV heads, tokens] for each set, as ``heads`` has it."""
+        if self.heads == "each":
+            return scores
+        if self.heads == "max":
+            return scores.amax(-2, keepdim=True)
+        return scores.mean(-2, keepdim=True)
+
+
+def best(observed: Observed, scores: "torch.Tensor", keep: int) -> "torch.Tensor":
+    """Keeps what stays in any case, the recent first, and the greatest scores; of equals, the older.
+
+    Args:
+        scores: [..., sets, tokens].
+
+    Returns:
+        Indices in order, int64 [..., sets, keep].
+    """
+    scores = scores.clone()
+    scores[..., : min(observed.sinks, keep - observed.recent)] = float("inf")
+    scores[..., scores.shape[-1] - observed.recent :] = float("inf")
+    order = scores.sort(stable=True, dim=-1, descending=True).indices
+    kept: torch.Tensor = order[..., :keep].sort(dim=-1).values
+    return kept
+
+
+def best_by_attention(observed: Observed, tokens: int, keep: int, knobs: object) -> "torch.Tensor":
+    """Keeps those that got most attention; a policy's ``choose``."""
+    assert observed.attention is not None
+    return best(observed, observed.attention, keep)
+
+
+def ends(observed: Observed, tokens: int, keep: int, knobs: object) -> "torch.Tensor":
+    """Keeps the first tokens and the newest, whatever they are; a policy's ``choose``."""
+    import torch  # not at the top, see there
+
+    recent = max(observed.recent, keep - observed.sinks)
+    index = torch.arange(keep, device=observed.device)
+    return (index + (index >= keep - recent) * (tokens - keep))[None]
