@@ -20,7 +20,7 @@ from cluster.partition import boundaries, layer_costs
 from pyramidserve.errors import InvalidRequestError
 from pyramidserve.types import Compression
 from workers.bench.gang import gang
-from workers.bench.measure import Run, TurnLog, measure
+from workers.bench.measure import Run, TurnLog, measure, warm_up
 from workers.bench.roofline import floor, machine_limits
 from workers.bench.stall import measure_stall
 from workers.bench.workload import LATE_PROMPT, STREAMS, WORKLOADS, Workload, named_workload, requests
@@ -82,9 +82,7 @@ def run_engine(arguments: argparse.Namespace) -> dict[str, Any]:
     with _engine(arguments, workload, compression, arguments.shards) as (engine, log):
         work = requests(workload, engine.tokenizer, compression)
         say("warming up")
-        for stage in engine.stages:  # as on a server that has run for a while
-            stage.cache.device.pool.rows.zero_()
-        measure(engine, log, work[: max(1, len(work) // 8)])
+        warm_up(engine, log, work[: max(1, len(work) // 8)])
         runs = []
         for number in range(arguments.repetitions):
             runs.append(measure(engine, log, work))

@@ -4,6 +4,7 @@ import random
 from dataclasses import dataclass
 from typing import Any
 
+from pyramidserve.errors import InvalidRequestError
 from pyramidserve.types import ChatMessage, Compression, Stopping
 from workers.bench.likelihood import Judge, Likelihood
 from workers.bench.texts import windows
@@ -62,7 +63,10 @@ class Talk:
 
 
 def talks(tokenizer: Tokenizer, tokens: int, count: int, seed: int) -> list[Talk]:
-    """Documents of about ``tokens`` tokens, facts planted behind sentences all over them."""
+    """Documents of about ``tokens`` tokens, facts planted behind words all over them.
+
+    There may be fewer, as the reference ends. Raises InvalidRequestError where they are too short.
+    """
     draw = random.Random(seed)
     made = []
     for text in windows(tokenizer, tokens, count):
@@ -76,6 +80,11 @@ def talks(tokenizer: Tokenizer, tokens: int, count: int, seed: int) -> list[Talk
             )
         ]
         words = tokenizer.decode(text).split(" ")
+        if len(words) < FACTS:
+            raise InvalidRequestError(
+                f"a document of {tokens} tokens has {len(words)} words; {FACTS} facts need more: "
+                "give more tokens"
+            )
         for fact, at in zip(
             facts, sorted(draw.sample(range(len(words)), FACTS), reverse=True), strict=True
         ):
@@ -88,19 +97,19 @@ class Asking:
     """Holds talks with an engine, the same words in every mode.
 
     Attributes:
-        judge: of what the engine reads.
+        judge: reads with the engine; tokenizer: the engine's.
     """
 
     def __init__(self, engine: Engine) -> None:
         self._engine, self.judge = engine, Judge(engine)
-        self._tokenizer = engine.tokenizer
+        self.tokenizer = engine.tokenizer
 
     def begin(self, document: str) -> tuple[list[int], list[int]]:
         """The ids of a first question about a document, and of the full cache's reply."""
         asked = f"{document}\n\n{FIRST_QUESTION}" if document else FIRST_QUESTION
-        ids = self._tokenizer.chat([ChatMessage("user", asked)])
+        ids = self.tokenizer.chat([ChatMessage("user", asked)])
         (reply,) = self._engine.generate([EngineRequest(ids, stopping=Stopping(max_tokens=32))])
-        return ids, [token for token in reply.token_ids if not self._tokenizer.decode_special(token)]
+        return ids, [token for token in reply.token_ids if not self.tokenizer.decode_special(token)]
 
     def ask(
         self, ids: list[int], reply: list[int], facts: tuple[Fact, ...], compression: Compression
@@ -110,7 +119,7 @@ class Asking:
         self.judge.read(ids, reply, compression, session)
         answers = []
         for fact in facts:
-            given, wanted = map(self._tokenizer.encode_part, fact.answer)
+            given, wanted = map(self.tokenizer.encode_part, fact.answer)
             ids = [*ids, *reply, *self._turn(fact.question)]
             reply = [*given, *wanted]
             answers.append(_answer(self.judge.read(ids, reply, compression, session), reply, len(given)))
@@ -120,8 +129,8 @@ class Asking:
     def _turn(self, question: str) -> list[int]:
         """The ids between a reply and the next one, as the chat template has them."""
         before = [ChatMessage("user", FIRST_QUESTION), ChatMessage("assistant", REPLY)]
-        text = self._tokenizer.render([*before, ChatMessage("user", question)])
-        return self._tokenizer.encode_part(text.rpartition(REPLY)[2])
+        text = self.tokenizer.render([*before, ChatMessage("user", question)])
+        return self.tokenizer.encode_part(text.rpartition(REPLY)[2])
 
 
 def _answer(read: Likelihood, reply: list[int], given: int) -> dict[str, Any]:
