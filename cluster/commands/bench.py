@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from cluster.commands import bench_serve
+from cluster.commands import bench_policies, bench_serve
 from cluster.commands.policy import add_policy_arguments, compression_here
 from cluster.commands.serve import say
 from cluster.partition import boundaries, layer_costs
@@ -52,6 +52,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     stall = subjects.add_parser("stall", help=STALL, description=STALL)
     serve = subjects.add_parser("serve", help=bench_serve.DESCRIPTION, description=bench_serve.DESCRIPTION)
     bench_serve.add_arguments(serve)
+    policies = subjects.add_parser(
+        "policies", help=bench_policies.SUMMARY, description=bench_policies.DESCRIPTION
+    )
+    bench_policies.add_arguments(policies)
     for subject, measured in ((engine, run_engine), (stall, run_stall)):
         subject.add_argument("--model", default=EMBEDDED, help="checkpoint; default: the embedded model")
         add_policy_arguments(subject, "full")
