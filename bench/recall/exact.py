@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from bench.recall.likelihood import Judge
-from bench.recall.texts import windows
 from pyramidserve.types import Compression, Receipt, Stopping
+from workers.bench.likelihood import Judge
+from workers.bench.texts import windows
 from workers.engine.engine import Engine, EngineConfig, EngineRequest
 from workers.engine.loop import SequenceFinished, SequenceTokens
 from workers.engine.pipeline import connect_local

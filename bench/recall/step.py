@@ -5,9 +5,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from bench.recall.likelihood import Judge
-from bench.recall.texts import windows
 from pyramidserve.types import Compression
+from workers.bench.likelihood import Judge
+from workers.bench.texts import windows
 from workers.engine.engine import Engine, EngineConfig
 
 

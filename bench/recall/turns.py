@@ -7,8 +7,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from bench.recall.texts import windows
 from pyramidserve.types import ChatMessage, Compression, Stopping
+from workers.bench.texts import windows
 from workers.engine.engine import Engine, EngineConfig, EngineRequest
 from workers.engine.loop import SequenceFinished, SequenceTokens
 from workers.model.checkpoint import EMBEDDED

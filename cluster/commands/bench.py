@@ -13,14 +13,14 @@ from typing import Any
 
 import torch
 
-from cluster.commands import bench_serve
+from cluster.commands import bench_policies, bench_serve
 from cluster.commands.policy import add_policy_arguments, compression_here
 from cluster.commands.serve import say
 from cluster.partition import boundaries, layer_costs
 from pyramidserve.errors import InvalidRequestError
 from pyramidserve.types import Compression
 from workers.bench.gang import gang
-from workers.bench.measure import Run, TurnLog, measure
+from workers.bench.measure import Run, TurnLog, measure, warm_up
 from workers.bench.roofline import floor, machine_limits
 from workers.bench.stall import measure_stall
 from workers.bench.workload import LATE_PROMPT, STREAMS, WORKLOADS, Workload, named_workload, requests
@@ -52,6 +52,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     stall = subjects.add_parser("stall", help=STALL, description=STALL)
     serve = subjects.add_parser("serve", help=bench_serve.DESCRIPTION, description=bench_serve.DESCRIPTION)
     bench_serve.add_arguments(serve)
+    policies = subjects.add_parser(
+        "policies", help=bench_policies.SUMMARY, description=bench_policies.DESCRIPTION
+    )
+    bench_policies.add_arguments(policies)
     for subject, measured in ((engine, run_engine), (stall, run_stall)):
         subject.add_argument("--model", default=EMBEDDED, help="checkpoint; default: the embedded model")
         add_policy_arguments(subject, "full")
@@ -82,9 +86,7 @@ def run_engine(arguments: argparse.Namespace) -> dict[str, Any]:
     with _engine(arguments, workload, compression, arguments.shards) as (engine, log):
         work = requests(workload, engine.tokenizer, compression)
         say("warming up")
-        for stage in engine.stages:  # as on a server that has run for a while
-            stage.cache.device.pool.rows.zero_()
-        measure(engine, log, work[: max(1, len(work) // 8)])
+        warm_up(engine, log, work[: max(1, len(work) // 8)])
         runs = []
         for number in range(arguments.repetitions):
             runs.append(measure(engine, log, work))

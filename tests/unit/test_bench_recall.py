@@ -2,9 +2,9 @@
 
 import pytest
 
-from bench.recall import texts
-from bench.recall.facts import FACTS, LATER_TURNS, recovered, talks
-from bench.recall.texts import windows
+from workers.bench import texts
+from workers.bench.facts import FACTS, LATER_TURNS, recovered, talks
+from workers.bench.texts import windows
 
 
 class Words:
