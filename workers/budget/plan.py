@@ -19,7 +19,8 @@ class GenerationPlan:
     ``keeps[l]`` of them. Or, with ``rechooses``, it looks at all that it has and drops as many.
 
     Attributes:
-        observes: what the choice among them looks at; None: the newest stay.
+        observes: what the choice among them looks at; None: nothing. Keys, values and counts of rows are
+            for choices among all.
         rechooses: what has stayed, of the prompt too, may go later; ``keeps`` are then 0.
         recent: newest tokens that always stay when all are looked at.
         sinks: first slots that always do.

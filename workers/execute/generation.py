@@ -244,7 +244,7 @@ class Generation:
             cache.cut(sequence, alike.start, np.zeros(count, dtype=np.int64), _among(chosen, tokens))
         if scores is not None:
             forgets = generation.accumulates is not None and generation.accumulates.rows is not None
-            cache.device.scores.write(sequence, scores * 0 if forgets else scores)
+            cache.device.scores.write(sequence, torch.zeros_like(scores) if forgets else scores)
 
     def _chosen(
         self,

@@ -41,17 +41,16 @@ def choose(observed: Observed, tokens: int, keep: int, knobs: ExpectedAttentionK
     """Keeps what expected attention times the length of the value is greatest for."""
     assert observed.kv is not None
     mean, covariance = _turned(observed, knobs.n_future_positions)
-    keys, values = observed.kv.float().unbind(1)  # [tokens, KV heads, head size]
-    kv_heads, size = keys.shape[1:]
-    keys = keys[observed.sinks :].transpose(0, 1)
-    mean, covariance = mean.view(kv_heads, -1, 1, size), covariance.view(kv_heads, -1, size, size)
-    logits = (mean * keys[:, None]).sum(dim=-1) * size**-0.5  # [KV heads, query heads of each, tokens]
-    logits += ((keys[:, None] @ covariance) * keys[:, None]).sum(dim=-1) / size / 2
-    expected = logits.softmax(dim=-1).mean(dim=1) + knobs.epsilon
-    scores = expected * values[observed.sinks :].norm(dim=-1).T
-    whole = scores.new_zeros(kv_heads, tokens)
-    whole[:, observed.sinks :] = scores
-    return best(observed, observed.over_heads(whole), keep)
+    kv_heads, size = observed.kv.shape[2:]
+    mean, covariance = mean.view(kv_heads, -1, size), covariance.view(kv_heads, -1, size, size)
+    scores = mean.new_zeros(kv_heads, tokens)
+    for head in range(kv_heads):  # one by one, as fp32 takes its room
+        keys, values = observed.kv[observed.sinks :, :, head].float().unbind(1)
+        logits = mean[head] @ keys.T * size**-0.5  # [query heads, tokens]
+        logits += (keys @ covariance[head] * keys).sum(dim=-1) / size / 2
+        expected = logits.softmax(dim=-1).mean(dim=0) + knobs.epsilon
+        scores[head, observed.sinks :] = expected * values.norm(dim=-1)
+    return best(observed, observed.over_heads(scores), keep)
 
 
 def _turned(observed: Observed, positions: int) -> "tuple[torch.Tensor, torch.Tensor]":

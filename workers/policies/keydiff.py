@@ -31,11 +31,13 @@ def plan_keydiff(target: Target, knobs: KeyDiffKnobs) -> KeepPlan:
 def choose(observed: Observed, tokens: int, keep: int, knobs: KeyDiffKnobs) -> "torch.Tensor":
     """Drops the keys that point most in the direction of all keys' mean."""
     assert observed.kv is not None
-    keys = observed.kv[:, 0].float()
-    keys = keys / keys.norm(dim=-1, keepdim=True).clamp(min=1e-12)
-    anchor = keys.mean(dim=0)
-    cosine = (keys * anchor).sum(dim=-1) / anchor.norm(dim=-1).clamp(min=1e-12)
-    return best(observed, observed.over_heads(-cosine.T), keep)
+    cosines = observed.kv.new_zeros(observed.kv.shape[2], tokens).float()
+    for head, cosine in enumerate(cosines):  # one by one, as fp32 takes its room
+        keys = observed.kv[:, 0, head].float()
+        keys /= keys.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+        anchor = keys.mean(dim=0)
+        cosine.copy_(keys @ anchor / anchor.norm().clamp(min=1e-12))
+    return best(observed, observed.over_heads(-cosines), keep)
 
 
 POLICY = Policy(
