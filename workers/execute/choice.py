@@ -3,6 +3,8 @@
 import logging
 from collections.abc import Sequence
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from workers.events import tell
@@ -10,6 +12,8 @@ from workers.policies.observed import Observed, ends
 from workers.policies.registry import Choose
 
 logger = logging.getLogger(__name__)
+
+Indices = npt.NDArray[np.int64]
 
 
 class Chooser:
@@ -24,25 +28,27 @@ class Chooser:
         self._sequence, self._choose = sequence, choose
         self.failure = ""
 
-    def __call__(self, observed: Observed, sets: Sequence[int], tokens: int, keep: int) -> torch.Tensor:
+    def __call__(self, observed: Observed, sets: Sequence[int], tokens: int, keep: int) -> Indices:
         """Indices that stay of ``tokens`` tokens, int64 [*sets, keep], ascending."""
         if not self.failure:
             try:
-                chosen = self._choose(observed, tokens, keep)
-                self.failure = _fault(chosen.expand(*sets, -1), tokens, keep)
+                chosen = on_host(self._choose(observed, tokens, keep), sets)
+                self.failure = _fault(chosen, tokens, keep)
             except Exception as error:
                 self.failure = f"{type(error).__name__}: {error}"
             if self.failure:
                 tell(logger, logging.ERROR, "policy_failed", sequence=self._sequence, why=self.failure)
-        if self.failure:
-            chosen = ends(observed, tokens, keep, None)
-        return chosen.expand(*sets, -1)
+        return on_host(ends(observed, tokens, keep, None), sets) if self.failure else chosen
 
 
-def _fault(chosen: torch.Tensor, tokens: int, keep: int) -> str:
+def on_host(chosen: torch.Tensor, sets: Sequence[int]) -> Indices:
+    """``chosen`` [..., sets, kept], the same for all ``sets`` where there are fewer."""
+    return chosen.cpu().expand(*sets, -1).numpy()
+
+
+def _fault(chosen: Indices, tokens: int, keep: int) -> str:
     if chosen.shape[-1] != keep:
         return f"it chose {chosen.shape[-1]} tokens of {tokens} where {keep} stay"
-    ascend = (chosen[..., 1:] > chosen[..., :-1]).all()
-    if not bool(ascend & (chosen >= 0).all() & (chosen < tokens).all()):
+    if not ((np.diff(chosen) > 0).all() and (chosen >= 0).all() and (chosen < tokens).all()):
         return f"it chose indices that do not ascend from 0 to {tokens - 1}"
     return ""

@@ -14,7 +14,7 @@ from workers.budget.footprint import ShardLayout, score_rows
 from workers.budget.observation import KeysValues
 from workers.budget.plan import GenerationPlan, KeepPlan
 from workers.device import to_device
-from workers.execute.choice import Chooser
+from workers.execute.choice import Chooser, Indices
 from workers.execute.scores import (
     CacheScores,
     ChunkCollector,
@@ -215,11 +215,12 @@ class Generation:
         growing, layers = self._sequences[sequence], slice(self._layout.first, self._layout.end)
         keeps, chunk = np.array(generation.keeps[layers]), generation.chunk
         done = generation.chunks(growing.generated) - 1
-        scores = self._cache.device.scores.take(sequence, chunk) if generation.accumulates else None
+        # A few numbers, which the host chooses among without waiting for each layer's choice.
+        scores = self._cache.device.scores.take(sequence, chunk).cpu() if generation.accumulates else None
         stays = np.zeros((len(keeps), growing.plan.sets(self._layout.kv_heads), chunk), dtype=bool)
         for keep in set(keeps.tolist()) - {0}:
             alike = np.flatnonzero(keeps == keep)
-            own = None if scores is None else scores[self._on_device(alike)]
+            own = None if scores is None else scores[torch.from_numpy(alike)]
             chosen = self._chosen(growing, Bounds(0, 0), own, None, chunk, keep, len(alike))
             stays[alike] = _among(chosen, chunk)
         starts = np.array(generation.start[layers]) + done * keeps
@@ -239,7 +240,7 @@ class Generation:
             kv = cache.device.read(sequence, alike.start) if wants_kv else None
             chosen = self._chosen(growing, bounds, own, kv, tokens, tokens - drop, count)
             if scores is not None and own is not None:
-                left = own.gather(2, chosen.expand(-1, own.shape[1], -1))
+                left = own.gather(2, self._on_device(chosen).expand(-1, own.shape[1], -1))
                 scores[alike, :, first : first + tokens] = pad(left, (0, drop))
             cache.cut(sequence, alike.start, np.zeros(count, dtype=np.int64), _among(chosen, tokens))
         if scores is not None:
@@ -255,9 +256,10 @@ class Generation:
         tokens: int,
         keep: int,
         layers: int,
-    ) -> torch.Tensor:
+    ) -> Indices:
         """Which of ``tokens`` tokens stay in ``layers`` layers, int64 [layers, sets, keep]."""
-        plan, device = growing.plan, self._cache.device.pool.rows.device
+        plan = growing.plan
+        device = self._cache.device.pool.rows.device if attention is None else attention.device
         if attention is not None and plan.heads == "max":
             attention = attention.amax(dim=1, keepdim=True)
         seen = Observed(bounds.sinks, bounds.recent, plan.heads, device, attention, kv)
@@ -285,8 +287,8 @@ def cache_needs(plan: KeepPlan, kv_heads: int) -> CacheNeeds:
     )
 
 
-def _among(chosen: torch.Tensor, tokens: int) -> npt.NDArray[np.bool_]:
+def _among(chosen: Indices, tokens: int) -> npt.NDArray[np.bool_]:
     """Which of ``tokens`` tokens are ``chosen`` [layers, sets, kept], bool [layers, sets, tokens]."""
     found = np.zeros((*chosen.shape[:2], tokens), dtype=bool)
-    np.put_along_axis(found, chosen.cpu().numpy(), True, axis=2)
+    np.put_along_axis(found, chosen, True, axis=2)
     return found

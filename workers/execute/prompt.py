@@ -8,7 +8,8 @@ import torch
 
 from workers.backends.stopwatch import Stopwatch
 from workers.budget.plan import KeepPlan
-from workers.execute.choice import Chooser
+from workers.device import to_device
+from workers.execute.choice import Chooser, Indices, on_host
 from workers.execute.observe import LayerObserver
 from workers.kv.cache import ShardCache
 from workers.kv.entry import GatheredLayer, Positions
@@ -112,7 +113,7 @@ class FreshPrompt:
         self._cache.store_prompt(self._sequence, layer, positions, kv, None if prunes else keep)
         remember(self._cache, self._sequence, layer, plan, observer, keep)
         if prunes and keep is not None:
-            return keep[0]
+            return to_device(keep[0], kv.device)
         return torch.arange(rows, device=kv.device)
 
     def leave(self, layer: int, positions: Positions, hidden: torch.Tensor) -> None:
@@ -169,11 +170,11 @@ def observed(
 
 def choose_kept(
     choose: Chooser, plan: KeepPlan, seen: Observed, sets: int, tokens: int, kept: int
-) -> torch.Tensor:
+) -> Indices:
     """Which of a layer's ``tokens`` tokens stay, int64 [sets, kept]; the ends where nothing else does."""
     if plan.chooses(kept):
         return choose(seen, (sets,), tokens, kept)
-    return ends(seen, tokens, kept, None).expand(sets, -1)
+    return on_host(ends(seen, tokens, kept, None), (sets,))
 
 
 def remember(
@@ -182,11 +183,13 @@ def remember(
     layer: int,
     plan: KeepPlan,
     observer: LayerObserver,
-    keep: torch.Tensor | None,
+    keep: Indices | None,
 ) -> None:
     """Keeps the attention that tokens have got which stay, ``keep`` or all, for later choices."""
     attention = observer.attention
     if not plan.remembers or attention is None:
         return
-    kept = attention if keep is None else attention.gather(1, keep.expand(len(attention), -1))
+    kept = attention
+    if keep is not None:
+        kept = attention.gather(1, to_device(keep, attention.device).expand(len(attention), -1))
     cache.device.scores.put(sequence, layer, plan.score_base - kept.shape[1], kept)

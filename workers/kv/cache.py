@@ -12,7 +12,7 @@ from workers.budget.footprint import ShardLayout, floats_pages
 from workers.budget.pages import IntegrityError
 from workers.budget.released import ReleasedSequence
 from workers.device import to_device
-from workers.kv.device_store import DeviceStore
+from workers.kv.device_store import DeviceStore, Slots
 from workers.kv.entry import (
     CachedSequence,
     CacheNeeds,
@@ -113,20 +113,19 @@ class ShardCache:
         positions = np.concatenate([positions, self.host.positions(sequence, layer)], axis=1)
         return in_order(positions, with_rows(places, np.arange(spilled)), torch.cat([kv, back]))
 
-    def replace(self, sequence: int, layer: int, tokens: GatheredLayer, keep: torch.Tensor) -> None:
+    def replace(self, sequence: int, layer: int, tokens: GatheredLayer, keep: Slots) -> None:
         """Makes ``layer`` hold those of ``tokens`` that are to be kept, int64 [sets, kept], ascending.
 
         Those of the others that are not on the host go there; those that come from there leave it.
         """
         entry = self._sequences[sequence]
-        kept = keep.cpu().numpy()
         stays = np.zeros(tokens.positions.shape, dtype=bool)
-        np.put_along_axis(stays, kept, True, axis=1)
-        back = np.take_along_axis(tokens.places, kept, axis=1)
+        np.put_along_axis(stays, keep, True, axis=1)
+        back = np.take_along_axis(tokens.places, keep, axis=1)
         held = self.host.positions(sequence, layer)
         gone = ~stays & (tokens.places < 0)
         if (
-            len(kept) > 1 and (tokens.places >= 0).any()
+            len(keep) > 1 and (tokens.places >= 0).any()
         ):  # a row of the host may be needed by some heads alone
             gone, places = ~stays, np.arange(held.shape[1])
         elif entry.needs.whole and any(self._windows):  # in order, so that a window is all from a place on
@@ -146,8 +145,8 @@ class ShardCache:
             )
             self.device.keys.clear(sequence, layer)
             self.device.keys.append(sequence, layer, take_sets(tokens.kv, self._on_device(order))[:, 0], 0)
-        self.device.write(sequence, layer, take_sets(tokens.kv, keep))
-        entry.positions[layer] = np.take_along_axis(tokens.positions, kept, axis=1)
+        self.device.write(sequence, layer, take_sets(tokens.kv, self._on_device(keep)))
+        entry.positions[layer] = np.take_along_axis(tokens.positions, keep, axis=1)
         entry.recalled[layer] += round((back >= 0).sum() / len(back))
         self._note_peak(sequence)
 
@@ -157,7 +156,7 @@ class ShardCache:
         layer: int,
         positions: Positions,
         kv: torch.Tensor,
-        keep: torch.Tensor | None,
+        keep: Slots | None,
     ) -> None:
         """Stores a prompt's KV of one layer, and spills what the layer does not keep.
 
@@ -169,12 +168,11 @@ class ShardCache:
         sets = self._sequences[sequence].needs.sets
         held = np.tile(positions, (sets, 1))
         if keep is not None:
-            stays = keep.cpu().numpy()
             gone = np.ones(held.shape, dtype=bool)
-            np.put_along_axis(gone, stays, False, axis=1)
+            np.put_along_axis(gone, keep, False, axis=1)
             leaving = np.nonzero(gone)[1].reshape(sets, -1)
             self._spill(sequence, layer, [positions[leaving]], take_sets(kv, self._on_device(leaving)))
-            kv, held = take_sets(kv, keep), positions[stays]
+            kv, held = take_sets(kv, self._on_device(keep)), positions[keep]
         self.device.write(sequence, layer, kv)
         self._sequences[sequence].positions[layer] = held
         self._note_peak(sequence)

@@ -67,9 +67,10 @@ def best(observed: Observed, scores: "torch.Tensor", keep: int) -> "torch.Tensor
     Returns:
         Indices in order, int64 [..., sets, keep].
     """
-    scores = scores.clone()
-    scores[..., : min(observed.sinks, keep - observed.recent)] = float("inf")
-    scores[..., scores.shape[-1] - observed.recent :] = float("inf")
+    if observed.sinks or observed.recent:
+        scores = scores.clone()
+        scores[..., : min(observed.sinks, keep - observed.recent)] = float("inf")
+        scores[..., scores.shape[-1] - observed.recent :] = float("inf")
     order = scores.sort(stable=True, dim=-1, descending=True).indices
     kept: torch.Tensor = order[..., :keep].sort(dim=-1).values
     return kept

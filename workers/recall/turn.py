@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from workers.backends.stopwatch import Stopwatch
+from workers.device import to_device
 from workers.execute.blocks import blocks, finish
 from workers.execute.choice import Chooser
 from workers.execute.generation import Generation
@@ -80,7 +81,7 @@ class ContinuedPrompt:
     ) -> torch.Tensor:
         plan, rows, tokens = self.plan, len(positions), len(kv)
         kept = min(plan.kept[self._first_layer + layer], tokens)
-        keep = torch.arange(tokens, device=kv.device)[None].expand(len(self._gathered.positions), -1)
+        keep = np.tile(np.arange(tokens), (len(self._gathered.positions), 1))
         if kept < tokens:
             with self._stopwatch.on("selection"):
                 recent, behind = min(plan.recent, rows), int(positions[-1]) + 1
@@ -95,7 +96,7 @@ class ContinuedPrompt:
         self._generation.keep(self._sequence, layer, kept)
         remember(self._cache, self._sequence, layer, plan, observer, keep)
         if plan.drops_hidden_states:
-            return keep[0][keep[0] >= tokens - rows] - (tokens - rows)
+            return to_device(keep[0][keep[0] >= tokens - rows] - (tokens - rows), kv.device)
         return torch.arange(rows, device=kv.device)
 
     def leave(self, layer: int, positions: Positions, hidden: torch.Tensor) -> None:

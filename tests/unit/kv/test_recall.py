@@ -147,7 +147,7 @@ class Recalling(RuleBasedStateMachine):
                 self._drop(session, layer, gone.tolist())
                 alive, keep_rows = chosen[0], None
             else:
-                keep_rows = None if chosen.shape[1] == tokens else chosen
+                keep_rows = None if chosen.shape[1] == tokens else chosen.numpy()
             rows = alive if keep.drops_hidden_states else torch.arange(tokens)
             self.cache.store_prompt(
                 session.name, layer, rows.numpy().astype(np.int32), new[layer][rows], keep_rows
@@ -250,7 +250,7 @@ class Recalling(RuleBasedStateMachine):
             older = self._any(len(positions), tokens.tokens - recent, count - recent)
             newest = torch.arange(tokens.tokens - recent, tokens.tokens).expand(len(positions), -1)
             chosen = torch.cat([older, newest], dim=1)
-            self.cache.replace(name, layer, tokens, chosen)
+            self.cache.replace(name, layer, tokens, chosen.numpy())
             self.generation.keep(name, layer, count)
             expected = np.take_along_axis(positions, chosen.numpy(), axis=1)
             assert self.cache.positions(name, layer).tolist() == expected.tolist()

@@ -181,7 +181,7 @@ class Shard:
                 layer,
                 alive.numpy().astype(np.int32),
                 books.kv[layer, alive],
-                None if len(alive) == kept else chosen,
+                None if len(alive) == kept else chosen.numpy(),
             )
             books.device[layer] = chosen.tolist()
             books.host[layer] = [sorted({*alive.tolist()} - {*own}) for own in chosen.tolist()]
