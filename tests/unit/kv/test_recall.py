@@ -342,7 +342,7 @@ class Recalling(RuleBasedStateMachine):
 
 @pytest.mark.hypothesis
 def test_whatever_happens_to_sessions_their_tokens_are_theirs() -> None:
-    chosen = settings(max_examples=examples(30), stateful_step_count=30)
+    chosen = settings(max_examples=examples(20), stateful_step_count=30)
     run_state_machine_as_test(Recalling, settings=chosen)
 
 
