@@ -29,8 +29,9 @@ SUMMARY = "what each policy loses beside the full cache, and how fast it is"
 DESCRIPTION = (
     f"{SUMMARY}: loss on text behind long prompts, facts in a document that are asked for later, prefill "
     "and decode. The usual sizes prefill about 110,000 tokens a cell: 24 cells take 90 minutes where that "
-    "takes four, at 500 tokens a second; after each cell it is said how long the rest takes. Fewer --cells, --texts and --talks and smaller --workloads take less; what is in the "
-    "--csv is not measured again."
+    "takes four, at 500 tokens a second; after each cell it is said how long the rest takes. Fewer "
+    "--cells, --texts and --talks and smaller --workloads take less; what is in the --csv is not measured "
+    "again."
 )
 
 
