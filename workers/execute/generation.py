@@ -1,65 +1,28 @@
 """The generation stage: what of a sequence's own output is scored and stays, as it grows."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.nn.functional import pad
 
 from workers.budget.footprint import ShardLayout, score_rows
-from workers.budget.observation import KeysValues
-from workers.budget.plan import GenerationPlan, KeepPlan
+from workers.budget.plan import KeepPlan
 from workers.device import to_device
-from workers.execute.choice import Chooser, Indices
+from workers.execute.choice import Chooser
+from workers.execute.compressor import Compressor
+from workers.execute.growing import Growing
 from workers.execute.scores import (
     CacheScores,
     ChunkCollector,
     ScoreTargets,
     looks,
-    runs,
     window_weights,
 )
 from workers.kv.cache import ShardCache
 from workers.kv.entry import CacheNeeds
-from workers.kv.page_table import Lengths
-from workers.policies.observed import Observed
-
-
-@dataclass(frozen=True)
-class Bounds:
-    """Tokens that stay in any case, the first and the newest."""
-
-    sinks: int
-    recent: int
-
-
-@dataclass
-class _Growing:
-    """A sequence's plan, and its generated tokens that are verified; the rest of its newest are not.
-
-    ``choose`` is its policy's; ``base``: columns of scores before those of generated tokens. ``verifying``:
-    those have been fed to be verified, and are no drafts. ``unpaid`` adds what each draft pays.
-    """
-
-    plan: KeepPlan
-    choose: Chooser
-    base: int
-    generated: int = 0
-    unverified: int = 0
-    verifying: bool = False
-    unpaid: list[Callable[[], None]] = field(default_factory=list)
-
-    @property
-    def uncompressed(self) -> int:
-        """Generated tokens that compression has not passed over."""
-        generation = self.plan.generation
-        if generation is None:
-            return self.generated
-        return self.generated - generation.chunks(self.generated) * generation.chunk
 
 
 class Generation:
@@ -72,18 +35,19 @@ class Generation:
 
     def __init__(self, cache: ShardCache, layout: ShardLayout) -> None:
         self._cache, self._layout = cache, layout
-        self._sequences: dict[int, _Growing] = {}
+        self._compressor = Compressor(cache, layout)
+        self._sequences: dict[int, Growing] = {}
 
     def open(self, sequence: int, plan: KeepPlan, choose: Chooser) -> None:
         """Begins a sequence, as ``ShardCache.open`` does."""
         self._cache.open(sequence, cache_needs(plan, self._layout.kv_heads))
-        self._sequences[sequence] = _Growing(plan, choose, plan.score_base)
+        self._sequences[sequence] = Growing(plan, choose, plan.score_base)
 
     def reopen(self, old: int, sequence: int, plan: KeepPlan, reused: int, choose: Chooser) -> None:
         """Goes on with the first ``reused`` tokens of ``old``, as ``ShardCache.reopen`` does."""
         self._cache.reopen(old, sequence, cache_needs(plan, self._layout.kv_heads), reused)
         del self._sequences[old]
-        self._sequences[sequence] = _Growing(plan, choose, plan.score_base)
+        self._sequences[sequence] = Growing(plan, choose, plan.score_base)
 
     def close(self, sequence: int) -> None:
         """Forgets a sequence, which the cache releases."""
@@ -123,7 +87,9 @@ class Generation:
             if generation.rechooses:
                 if looks(generation, growing.generated + growing.unverified + fed[sequence]):
                     low = generation.accumulates.counts_low
-                    seen = (tokens - self._lacking(growing)).astype(np.float32)
+                    seen = (tokens - growing.lacking(self._layout.first, self._layout.end)).astype(
+                        np.float32
+                    )
                     even = self._on_device(1 / seen[:, None, None]) if low else None
                     decay = generation.accumulates.decay
                     each = plan.accumulates_each
@@ -203,72 +169,9 @@ class Generation:
             return
         due = generation.chunks(growing.generated) - generation.chunks(before)
         if due and generation.rechooses:
-            self._rechoose(sequence, generation, due * generation.chunk)
+            self._compressor.rechoose(sequence, growing, generation, due * generation.chunk)
         elif due:  # no two, as there are fewer drafts than that
-            self._compress_chunk(sequence, generation)
-
-    def _compress_chunk(self, sequence: int, generation: GenerationPlan) -> None:
-        """Cuts a chunk of generated tokens down to what the plan keeps in each layer.
-
-        All layers at once: the chunk and the tokens behind it are as many in each.
-        """
-        growing, layers = self._sequences[sequence], slice(self._layout.first, self._layout.end)
-        keeps, chunk = np.array(generation.keeps[layers]), generation.chunk
-        done = generation.chunks(growing.generated) - 1
-        # A few numbers, which the host chooses among without waiting for each layer's choice.
-        scores = self._cache.device.scores.take(sequence, chunk).cpu() if generation.accumulates else None
-        stays = np.zeros((len(keeps), growing.plan.sets(self._layout.kv_heads), chunk), dtype=bool)
-        for keep in set(keeps.tolist()) - {0}:
-            alike = np.flatnonzero(keeps == keep)
-            own = None if scores is None else scores[torch.from_numpy(alike)]
-            chosen = self._chosen(growing, Bounds(0, 0), own, None, chunk, keep, len(alike))
-            stays[alike] = _among(chosen, chunk)
-        starts = np.array(generation.start[layers]) + done * keeps
-        self._cache.cut(sequence, 0, starts, stays)
-
-    def _rechoose(self, sequence: int, generation: GenerationPlan, drop: int) -> None:
-        """Drops so many of all tokens of each layer."""
-        growing, cache = self._sequences[sequence], self._cache
-        lengths = [cache.device.length(sequence, layer) for layer in range(cache.layers)]
-        bounds = Bounds(generation.sinks, generation.recent)
-        scores = cache.device.scores.read(sequence) if generation.accumulates else None
-        lacking = self._lacking(growing)
-        wants_kv = isinstance(generation.observes, KeysValues)
-        for alike in runs(range(cache.layers) if wants_kv else lengths):
-            tokens, first, count = lengths[alike.start], int(lacking[alike.start]), alike.stop - alike.start
-            own = None if scores is None else scores[alike, :, first : first + tokens]
-            kv = cache.device.read(sequence, alike.start) if wants_kv else None
-            chosen = self._chosen(growing, bounds, own, kv, tokens, tokens - drop, count)
-            if scores is not None and own is not None:
-                left = own.gather(2, self._on_device(chosen).expand(-1, own.shape[1], -1))
-                scores[alike, :, first : first + tokens] = pad(left, (0, drop))
-            cache.cut(sequence, alike.start, np.zeros(count, dtype=np.int64), _among(chosen, tokens))
-        if scores is not None:
-            forgets = generation.accumulates is not None and generation.accumulates.rows is not None
-            cache.device.scores.write(sequence, torch.zeros_like(scores) if forgets else scores)
-
-    def _chosen(
-        self,
-        growing: _Growing,
-        bounds: Bounds,
-        attention: torch.Tensor | None,
-        kv: torch.Tensor | None,
-        tokens: int,
-        keep: int,
-        layers: int,
-    ) -> Indices:
-        """Which of ``tokens`` tokens stay in ``layers`` layers, int64 [layers, sets, keep]."""
-        plan = growing.plan
-        device = self._cache.device.pool.rows.device if attention is None else attention.device
-        if attention is not None and plan.heads == "max":
-            attention = attention.amax(dim=1, keepdim=True)
-        seen = Observed(bounds.sinks, bounds.recent, plan.heads, device, attention, kv)
-        return growing.choose(seen, (layers, plan.sets(self._layout.kv_heads)), tokens, keep)
-
-    def _lacking(self, growing: _Growing) -> Lengths:
-        """Tokens that each layer of the shard has less than the one that was to have most of the prompt."""
-        kept = np.array(growing.plan.kept[self._layout.first : self._layout.end])
-        return growing.base - kept if growing.base else np.zeros_like(kept)
+            self._compressor.compress_chunk(sequence, growing, generation)
 
     def _on_device(self, array: npt.NDArray[np.generic]) -> torch.Tensor:
         return to_device(array, self._cache.device.pool.rows.device)
@@ -285,10 +188,3 @@ def cache_needs(plan: KeepPlan, kv_heads: int) -> CacheNeeds:
         indexed=plan.indexes,
         hidden=plan.spills_hidden,
     )
-
-
-def _among(chosen: Indices, tokens: int) -> npt.NDArray[np.bool_]:
-    """Which of ``tokens`` tokens are ``chosen`` [layers, sets, kept], bool [layers, sets, tokens]."""
-    found = np.zeros((*chosen.shape[:2], tokens), dtype=bool)
-    np.put_along_axis(found, chosen, True, axis=2)
-    return found
