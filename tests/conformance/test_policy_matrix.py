@@ -124,6 +124,9 @@ def goes_on_as_it_should(engine: Engine, cell: Cell) -> None:
     )
     (rest,) = engine.generate([resumed])
     assert rest.token_ids == said[23:]
+    if cell.recall == "exact":
+        whole = EngineRequest(prompt, stopping=Stopping(OUTPUT, ignore_eos=True))
+        assert engine.generate([whole])[0].token_ids == said
     first = ask(engine, PROMPTS[1], cell, "s").reply
     history = [*PROMPTS[1], *first.token_ids, 9, 8, 7]
     second = ask(engine, history, cell, "s")

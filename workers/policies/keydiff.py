@@ -34,7 +34,7 @@ def choose(observed: Observed, tokens: int, keep: int, knobs: KeyDiffKnobs) -> "
     cosines = observed.kv.new_zeros(observed.kv.shape[2], tokens).float()
     for head, cosine in enumerate(cosines):  # one by one, as fp32 takes its room
         keys = observed.kv[:, 0, head].float()
-        keys /= keys.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+        keys = keys / keys.norm(dim=-1, keepdim=True).clamp(min=1e-12)  # fp32 is not copied
         anchor = keys.mean(dim=0)
         cosine.copy_(keys @ anchor / anchor.norm().clamp(min=1e-12))
     return best(observed, observed.over_heads(-cosines), keep)

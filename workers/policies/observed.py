@@ -35,7 +35,7 @@ class Observed:
         device: where a choice is wanted.
         attention: fp32 [..., sets, tokens], of one layer or of several that are chosen for at once; 0 for
             tokens that stay in any case, of a prompt of which nothing has to be remembered.
-        kv: keys and values, [tokens, 2, KV heads, head size].
+        kv: keys and values, [tokens, 2, KV heads, head size]; not to be changed.
         queries: their moments.
         rotation: cosines and sines, fp32 [n, head size / 2], of as many positions behind the tokens.
     """
