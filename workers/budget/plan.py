@@ -22,8 +22,8 @@ class GenerationPlan:
         observes: what the choice among them looks at; None: nothing. Keys, values and counts of rows are
             for choices among all.
         rechooses: what has stayed, of the prompt too, may go later; ``keeps`` are then 0.
-        recent: newest tokens that always stay when all are looked at.
-        sinks: first slots that always do.
+        recent: newest tokens that always stay when all are looked at; else 0.
+        sinks: first slots that always do; else 0.
     """
 
     chunk: int
@@ -58,7 +58,7 @@ class KeepPlan:
         kept: per layer, prompt tokens whose KV stays; the last ``recent`` always.
         recent: newest prompt tokens that always stay.
         sinks: first tokens that always stay, or as many of them as a layer keeps beside the recent.
-        observes: what the choice of the others looks at; None: the first stay.
+        observes: what the choice of the others looks at; None: nothing.
         heads: whose choices are made: of each KV head, which then holds tokens of its own, or one for all.
         drops_hidden_states: layer l+1 computes only the ``kept[l+1]`` tokens chosen in layer l.
         generation: compression of generated tokens, if any.

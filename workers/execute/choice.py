@@ -4,16 +4,14 @@ import logging
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from workers.events import tell
+from workers.kv.score_pages import Indices
 from workers.policies.observed import Observed, ends
 from workers.policies.registry import Choose
 
 logger = logging.getLogger(__name__)
-
-Indices = npt.NDArray[np.int64]
 
 
 class Chooser:

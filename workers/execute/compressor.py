@@ -1,7 +1,5 @@
 """Cuts the caches of sequences that grow down to what their policies keep."""
 
-from dataclasses import dataclass
-
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -11,19 +9,12 @@ from workers.budget.footprint import ShardLayout
 from workers.budget.observation import KeysValues
 from workers.budget.plan import GenerationPlan
 from workers.device import to_device
-from workers.execute.choice import Indices
 from workers.execute.growing import Growing
 from workers.execute.scores import runs
 from workers.kv.cache import ShardCache
-from workers.policies.observed import Observed
-
-
-@dataclass(frozen=True)
-class Bounds:
-    """Tokens that stay in any case, the first and the newest."""
-
-    sinks: int
-    recent: int
+from workers.kv.entry import among
+from workers.kv.score_pages import Indices
+from workers.policies.observed import Observed, over_heads
 
 
 class Compressor:
@@ -46,8 +37,8 @@ class Compressor:
         for keep in set(keeps.tolist()) - {0}:
             alike = np.flatnonzero(keeps == keep)
             own = None if scores is None else scores[torch.from_numpy(alike)]
-            chosen = self._chosen(growing, Bounds(0, 0), own, None, chunk, keep, len(alike))
-            stays[alike] = _among(chosen, chunk)
+            chosen = self._chosen(growing, generation, own, None, chunk, keep, len(alike))
+            stays[alike] = among(chosen, chunk)
         starts = np.array(generation.start[layers]) + done * keeps
         self._cache.cut(sequence, 0, starts, stays)
 
@@ -55,7 +46,6 @@ class Compressor:
         """Drops so many of all tokens of each layer."""
         cache = self._cache
         lengths = [cache.device.length(sequence, layer) for layer in range(cache.layers)]
-        bounds = Bounds(generation.sinks, generation.recent)
         scores = cache.device.scores.read(sequence) if generation.accumulates else None
         lacking = growing.lacking(self._layout.first, self._layout.end)
         wants_kv = isinstance(generation.observes, KeysValues)
@@ -63,11 +53,11 @@ class Compressor:
             tokens, first, count = lengths[alike.start], int(lacking[alike.start]), alike.stop - alike.start
             own = None if scores is None else scores[alike, :, first : first + tokens]
             kv = cache.device.read(sequence, alike.start) if wants_kv else None
-            chosen = self._chosen(growing, bounds, own, kv, tokens, tokens - drop, count)
+            chosen = self._chosen(growing, generation, own, kv, tokens, tokens - drop, count)
             if scores is not None and own is not None:
                 left = own.gather(2, self._on_device(chosen).expand(-1, own.shape[1], -1))
                 scores[alike, :, first : first + tokens] = pad(left, (0, drop))
-            cache.cut(sequence, alike.start, np.zeros(count, dtype=np.int64), _among(chosen, tokens))
+            cache.cut(sequence, alike.start, np.zeros(count, dtype=np.int64), among(chosen, tokens))
         if scores is not None:
             forgets = generation.accumulates is not None and generation.accumulates.rows is not None
             cache.device.scores.write(sequence, torch.zeros_like(scores) if forgets else scores)
@@ -75,7 +65,7 @@ class Compressor:
     def _chosen(
         self,
         growing: Growing,
-        bounds: Bounds,
+        generation: GenerationPlan,
         attention: torch.Tensor | None,
         kv: torch.Tensor | None,
         tokens: int,
@@ -85,17 +75,10 @@ class Compressor:
         """Which of ``tokens`` tokens stay in ``layers`` layers, int64 [layers, sets, keep]."""
         plan = growing.plan
         device = self._cache.device.pool.rows.device if attention is None else attention.device
-        if attention is not None and plan.heads == "max":
-            attention = attention.amax(dim=1, keepdim=True)
-        seen = Observed(bounds.sinks, bounds.recent, plan.heads, device, attention, kv)
+        if attention is not None:
+            attention = over_heads(attention, plan.heads)
+        seen = Observed(generation.sinks, generation.recent, plan.heads, device, attention, kv)
         return growing.choose(seen, (layers, plan.sets(self._layout.kv_heads)), tokens, keep)
 
     def _on_device(self, array: npt.NDArray[np.generic]) -> torch.Tensor:
         return to_device(array, self._cache.device.pool.rows.device)
-
-
-def _among(chosen: Indices, tokens: int) -> npt.NDArray[np.bool_]:
-    """Which of ``tokens`` tokens are ``chosen`` [layers, sets, kept], bool [layers, sets, tokens]."""
-    found = np.zeros((*chosen.shape[:2], tokens), dtype=bool)
-    np.put_along_axis(found, chosen, True, axis=2)
-    return found

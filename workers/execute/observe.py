@@ -7,7 +7,7 @@ from workers.backends.interface import Attention
 from workers.budget.observation import Heads, Observation, QueryMoments, RowAttention
 from workers.kv.entry import Positions
 from workers.model.rope import Rotation
-from workers.policies.observed import Moments
+from workers.policies.observed import Moments, over_heads
 
 
 class LayerObserver:
@@ -90,7 +90,7 @@ class LayerObserver:
         """Fp32 [sets, tokens], where a set is a KV head unless the mean of all is wanted; None: none."""
         if self._attention is None or self._heads != "mean":
             return self._attention
-        return self._attention.mean(dim=0, keepdim=True)
+        return over_heads(self._attention, "mean")
 
     @property
     def queries(self) -> Moments | None:

@@ -9,12 +9,13 @@ import torch
 from workers.backends.stopwatch import Stopwatch
 from workers.budget.plan import KeepPlan
 from workers.device import to_device
-from workers.execute.choice import Chooser, Indices, on_host
+from workers.execute.choice import Chooser, on_host
 from workers.execute.observe import LayerObserver
 from workers.kv.cache import ShardCache
 from workers.kv.entry import GatheredLayer, Positions
+from workers.kv.score_pages import Indices
 from workers.model.rope import Rotation
-from workers.policies.observed import Observed, ends
+from workers.policies.observed import Observed, ends, over_heads
 
 Rotate = Callable[[Positions], Rotation]
 
@@ -154,14 +155,12 @@ def observed(
 ) -> Observed:
     """What a policy has before it, of tokens whose ``kv`` is [tokens, 2, KV heads, head size]."""
     attention = observer.attention
-    if attention is not None and plan.heads == "max":
-        attention = attention.amax(dim=0, keepdim=True)
     return Observed(
         sinks=plan.sinks,
         recent=recent,
         heads=plan.heads,
         device=kv.device,
-        attention=attention,
+        attention=None if attention is None else over_heads(attention, plan.heads),
         kv=kv,
         queries=observer.queries,
         rotation=lambda count: rotate(np.arange(next_position, next_position + count, dtype=np.int32)),

@@ -10,9 +10,9 @@ import torch
 
 from workers.budget.plan import GenerationPlan
 from workers.device import to_device
+from workers.kv.score_pages import Indices
 
 Floats = npt.NDArray[np.float32]
-Indices = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,9 @@ from workers.kv.entry import (
     CacheNeeds,
     GatheredLayer,
     Positions,
+    among,
     in_order,
+    indices,
     take_sets,
     with_rows,
 )
@@ -119,21 +121,19 @@ class ShardCache:
         Those of the others that are not on the host go there; those that come from there leave it.
         """
         entry = self._sequences[sequence]
-        stays = np.zeros(tokens.positions.shape, dtype=bool)
-        np.put_along_axis(stays, keep, True, axis=1)
+        stays = among(keep, tokens.tokens)
         back = np.take_along_axis(tokens.places, keep, axis=1)
         held = self.host.positions(sequence, layer)
         gone = ~stays & (tokens.places < 0)
-        if (
-            len(keep) > 1 and (tokens.places >= 0).any()
-        ):  # a row of the host may be needed by some heads alone
+        # A row of the host may be needed by some heads alone.
+        if len(keep) > 1 and (tokens.places >= 0).any():
             gone, places = ~stays, np.arange(held.shape[1])
         elif entry.needs.whole and any(self._windows):  # in order, so that a window is all from a place on
             gone = ~stays
             places = np.arange(not_yet_there(gone[0], tokens.positions[0], held[0]), held.shape[1])
         else:
             places = np.sort(back[back >= 0])
-        leaving = np.nonzero(gone)[1].reshape(len(gone), -1)
+        leaving = indices(gone)
         evicted = take_sets(tokens.kv, self._on_device(leaving))
         self.host.exchange(
             sequence, layer, places, np.take_along_axis(tokens.positions, leaving, axis=1), evicted
@@ -168,9 +168,7 @@ class ShardCache:
         sets = self._sequences[sequence].needs.sets
         held = np.tile(positions, (sets, 1))
         if keep is not None:
-            gone = np.ones(held.shape, dtype=bool)
-            np.put_along_axis(gone, keep, False, axis=1)
-            leaving = np.nonzero(gone)[1].reshape(sets, -1)
+            leaving = indices(~among(keep, len(kv)))
             self._spill(sequence, layer, [positions[leaving]], take_sets(kv, self._on_device(leaving)))
             kv, held = take_sets(kv, self._on_device(keep)), positions[keep]
         self.device.write(sequence, layer, kv)

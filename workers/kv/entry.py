@@ -121,3 +121,15 @@ def in_order(positions: Positions, places: npt.NDArray[np.int64], kv: torch.Tens
         np.take_along_axis(places, order, axis=1),
         take_sets(kv, to_device(order, kv.device)),
     )
+
+
+def among(index: npt.NDArray[np.int64], tokens: int) -> npt.NDArray[np.bool_]:
+    """Which of ``tokens`` tokens are in ``index`` [..., m], bool [..., tokens]."""
+    found = np.zeros((*index.shape[:-1], tokens), dtype=bool)
+    np.put_along_axis(found, index, True, axis=-1)
+    return found
+
+
+def indices(marked: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+    """Where each set of ``marked`` [sets, tokens], of which as many are, int64 [sets, m]."""
+    return np.nonzero(marked)[1].reshape(len(marked), -1)

@@ -20,6 +20,7 @@ class ScorePages:
         self._pool, self._layers = pool, layers
         self._pages: dict[int, npt.NDArray[np.int32]] = {}
         self._shapes: dict[int, tuple[int, int, int]] = {}
+        self._places: dict[int, Indices] = {}
 
     def pages(self, sequence: int) -> int:
         """Pages that hold the scores of ``sequence``."""
@@ -37,13 +38,16 @@ class ScorePages:
         """Gives the pages back."""
         self._pool.allocator.release(self._pages.pop(sequence), (sequence, "scores"))
         del self._shapes[sequence]
+        self._places.pop(sequence, None)
 
     def places(self, sequence: int) -> Indices:
         """Where the scores lie among the pool's floats, int64 [layers, rows, width]."""
-        shape, per_page = self._shapes[sequence], self._pool.page_bytes // 4
-        index = np.arange(math.prod(shape))
-        places = self._pages[sequence][index // per_page].astype(np.int64) * per_page + index % per_page
-        return places.reshape(shape)
+        if sequence not in self._places:  # every step of those that want them asks
+            shape, per_page = self._shapes[sequence], self._pool.page_bytes // 4
+            index = np.arange(math.prod(shape))
+            places = self._pages[sequence][index // per_page].astype(np.int64) * per_page + index % per_page
+            self._places[sequence] = places.reshape(shape)
+        return self._places[sequence]
 
     def read(self, sequence: int) -> torch.Tensor:
         """A copy of the scores of ``sequence``, fp32 [layers, rows, width]."""

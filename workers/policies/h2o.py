@@ -10,7 +10,7 @@ from workers.budget.observation import RowAttention
 from workers.budget.plan import KeepPlan
 from workers.policies.capacity import capacities, hold, sets
 from workers.policies.observed import best_by_attention
-from workers.policies.policy import Policy, Target, heads_knob, knob
+from workers.policies.policy import Policy, Target, drop_knob, heads_knob, knob
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class H2OKnobs:
         0.1, "[0, 1]", "share of the prompt that stays for its attention", counts=True
     )
     recent_ratio: float = knob(0.1, "[0, 1]", "share of the prompt that stays as its latest", counts=True)
-    drop: int = knob(16, "[1, ...)", "tokens that go at once while others are generated")
+    drop: int = drop_knob()
     heads: str = heads_knob("each")
 
 

@@ -7,7 +7,7 @@ from workers.budget.observation import KeysValues
 from workers.budget.plan import KeepPlan
 from workers.policies.capacity import capacities, hold, sets
 from workers.policies.observed import Observed, best
-from workers.policies.policy import Policy, Target, heads_knob, knob
+from workers.policies.policy import Policy, Target, drop_knob, heads_knob, knob
 
 if TYPE_CHECKING:
     import torch
@@ -18,7 +18,7 @@ class KeyDiffKnobs:
     """The paper's cache budget, and how often it is kept to."""
 
     cache_budget: int = knob(2048, "[1, ...)", "tokens that stay", counts=True)
-    drop: int = knob(16, "[1, ...)", "tokens that go at once while others are generated")
+    drop: int = drop_knob()
     heads: str = heads_knob("each")
 
 

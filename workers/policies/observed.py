@@ -50,12 +50,15 @@ class Observed:
     rotation: "Callable[[int], Rotation] | None" = None
 
     def over_heads(self, scores: "torch.Tensor") -> "torch.Tensor":
-        """``scores`` [..., KV heads, tokens] for each set, as ``heads`` has it."""
-        if self.heads == "each":
-            return scores
-        if self.heads == "max":
-            return scores.amax(-2, keepdim=True)
-        return scores.mean(-2, keepdim=True)
+        """``scores`` [..., KV heads, tokens] for each set."""
+        return over_heads(scores, self.heads)
+
+
+def over_heads(scores: "torch.Tensor", heads: Heads) -> "torch.Tensor":
+    """``scores`` [..., KV heads or 1, tokens] for each set, as ``heads`` has it."""
+    if heads == "each" or scores.shape[-2] == 1:
+        return scores
+    return scores.amax(-2, keepdim=True) if heads == "max" else scores.mean(-2, keepdim=True)
 
 
 def best(observed: Observed, scores: "torch.Tensor", keep: int) -> "torch.Tensor":

@@ -86,6 +86,11 @@ def heads_knob(default: str) -> Any:
     return knob(default, "each|all", "each KV head keeps tokens of its own, or all keep the same")
 
 
+def drop_knob() -> Any:
+    """The knob of every policy that holds a count; their authors drop tokens one by one."""
+    return knob(16, "[1, ...)", "tokens that go at once while others are generated")
+
+
 def read_knobs(policy: Policy, parameters: Mapping[str, Parameter]) -> Any:
     """The policy's knobs, those that are not given at their defaults.
 

@@ -14,7 +14,7 @@ from workers.budget.observation import RowAttention
 from workers.budget.plan import KeepPlan
 from workers.policies.capacity import capacities, hold, sets
 from workers.policies.observed import Observed, best
-from workers.policies.policy import Policy, Target, heads_knob, knob
+from workers.policies.policy import Policy, Target, drop_knob, heads_knob, knob
 
 if TYPE_CHECKING:
     import torch
@@ -27,7 +27,7 @@ class ScissorhandsKnobs:
     budget: float = knob(0.2, "(0, 1]", "share of the prompt that stays", counts=True)
     history_window: int = knob(400, "[1, ...)", "rows that are looked at before a choice")
     recent_window: int = knob(10, "[1, ...)", "latest tokens, which stay")
-    drop: int = knob(16, "[1, ...)", "tokens that go at once while others are generated")
+    drop: int = drop_knob()
     heads: str = heads_knob("each")
 
 

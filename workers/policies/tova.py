@@ -6,7 +6,7 @@ from workers.budget.observation import RowAttention
 from workers.budget.plan import KeepPlan
 from workers.policies.capacity import capacities, hold, sets
 from workers.policies.observed import best_by_attention
-from workers.policies.policy import Policy, Target, heads_knob, knob
+from workers.policies.policy import Policy, Target, drop_knob, heads_knob, knob
 
 
 @dataclass(frozen=True)
@@ -14,7 +14,7 @@ class TovaKnobs:
     """The knob of the released code by its name; ``drop`` is 1 there."""
 
     cache_size: int = knob(1024, "[1, ...)", "tokens that stay", counts=True)
-    drop: int = knob(16, "[1, ...)", "tokens that go at once while others are generated")
+    drop: int = drop_knob()
     heads: str = heads_knob("all")
 
 
