@@ -129,6 +129,37 @@ def test_a_session_that_ends_while_its_turns_wait_and_run_leaves_nothing(
     end(engine)
 
 
+@pytest.mark.parametrize("stops", [False, True])
+@pytest.mark.parametrize("name", [*POLICIES, "keydiff"])
+def test_a_turn_whose_output_was_known_leaves_what_it_would_have(
+    name: str, stops: bool, toy_engine: Callable[..., Engine]
+) -> None:
+    """The last output is never fed; one that ends before all that is known leaves nothing."""
+    keydiff = Compression("keydiff", parameters={"tokens": 30, "drop": 4})
+    engine, draw, compression = (
+        toy_engine(shards=2),
+        random.Random(5),
+        {**POLICIES, "keydiff": keydiff}[name],
+    )
+    first, known = some(draw, 60), some(draw, 24)
+    stopping = Stopping(len(known), ignore_eos=True, stop_token_ids=known[9:10] if stops else ())
+    request = EngineRequest(
+        first, stopping=stopping, compression=compression, session_id="s", resume_output_ids=tuple(known)
+    )
+    (reply,) = engine.generate([request])
+    engine.check_integrity()
+    assert reply.receipt.output_tokens == (10 if stops else 24)
+    second = [*first, *known[: reply.receipt.output_tokens], *some(draw, 5)]
+    again = ask(engine, second, compression, 12, "s").reply
+    left = len(first) + reply.receipt.output_tokens - 1
+    # Where known output is verified, what was not reached is taken back.
+    alone = name in ("step", "exact", "heads exact")
+    assert again.receipt.reused_tokens == (left if not stops or alone else 0)
+    if name in ("full", "exact", "heads exact"):
+        assert again.token_ids == ask(engine, second, Compression(), 12, "").reply.token_ids
+    end(engine)
+
+
 @pytest.mark.parametrize(
     "compression",
     [

@@ -41,7 +41,9 @@ def accept(
             continue
         elif step.kind is StepKind.DECODE:
             taken = [*sequence.known_ahead(step.rows[row] - 1), *taken]
+        before = sequence.reached
         new = _output(sequence, taken, eos_ids, now)
+        sequence.overfed = step.kind is StepKind.DECODE and sequence.reached - before < len(taken)
         if new and not sequence.cancelled:
             outputs.append((key, new))
     return outputs

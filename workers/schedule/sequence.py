@@ -56,6 +56,7 @@ class RunningSequence:
         drafts: outputs that are to be verified next.
         drafting: how many there are to be; None where outputs are not drafted.
         broken: why nothing follows: its logits were not finite, or what its policy did; "": it may go on.
+        overfed: a step fed known output behind where it ended, which none may go on from.
         session_ended: its session was ended since it came, so that what it leaves is nobody's.
     """
 
@@ -76,6 +77,7 @@ class RunningSequence:
     finish_reason: FinishReason | None = None
     broken: str = ""
     cancelled: bool = False
+    overfed: bool = False
     session_ended: bool = False
 
     @property
@@ -86,7 +88,8 @@ class RunningSequence:
     @property
     def session_id(self) -> str:
         """Whose turn it is, and to whom it leaves its KV; empty: nobody."""
-        return "" if self.session_ended or self.broken else self.request.session_id
+        left = self.session_ended or self.broken or self.overfed
+        return "" if left else self.request.session_id
 
     @property
     def known_ids(self) -> Sequence[int]:
@@ -120,13 +123,14 @@ class RunningSequence:
         """
         if self.drafting is not None or self.plan.indexes:
             return []
+        most = min(most, self._most_ahead)
         if self.plan.generation is not None:
             most = min(most, self.plan.generation.until_chunk(self.fed) - 1)
         return list(self.known_ids[self.reached : self.reached + most])
 
     @property
     def _most_ahead(self) -> int:
-        """The last output is nobody's draft."""
+        """The last output is not fed, known or not."""
         return self.request.max_tokens - self.reached - 1
 
     @property
