@@ -136,19 +136,16 @@ def test_a_turn_whose_output_was_known_leaves_what_it_would_have(
 ) -> None:
     """The last output is never fed; one that ends before all that is known leaves nothing."""
     keydiff = Compression("keydiff", parameters={"tokens": 30, "drop": 4})
-    engine, draw, compression = (
-        toy_engine(shards=2),
-        random.Random(5),
-        {**POLICIES, "keydiff": keydiff}[name],
-    )
-    first, known = some(draw, 60), some(draw, 24)
+    compression = {**POLICIES, "keydiff": keydiff}[name]
+    engine, draw = toy_engine(shards=2), random.Random(5)
+    first, known = some(draw, 60), some(draw, 28)
     stopping = Stopping(len(known), ignore_eos=True, stop_token_ids=known[9:10] if stops else ())
     request = EngineRequest(
         first, stopping=stopping, compression=compression, session_id="s", resume_output_ids=tuple(known)
     )
     (reply,) = engine.generate([request])
     engine.check_integrity()
-    assert reply.receipt.output_tokens == (10 if stops else 24)
+    assert reply.receipt.output_tokens == (10 if stops else 28)
     second = [*first, *known[: reply.receipt.output_tokens], *some(draw, 5)]
     again = ask(engine, second, compression, 12, "s").reply
     left = len(first) + reply.receipt.output_tokens - 1
