@@ -7,7 +7,7 @@ from pydoc_data.topics import topics
 from cluster.commands.chart import pyramid_chart
 from cluster.commands.serve import say
 from cluster.config import ClusterConfig
-from cluster.edge.tenants import first_token
+from cluster.front.tenants import first_token
 from pyramidserve import ChatMessage, Client, Compression, Receipt, Stopping, Tokens
 
 SUMMARY = "answer two questions on a cluster on this machine"

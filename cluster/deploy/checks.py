@@ -4,7 +4,7 @@ from cluster.app import demand, shard_settings
 from cluster.config import ClusterConfig
 from cluster.deploy.deployment import Progress
 from cluster.edge.server import port_problem, server_credentials
-from cluster.edge.tenants import read_tenants
+from cluster.front.tenants import read_tenants
 from pyramidserve.errors import ConfigurationError, PortInUseError, UnschedulableError
 from workers.host_memory import free_host_bytes
 from workers.model.checkpoint import resolve_checkpoint

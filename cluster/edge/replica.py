@@ -9,8 +9,9 @@ from cluster.admit.request import ValidatedRequest
 from cluster.config import ClusterConfig
 from cluster.edge.leftovers import clear_leftovers
 from cluster.edge.server import RouterServer, serve, server_credentials
-from cluster.edge.tenants import read_tenants
-from cluster.edge.validation import validate_request
+from cluster.front.front import Front
+from cluster.front.tenants import read_tenants
+from cluster.front.validation import validate_request
 from cluster.route.router import Router
 from pyramidserve import MAX_MESSAGE_BYTES
 from pyramidserve.types import ClusterState
@@ -66,8 +67,7 @@ class Edge:
         self._router, self._host = router, config.router_host
         self._server = await serve(
             router,
-            validate,
-            tenants,
+            Front(router, validate, tenants),
             host=config.router_host,
             port=config.router_port,
             credentials=server_credentials(config.tls_certificate, config.tls_key),

@@ -10,17 +10,14 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from cluster.admit.request import ValidatedRequest
 from cluster.edge.servicer import INFERENCE, Inference, PipelineRegistry
-from cluster.edge.tenants import Tenants
+from cluster.front.front import Front
 from cluster.route.router import Router
 from pyramidserve.errors import ConfigurationError, PortInUseError
-from pyramidserve.v1 import inference_pb2 as pb
 from pyramidserve.v1.inference_pb2_grpc import add_InferenceServicer_to_server
 from pyramidserve.v1.pipeline_pb2_grpc import add_PipelineRegistryServicer_to_server
 from pyramidserve.wire.connection import UNLIMITED, endpoint, server_options
 from workers.events import tell
-from workers.model.transcript import Transcript
 
 BIND_INTERVAL = 0.2
 # What is still open when the router has drained is aborted after so long.
@@ -58,8 +55,7 @@ class RouterServer:
 
 async def serve(
     router: Router,
-    validate: Callable[[pb.GenerateRequest, Transcript | None], ValidatedRequest],
-    tenants: Tenants,
+    front: Front,
     *,
     host: str = "127.0.0.1",
     port: int,
@@ -74,8 +70,7 @@ async def serve(
 
     Args:
         router: what is served.
-        validate: checks a request; called in another thread.
-        tenants: who may call.
+        front: its front, which clients call.
         host: the interface to listen on; only this machine unless given.
         port: 0 takes any free one.
         credentials: for TLS towards clients.
@@ -96,7 +91,7 @@ async def serve(
     health_servicer = health.aio.HealthServicer()
     registry = PipelineRegistry(router, health_servicer)
     await registry.publish_health()
-    add_InferenceServicer_to_server(Inference(router, validate, tenants), public)
+    add_InferenceServicer_to_server(Inference(front), public)
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, public)
     health_name = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
     reflection.enable_server_reflection((INFERENCE, health_name, reflection.SERVICE_NAME), public)

@@ -1,41 +1,31 @@
 """The gRPC edge of a router."""
 
 import asyncio
-import logging
 import math
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import grpc
 from grpc_health.v1.health import aio as health_aio
 from grpc_health.v1.health_pb2 import HealthCheckResponse
 
-from cluster.admit.request import ValidatedRequest
-from cluster.edge.reading import Reading
-from cluster.edge.tenants import Tenants
+from cluster.front.front import Front
+from cluster.front.refusal import refusal
+from cluster.front.tenants import HEADER
 from cluster.route.attached_pipeline import AttachedPipeline
-from cluster.route.live_requests import error_facts
 from cluster.route.router import Router
-from pyramidserve.errors import EngineError, InvalidRequestError, PyramidServeError
+from pyramidserve.errors import InvalidRequestError
 from pyramidserve.v1 import inference_pb2 as pb
 from pyramidserve.v1 import pipeline_pb2
 from pyramidserve.v1.inference_pb2_grpc import InferenceServicer
 from pyramidserve.v1.pipeline_pb2_grpc import PipelineRegistryServicer
 from pyramidserve.wire import cluster_state_to_message, error_to_metadata, event_to_message
 from pyramidserve.wire.error import STATUS
-from workers.events import tell
-from workers.model.transcript import Transcript
 
 INFERENCE = pb.DESCRIPTOR.services_by_name["Inference"].full_name
 # Percent-encoded in a header that may have 8 KiB with all others; the metadata has the whole.
 DETAILS_CHARACTERS = 200
-ID_CHARACTERS = 140  # in the log, of ids that may still be refused
-
-log = logging.getLogger(__name__)
-
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -45,15 +35,11 @@ async def refusals(context: Context, call: str, **ids: str) -> AsyncIterator[dic
 
     Yields what the event says of the call, for the body to add to.
     """
-    about = {"call": call} | {name: value[:ID_CHARACTERS] for name, value in ids.items()}
+    about = dict(ids)
     try:
         yield about
-    except PyramidServeError as raised:
-        error = raised
-        tell(log, logging.INFO, "call_refused", **about, **error_facts(error))
-    except Exception as unexpected:
-        tell(log, logging.ERROR, "unexpected_error", unexpected, **about)
-        error = EngineError("an unexpected error; the server's log has it", reason="internal")
+    except Exception as raised:
+        error = refusal(raised, call, about)
     else:
         return
     await context.abort(
@@ -67,33 +53,18 @@ async def refusals(context: Context, call: str, **ids: str) -> AsyncIterator[dic
 class Inference(InferenceServicer):
     """What clients call."""
 
-    def __init__(
-        self,
-        router: Router,
-        validate: Callable[[pb.GenerateRequest, Transcript | None], ValidatedRequest],
-        tenants: Tenants,
-    ) -> None:
-        """``validate`` runs beside the event loop, as tokenising takes long; see ``Reading``."""
-        self._router = router
-        self._validate = validate
-        self._tenants = tenants
-        self._reading = Reading()
+    def __init__(self, front: Front) -> None:
+        self._front = front
 
     # A coroutine, not a generator: one that is cancelled in its write still closes its follower.
     async def Generate(  # type: ignore[override]  # noqa: N802
         self, request: pb.GenerateRequest, context: Context
     ) -> None:
         async with refusals(context, "Generate", request_id=request.request_id) as about:
-            about["tenant"] = tenant = self._tenants.identify(context.invocation_metadata())
-            session_id = _own(tenant, request.session_id)
-            last = self._router.last_turn(session_id) if session_id else None
-            validated = await self._reading.read(
-                tenant, request.ByteSize(), partial(self._validate, request, last)
-            )
-            validated = replace(validated, session_id=session_id)
+            about["tenant"] = tenant = self._tenant(context)
             seconds_left = context.time_remaining()
-            follower = self._router.submit(
-                validated, tenant, math.inf if seconds_left is None else seconds_left
+            follower = await self._front.begin(
+                tenant, request, math.inf if seconds_left is None else seconds_left
             )
             try:
                 async for event in follower:
@@ -105,21 +76,19 @@ class Inference(InferenceServicer):
         self, request: pb.EndSessionRequest, context: Context
     ) -> pb.EndSessionResponse:
         async with refusals(context, "EndSession", session_id=request.session_id) as about:
-            about["tenant"] = tenant = self._tenants.identify(context.invocation_metadata())
-            turns = self._router.end_session(_own(tenant, request.session_id))
-            return pb.EndSessionResponse(turns=turns)
+            about["tenant"] = tenant = self._tenant(context)
+            return pb.EndSessionResponse(turns=self._front.end_session(tenant, request.session_id))
 
     async def GetClusterState(  # noqa: N802
         self, request: pb.GetClusterStateRequest, context: Context
     ) -> pb.GetClusterStateResponse:
         async with refusals(context, "GetClusterState"):
-            self._tenants.identify(context.invocation_metadata())
-            return cluster_state_to_message(self._router.state())
+            self._tenant(context)
+            return cluster_state_to_message(self._front.state())
 
-
-def _own(tenant: str, session_id: str) -> str:
-    """The name of a tenant's session that no other tenant's has."""
-    return f"{tenant}/{session_id}" if tenant and session_id else session_id
+    def _tenant(self, context: Context) -> str:
+        metadata: Mapping[str, str | bytes] = dict(context.invocation_metadata() or ())
+        return self._front.identify(str(metadata.get(HEADER, "")))
 
 
 class PipelineRegistry(PipelineRegistryServicer):

@@ -13,6 +13,7 @@ FLOORS = (
     "cluster.app",
     "cluster.edge",
     "cluster.config",
+    "cluster.front",
     "cluster.route",
     "cluster.admit",
     "cluster.partition cluster.autoscale cluster.naming",

@@ -15,16 +15,16 @@ import pytest
 from fake_head import PATIENCE, FakeHead, cancelled, failed, finished, hello, tokens, until
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from test_request_validation import FACTS, Letters
+from letters import FACTS, Letters
 
 from cluster.admit.request import ValidatedRequest
-from cluster.edge.server import RouterServer, serve, server_credentials
-from cluster.edge.tenants import Tenant, Tenants
-from cluster.edge.validation import validate_request
+from cluster.edge.server import RouterServer, serve
+from cluster.front.front import Front
+from cluster.front.tenants import Tenants
+from cluster.front.validation import validate_request
 from cluster.route.router import Router
 from pyramidserve import AsyncClient, AsyncReplyStream
 from pyramidserve.errors import (
-    ConfigurationError,
     EngineError,
     InvalidRequestError,
     OverloadedError,
@@ -32,7 +32,6 @@ from pyramidserve.errors import (
     RequestConflictError,
     RequestTimeoutError,
     RequestTooLargeError,
-    UnauthenticatedError,
     UnavailableError,
     UnknownSessionError,
 )
@@ -52,6 +51,7 @@ class Site:
     """A served router and a client of it."""
 
     router: Router
+    front: Front
     server: RouterServer
     client: AsyncClient
     target: str
@@ -108,10 +108,10 @@ async def site(
     validate = partial(
         validate_request, tokenizer=Letters(), facts=FACTS, default_compression=Compression("full")
     )
+    front = Front(router, validate, tenants)
     server = await serve(
         router,
-        validate,
-        tenants,
+        front,
         port=0,
         credentials=credentials,
         max_message_bytes=MAX_MESSAGE_BYTES,
@@ -120,7 +120,7 @@ async def site(
     target = f"127.0.0.1:{server.port}"
     try:
         async with AsyncClient(target, timeout=PATIENCE) as client:
-            yield Site(router, server, client, target)
+            yield Site(router, front, server, client, target)
     finally:
         await server.stop(0)
 
@@ -339,7 +339,7 @@ def test_an_unexpected_error_tells_clients_nothing(caplog: pytest.LogCaptureFixt
     async def scenario() -> None:
         router = Router("toy", queue_limit=1, session_limit=1, session_max_age=1)
         server = await serve(
-            router, fail, NOBODY, port=0, max_message_bytes=MAX_MESSAGE_BYTES, bind_timeout=0
+            router, Front(router, fail, NOBODY), port=0, max_message_bytes=MAX_MESSAGE_BYTES, bind_timeout=0
         )
         async with AsyncClient(f"127.0.0.1:{server.port}") as client:
             with pytest.raises(EngineError) as raised:
@@ -348,7 +348,7 @@ def test_an_unexpected_error_tells_clients_nothing(caplog: pytest.LogCaptureFixt
         await server.stop(0)
 
     run(scenario)
-    (record,) = [each for each in caplog.records if each.name == "cluster.edge.servicer"]
+    (record,) = [each for each in caplog.records if each.name == "cluster.front.refusal"]
     assert "r-17" in record.getMessage()
     assert record.exc_info is not None
     assert record.exc_info[0] is ZeroDivisionError
@@ -360,9 +360,9 @@ def test_a_refused_call_is_logged_once_with_its_ids(caplog: pytest.LogCaptureFix
             with pytest.raises(UnknownSessionError):
                 await at.client.end_session("s\n17")
 
-    caplog.set_level("INFO", "cluster.edge.servicer")
+    caplog.set_level("INFO", "cluster.front.refusal")
     run(scenario)
-    (record,) = [each for each in caplog.records if each.name == "cluster.edge.servicer"]
+    (record,) = [each for each in caplog.records if each.name == "cluster.front.refusal"]
     assert "session_id='s\\n17' tenant='' reason='unknown_session'" in record.getMessage()
     assert "\n" not in record.getMessage()
 
@@ -443,9 +443,7 @@ def test_a_port_in_use_is_named() -> None:
     async def scenario() -> None:
         async with site() as at:
             with pytest.raises(PortInUseError, match=f"127.0.0.1:{at.server.port}.*choose another port"):
-                await serve(
-                    at.router, _unused, NOBODY, port=at.server.port, max_message_bytes=1, bind_timeout=0
-                )
+                await serve(at.router, at.front, port=at.server.port, max_message_bytes=1, bind_timeout=0)
 
     run(scenario)
 
@@ -456,8 +454,7 @@ def test_a_replacement_waits_for_the_port() -> None:
             replacement = asyncio.create_task(
                 serve(
                     at.router,
-                    _unused,
-                    NOBODY,
+                    at.front,
                     port=at.server.port,
                     max_message_bytes=MAX_MESSAGE_BYTES,
                     bind_timeout=PATIENCE,
@@ -516,71 +513,3 @@ def test_disconnecting_at_any_moment_leaves_nothing_behind(caplog: pytest.LogCap
 
     run(scenario)
     assert [each.getMessage() for each in caplog.records if each.levelname == "ERROR"] == []
-
-
-def _unused(request: pb.GenerateRequest, last: Transcript | None) -> ValidatedRequest:
-    raise AssertionError("no request was to come")
-
-
-def test_callers_are_told_apart_by_their_tokens() -> None:
-    async def scenario() -> None:
-        tenants = Tenants({"a-token": Tenant("a"), "b-token": Tenant("b")})
-        async with site(tenants=tenants) as at, at.head() as head:
-            with pytest.raises(UnauthenticatedError, match="is missing"):
-                await events_of(at.stream())
-            with pytest.raises(UnauthenticatedError, match="is missing"):
-                await at.client.cluster_state()
-            async with (
-                AsyncClient(at.target, timeout=PATIENCE, token="a-token") as a,
-                AsyncClient(at.target, timeout=PATIENCE, token="b-token") as b,
-            ):
-                answering = asyncio.create_task(head.run())
-                # The same ids are no conflict between tenants, and the sessions are each one's own.
-                for client, prompt in ((a, [1]), (b, [2])):
-                    await client.generate(
-                        prompt, request_id="r", session_id="s", stopping=Stopping(max_tokens=2)
-                    )
-                assert await a.end_session("s") == 1
-                with pytest.raises(UnknownSessionError):
-                    await a.end_session("s")
-                assert await b.end_session("s") == 1
-                answering.cancel()
-            await at.emptied()
-
-    run(scenario)
-
-
-def test_a_deadline_that_cannot_be_met_is_told_at_once() -> None:
-    async def scenario() -> None:
-        async with site() as at, at.head() as head:
-            answering = asyncio.create_task(head.run())
-            await events_of(at.stream("learnt from", stopping=Stopping(max_tokens=16)))
-            answering.cancel()
-            at.router._admission._pace.count(10.0)  # seconds a token
-            with pytest.raises(RequestTimeoutError, match="16 output tokens would take") as refused:
-                await events_of(at.client.stream([1], timeout=30.0, stopping=Stopping(max_tokens=16)))
-            assert refused.value.reason == "deadline_unreachable"
-            await at.emptied()
-
-    run(scenario)
-
-
-def test_clients_and_the_router_speak_tls(tls: TLSFiles) -> None:
-    async def scenario() -> None:
-        credentials = server_credentials(str(tls.certificate), str(tls.key))
-        async with site(credentials=credentials) as at, at.head() as head:
-            answering = asyncio.create_task(head.run())
-            async with AsyncClient(at.target, certificate=tls.certificate.read_bytes()) as client:
-                reply = await client.generate([1], stopping=Stopping(max_tokens=3))
-                assert len(reply.token_ids) == 3
-            with pytest.raises(UnavailableError):
-                await at.client.cluster_state()
-            answering.cancel()
-
-    run(scenario)
-
-
-@pytest.mark.parametrize(("certificate", "key"), [("/nowhere.pem", ""), ("", "/nowhere.pem")])
-def test_tls_files_that_are_not_there_are_named(certificate: str, key: str) -> None:
-    with pytest.raises(ConfigurationError, match=r"nowhere\.pem.*give both"):
-        server_credentials(certificate, key)

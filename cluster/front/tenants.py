@@ -1,7 +1,7 @@
 """Who may use the cluster: bearer tokens and the tenants behind them."""
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,18 +35,16 @@ class Tenants:
         """The share of each, by name."""
         return {tenant.name: tenant.weight for tenant in self._tenants.values()}
 
-    def identify(self, metadata: Iterable[tuple[str, str | bytes]] | None) -> str:
-        """The name of the tenant that a call comes from. Raises UnauthenticatedError."""
+    def identify(self, authorization: str) -> str:
+        """The name of the tenant whose bearer token that is. Raises UnauthenticatedError."""
         if not self._tenants:
             return ""
-        value = str(dict(metadata or ()).get(HEADER, ""))
-        scheme, _, token = value.partition(" ")
+        scheme, _, token = authorization.partition(" ")
         tenant = self._tenants.get(_digest(token))
         if scheme.lower() != "bearer" or tenant is None:
-            problem = "is not known" if value else "is missing"
+            problem = "is not known" if token else "is missing"
             raise UnauthenticatedError(
-                f"the bearer token {problem}; send the metadata {HEADER}: Bearer TOKEN, or give the client "
-                "its token"
+                f"the bearer token {problem}; send {HEADER}: Bearer TOKEN, or give the client its token"
             )
         return tenant.name
 

@@ -1,64 +1,17 @@
 """What the router makes of what clients ask for."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import replace
 
 import pytest
+from letters import CONTEXT, FACTS, VOCABULARY, Letters
 
 from cluster.admit.request import ValidatedRequest
-from cluster.edge.validation import validate_request
+from cluster.front.validation import validate_request
 from pyramidserve.errors import InvalidRequestError
-from pyramidserve.types import ChatMessage, Compression
+from pyramidserve.types import Compression
 from pyramidserve.v1 import inference_pb2 as pb
-from workers.model.shapes import SHAPES
-from workers.model.transcript import Transcript
 
-CONTEXT, VOCABULARY = 300, 100
-FACTS = replace(
-    SHAPES["toy"],
-    layers=2,
-    hidden=8,
-    heads=2,
-    kv_heads=1,
-    head_size=4,
-    intermediate=8,
-    vocabulary=VOCABULARY,
-    tied_embeddings=True,
-    context=CONTEXT,
-)
 DEFAULT = Compression("pyramid", "evict", kv_keep=0.5)
-
-
-class Letters:
-    """A token a letter, behind one that begins the text."""
-
-    characters_per_token = 1
-
-    def encode(self, text: str) -> list[int]:
-        return [0, *(ord(letter) % VOCABULARY for letter in text)]
-
-    def chat(
-        self, messages: Sequence[ChatMessage], last: Transcript | None = None, continues: bool | None = None
-    ) -> list[int]:
-        going_on = last.go_on(self, messages, continues) if last else None
-        return going_on or self.encode(self.render(messages, continues))
-
-    def render(self, messages: Sequence[ChatMessage], continues: bool | None = None) -> str:
-        text = "".join(f"{each.role}:{each.content};" for each in messages)
-        return text[:-1] if continues else text
-
-    def plain(self, content: str) -> str:
-        return content
-
-    def encode_part(self, text: str) -> list[int]:
-        return self.encode(text)[1:]
-
-    def decode(self, ids: Sequence[int]) -> str:
-        return "".join(map(chr, ids))
-
-    def decode_special(self, token: int) -> str:
-        return ""
 
 
 def message(**fields: object) -> pb.GenerateRequest:

@@ -7,11 +7,12 @@ from functools import partial
 
 import pytest
 from fake_head import PATIENCE
-from test_request_validation import CONTEXT, DEFAULT, FACTS, Letters, chat, message
+from letters import CONTEXT, FACTS, Letters
+from test_request_validation import DEFAULT, chat, message
 
-from cluster.edge import reading
-from cluster.edge.reading import SHORT_BYTES, Reading
-from cluster.edge.validation import validate_request
+from cluster.front import reading
+from cluster.front.reading import SHORT_BYTES, Reading
+from cluster.front.validation import validate_request
 from pyramidserve.errors import InvalidRequestError, OverloadedError
 from pyramidserve.v1 import inference_pb2 as pb
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Protocol, cast, get_args
 
 from cluster.admit.request import ValidatedRequest
-from cluster.edge.size import check_size
+from cluster.front.size import check_size
 from pyramidserve.errors import InvalidRequestError
 from pyramidserve.prompt import goes_on
 from pyramidserve.types import ChatMessage, Compression, Role

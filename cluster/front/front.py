@@ -1,0 +1,77 @@
+"""What every wire of a router calls: who asks, whether it can be, and what follows."""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+from cluster.admit.request import ValidatedRequest
+from cluster.front.reading import Reading, Result
+from cluster.front.tenants import Tenants
+from cluster.route.live import Follower
+from cluster.route.router import Router
+from pyramidserve.types import ClusterState
+from pyramidserve.v1 import inference_pb2 as pb
+from workers.model.transcript import Transcript
+
+
+class Front:
+    """The one way in. All methods are for one event loop; tokenising goes on beside it."""
+
+    def __init__(
+        self,
+        router: Router,
+        validate: Callable[[pb.GenerateRequest, Transcript | None], ValidatedRequest],
+        tenants: Tenants,
+    ) -> None:
+        """``validate`` runs in another thread, as tokenising takes long; see ``Reading``."""
+        self._router, self._validate, self._tenants = router, validate, tenants
+        self._reading = Reading()
+
+    @property
+    def model(self) -> str:
+        """The checkpoint that is served."""
+        return self._router.model
+
+    @property
+    def serving(self) -> bool:
+        """Whether a pipeline is attached."""
+        return self._router.serving
+
+    def identify(self, authorization: str) -> str:
+        """The tenant behind the value of an authorization header. Raises UnauthenticatedError."""
+        return self._tenants.identify(authorization)
+
+    async def begin(
+        self, tenant: str, request: pb.GenerateRequest, seconds_left: float = math.inf
+    ) -> Follower:
+        """Validates and queues a request; close the follower in any case.
+
+        Args:
+            tenant: who asks, as ``identify`` knows.
+            seconds_left: when the client gives up.
+
+        Raises what ``validate`` and ``Router.submit`` raise.
+        """
+        session_id = _own(tenant, request.session_id)
+        last = self._router.last_turn(session_id) if session_id else None
+        work = partial(self._validate, request, last)
+        validated = await self._reading.read(tenant, request.ByteSize(), work)
+        return self._router.submit(replace(validated, session_id=session_id), tenant, seconds_left)
+
+    async def read(self, tenant: str, size: int, work: Callable[[], Result]) -> Result:
+        """What ``work`` makes of ``size`` bytes of a tenant's, in turn with others."""
+        return await self._reading.read(tenant, size, work)
+
+    def end_session(self, tenant: str, session_id: str) -> int:
+        """Forgets a tenant's session; returns its turns. Raises UnknownSessionError."""
+        return self._router.end_session(_own(tenant, session_id))
+
+    def state(self) -> ClusterState:
+        """A snapshot of the cluster."""
+        return self._router.state()
+
+
+def _own(tenant: str, session_id: str) -> str:
+    """The name of a tenant's session that no other tenant's has."""
+    return f"{tenant}/{session_id}" if tenant and session_id else session_id
