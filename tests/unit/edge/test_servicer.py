@@ -513,3 +513,67 @@ def test_disconnecting_at_any_moment_leaves_nothing_behind(caplog: pytest.LogCap
 
     run(scenario)
     assert [each.getMessage() for each in caplog.records if each.levelname == "ERROR"] == []
+
+
+def test_callers_are_told_apart_by_their_tokens() -> None:
+    async def scenario() -> None:
+        tenants = Tenants({"a-token": Tenant("a"), "b-token": Tenant("b")})
+        async with site(tenants=tenants) as at, at.head() as head:
+            with pytest.raises(UnauthenticatedError, match="is missing"):
+                await events_of(at.stream())
+            with pytest.raises(UnauthenticatedError, match="is missing"):
+                await at.client.cluster_state()
+            async with (
+                AsyncClient(at.target, timeout=PATIENCE, token="a-token") as a,
+                AsyncClient(at.target, timeout=PATIENCE, token="b-token") as b,
+            ):
+                answering = asyncio.create_task(head.run())
+                # The same ids are no conflict between tenants, and the sessions are each one's own.
+                for client, prompt in ((a, [1]), (b, [2])):
+                    await client.generate(
+                        prompt, request_id="r", session_id="s", stopping=Stopping(max_tokens=2)
+                    )
+                assert await a.end_session("s") == 1
+                with pytest.raises(UnknownSessionError):
+                    await a.end_session("s")
+                assert await b.end_session("s") == 1
+                answering.cancel()
+            await at.emptied()
+
+    run(scenario)
+
+
+def test_a_deadline_that_cannot_be_met_is_told_at_once() -> None:
+    async def scenario() -> None:
+        async with site() as at, at.head() as head:
+            answering = asyncio.create_task(head.run())
+            await events_of(at.stream("learnt from", stopping=Stopping(max_tokens=16)))
+            answering.cancel()
+            at.router._admission._pace.count(10.0)  # seconds a token
+            with pytest.raises(RequestTimeoutError, match="16 output tokens would take") as refused:
+                await events_of(at.client.stream([1], timeout=30.0, stopping=Stopping(max_tokens=16)))
+            assert refused.value.reason == "deadline_unreachable"
+            await at.emptied()
+
+    run(scenario)
+
+
+def test_clients_and_the_router_speak_tls(tls: TLSFiles) -> None:
+    async def scenario() -> None:
+        credentials = server_credentials(str(tls.certificate), str(tls.key))
+        async with site(credentials=credentials) as at, at.head() as head:
+            answering = asyncio.create_task(head.run())
+            async with AsyncClient(at.target, certificate=tls.certificate.read_bytes()) as client:
+                reply = await client.generate([1], stopping=Stopping(max_tokens=3))
+                assert len(reply.token_ids) == 3
+            with pytest.raises(UnavailableError):
+                await at.client.cluster_state()
+            answering.cancel()
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(("certificate", "key"), [("/nowhere.pem", ""), ("", "/nowhere.pem")])
+def test_tls_files_that_are_not_there_are_named(certificate: str, key: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"nowhere\.pem.*give both"):
+        server_credentials(certificate, key)
