@@ -18,13 +18,14 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from letters import FACTS, Letters
 
 from cluster.admit.request import ValidatedRequest
-from cluster.edge.server import RouterServer, serve
+from cluster.edge.server import RouterServer, serve, server_credentials
 from cluster.front.front import Front
-from cluster.front.tenants import Tenants
+from cluster.front.tenants import Tenant, Tenants
 from cluster.front.validation import validate_request
 from cluster.route.router import Router
 from pyramidserve import AsyncClient, AsyncReplyStream
 from pyramidserve.errors import (
+    ConfigurationError,
     EngineError,
     InvalidRequestError,
     OverloadedError,
@@ -32,6 +33,7 @@ from pyramidserve.errors import (
     RequestConflictError,
     RequestTimeoutError,
     RequestTooLargeError,
+    UnauthenticatedError,
     UnavailableError,
     UnknownSessionError,
 )
