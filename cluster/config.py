@@ -39,6 +39,9 @@ class ClusterConfig(EngineSettings):
         shard_host: address of the traffic between shards, and between them and the router; "": each node's
             own in Ray, or 127.0.0.1 on a cluster of one node that `pyramidserve serve` has started.
         router_host, router_port: where the router listens.
+        http_port: where it has OpenAI's HTTP API on the same host; 0: nowhere.
+        served_model_name: what HTTP clients call the model; "": as ``model`` says.
+        cors_origins: of pages in browsers that may call it, beside its own; "*": all.
         tls_certificate, tls_key: PEM files; with them, the router's port wants TLS.
         tenants_file: YAML list of name, token and weight; with it, callers need a bearer token.
         queue_limit: requests that may wait; a tenant may always have its share of them, by its weight.
@@ -66,6 +69,9 @@ class ClusterConfig(EngineSettings):
     shard_host: str = ""
     router_host: str = "127.0.0.1"
     router_port: int = 8700
+    http_port: int = 8701
+    served_model_name: str = ""
+    cors_origins: tuple[str, ...] = ()
     tls_certificate: str = ""
     tls_key: str = ""
     tenants_file: str = ""
@@ -78,6 +84,11 @@ class ClusterConfig(EngineSettings):
     compression: Compression = field(default_factory=lambda: Compression("pyramid", "prune", kv_keep=0.45))
     admit: AdmitTuning = AdmitTuning()
     route: RouteTuning = RouteTuning()
+
+    @property
+    def places(self) -> dict[str, tuple[str, int]]:
+        """Where clients find it, by the names of the ports."""
+        return places_of(self.router_host, self.router_port, self.http_port)
 
     def __post_init__(self) -> None:
         """Raises ConfigurationError, naming the value and its range."""
@@ -127,13 +138,24 @@ class ClusterConfig(EngineSettings):
             )
         if self.dtype not in DTYPES:
             raise ConfigurationError(f"dtype is {self.dtype!r}; it must be one of {', '.join(DTYPES)}")
-        if not 0 <= self.router_port <= 65535:
-            raise ConfigurationError(f"router_port is {self.router_port}; it must be 0 to 65535")
+        for name in ("router_port", "http_port"):
+            if not 0 <= getattr(self, name) <= 65535:
+                raise ConfigurationError(f"{name} is {getattr(self, name)}; it must be 0 to 65535")
+        if self.http_port and self.http_port == self.router_port:
+            raise ConfigurationError(
+                f"http_port and router_port are both {self.http_port}; choose another http_port, or 0"
+            )
         enable(self.policies)
         try:
             validate(self.compression)
         except InvalidRequestError as error:
             raise ConfigurationError(f"compression: {error.message}") from error
+
+
+def places_of(host: str, router_port: int, http_port: int) -> dict[str, tuple[str, int]]:
+    """Hosts and ports by the names of the ports; of HTTP, if it has one."""
+    ports = {"router_port": router_port} | ({"http_port": http_port} if http_port else {})
+    return {name: (host, port) for name, port in ports.items()}
 
 
 def parse_config(arguments: Mapping[str, Any], place: str = "") -> ClusterConfig:

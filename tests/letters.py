@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from pyramidserve.types import ChatMessage
 from workers.model.shapes import SHAPES
@@ -45,6 +46,9 @@ class Letters:
 
     def encode_part(self, text: str) -> list[int]:
         return self.encode(text)[1:]
+
+    def about(self) -> dict[str, Any]:
+        return {"tokenizer_class": "Letters", "eos_token": ";"}
 
     def decode(self, ids: Sequence[int]) -> str:
         return "".join(map(chr, ids))

@@ -47,11 +47,15 @@ def run(arguments: argparse.Namespace) -> int:
         ):
             for line in introduction(deployment):
                 say(line)
-            tls = deployment.config.tls_certificate
+            config = deployment.config
+            tls = config.tls_certificate
             chat = f"pyramidserve chat --target {target}" + (f" --certificate {tls}" if tls else "")
             say(
                 f"on the Ray cluster at {ray_address()}; `pyramidserve rollout` wants that as its --address"
             )
+            if config.http_port:
+                scheme, host = "https" if tls else "http", target.rpartition(":")[0]
+                say(f"OpenAI's API is at {scheme}://{host}:{config.http_port}/v1")
             say(f"serving at {target}; `{chat}` talks to it; Ctrl-C ends it")
             while True:  # a signal just before a wait does not end that one
                 time.sleep(1.0)

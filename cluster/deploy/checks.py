@@ -25,12 +25,13 @@ def check_files(config: ClusterConfig, progress: Progress) -> None:
 
 def check_port(config: ClusterConfig) -> None:
     """Raises PortInUseError when the router could not listen."""
-    problem = port_problem(config.router_host, config.router_port)
-    if problem is not None:
-        raise PortInUseError(
-            f"cannot listen on {config.router_host}:{config.router_port}: {problem}; "
-            "stop the process that listens there or choose another router_port"
-        )
+    for name, (host, port) in config.places.items():
+        problem = port_problem(host, port)
+        if problem is not None:
+            raise PortInUseError(
+                f"cannot listen on {host}:{port}: {problem}; "
+                f"stop the process that listens there or choose another {name}"
+            )
 
 
 def check_memory(config: ClusterConfig) -> None:

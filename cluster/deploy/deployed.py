@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 from ray.serve.schema import ServeApplicationSchema, ServeDeploySchema
 
-from cluster.config import ClusterConfig
+from cluster.config import ClusterConfig, places_of
 from cluster.deploy.deployment import IMPORT_PATH, Deployment
 from pyramidserve.errors import ConfigurationError
 from workers import ray_private
@@ -103,7 +103,7 @@ def await_gone(name: str, patience: float) -> None:
         time.sleep(POLL_SECONDS)
 
 
-def check_place(deployed: Deployed, name: str, host: str, port: int) -> None:
+def check_place(deployed: Deployed, name: str, config: ClusterConfig) -> None:
     """Raises ConfigurationError when a new application cannot have that name or place."""
     if deployed.is_ours(name):
         raise ConfigurationError(
@@ -115,15 +115,17 @@ def check_place(deployed: Deployed, name: str, host: str, port: int) -> None:
             f"an application named {name} that is not ours is deployed; give yours another name"
         )
     for each in deployed.ours():
-        if address_of(deployed.configs[each]) == (host, port):
-            raise ConfigurationError(f"{each} listens on {host}:{port}; choose another router_port")
+        taken = places(deployed.configs[each]).values()
+        for port, place in config.places.items():
+            if place in taken:
+                raise ConfigurationError(f"{each} listens on {place[0]}:{place[1]}; choose another {port}")
 
 
-def address_of(application: ServeApplicationSchema) -> tuple[str, int]:
-    """Where the router of one of ours is told to listen."""
-
-    arguments = application.args
-    return (
-        arguments.get("router_host", ClusterConfig.router_host),
-        arguments.get("router_port", ClusterConfig.router_port),
+def places(application: ServeApplicationSchema) -> dict[str, tuple[str, int]]:
+    """Where clients find one of ours, as it is told to listen."""
+    said = application.args
+    return places_of(
+        said.get("router_host", ClusterConfig.router_host),
+        said.get("router_port", ClusterConfig.router_port),
+        said.get("http_port", ClusterConfig.http_port),
     )

@@ -64,12 +64,13 @@ def check_successor(there: deployed.Deployed, name: str, new: ClusterConfig) -> 
             f"no application of ours is named {name}: {served}; name the one to be replaced in the file, "
             "or use `pyramidserve serve`"
         )
-    place = deployed.address_of(there.configs[old[0]])
-    if place != (new.router_host, new.router_port):
-        raise ConfigurationError(
-            f"the new router would listen on {new.router_host}:{new.router_port}, and {old[0]} on "
-            f"{place[0]}:{place[1]}; give the same, as clients go on calling there"
-        )
+    for name, place in deployed.places(there.configs[old[0]]).items():
+        if new.places.get(name) != place:
+            host, port = new.places.get(name, ("", 0))
+            raise ConfigurationError(
+                f"the new router would listen on {host}:{port}, and {old[0]} on {place[0]}:{place[1]}; "
+                f"give the same {name} and router_host, as clients go on calling there"
+            )
 
 
 class _Rollout:

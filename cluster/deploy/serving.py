@@ -127,7 +127,7 @@ def _deployed(deployment: Deployment, patience: float, progress: Progress) -> It
     config, application = deployment.config, deployed.application_of(deployment)
     name = application.name
     serve.start(proxy_location=ProxyLocation.Disabled)
-    deployed.check_place(deployed.look(), name, config.router_host, config.router_port)
+    deployed.check_place(deployed.look(), name, config)
     deployed.await_gone(name, GONE_SECONDS + config.drain_seconds)  # as a command before may have left it
     progress(f"deploying {config.pipelines} pipeline(s) of {config.shards} shard(s)")
     try:

@@ -1,6 +1,7 @@
 """The Serve deployment that hosts the router."""
 
 import asyncio
+import time
 from typing import Any
 
 from ray import serve as serve_api
@@ -8,10 +9,13 @@ from ray import serve as serve_api
 from cluster.admit.request import ValidatedRequest
 from cluster.config import ClusterConfig
 from cluster.edge.leftovers import clear_leftovers
-from cluster.edge.server import RouterServer, serve, server_credentials
+from cluster.edge.server import Http, RouterServer, serve, server_credentials
 from cluster.front.front import Front
 from cluster.front.tenants import read_tenants
 from cluster.front.validation import validate_request
+from cluster.http.app import Api, Served
+from cluster.http.guard import Guard
+from cluster.http.text import Text
 from cluster.route.router import Router
 from pyramidserve import MAX_MESSAGE_BYTES
 from pyramidserve.types import ClusterState
@@ -19,7 +23,7 @@ from pyramidserve.v1 import inference_pb2 as messages
 from workers import ray_private
 from workers.event_file import write_events
 from workers.model.checkpoint import resolve_checkpoint
-from workers.model.config import read_config
+from workers.model.config import ModelConfig, read_config
 from workers.model.tokenizer import Tokenizer
 from workers.model.transcript import Transcript
 from workers.policies.registry import enable, versions
@@ -56,6 +60,7 @@ class Edge:
             session_limit=config.session_limit,
             session_max_age=config.session_max_age,
         )
+        front = Front(router, validate, tenants)
         self._grace = config.drain_seconds
         registry_host = shard_address(config.shard_host)
 
@@ -67,10 +72,11 @@ class Edge:
         self._router, self._host = router, config.router_host
         self._server = await serve(
             router,
-            Front(router, validate, tenants),
+            front,
             host=config.router_host,
             port=config.router_port,
             credentials=server_credentials(config.tls_certificate, config.tls_key),
+            http=_http(front, config, tokenizer, model) if config.http_port else None,
             registry_host=registry_host,
             max_message_bytes=MAX_MESSAGE_BYTES,
             bind_timeout=config.bind_seconds,
@@ -97,6 +103,14 @@ class Edge:
             task.cancel()
         if self._server is not None:
             await self._server.stop(self._grace)
+
+
+def _http(front: Front, config: ClusterConfig, tokenizer: Tokenizer, model: ModelConfig) -> Http:
+    """OpenAI's API over ``front``, for browsers and programs."""
+    served = Served(config.served_model_name or config.model, model.context, int(time.time()))
+    api = Api(front, Text(tokenizer, model.vocabulary), served, MAX_MESSAGE_BYTES)
+    app = Guard(api.application(), config.router_host, config.cors_origins)
+    return Http(app, config.http_port, config.tls_certificate, config.tls_key)
 
 
 async def _tell_demand(router: Router) -> None:

@@ -4,14 +4,17 @@ import asyncio
 import logging
 import socket
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
+from starlette.types import ASGIApp
 
 from cluster.edge.servicer import INFERENCE, Inference, PipelineRegistry
 from cluster.front.front import Front
+from cluster.http.server import HttpServer, bind
 from cluster.route.router import Router
 from pyramidserve.errors import ConfigurationError, PortInUseError
 from pyramidserve.v1.inference_pb2_grpc import add_InferenceServicer_to_server
@@ -26,8 +29,21 @@ ABORT_SECONDS = 1.0
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Http:
+    """What is served by HTTP, on ``port``; with the PEM files of ``certificate`` and ``key``, by TLS."""
+
+    app: ASGIApp
+    port: int
+    certificate: str = ""
+    key: str = ""
+
+
 class RouterServer:
-    """A listening router: ``port`` is for clients, ``registry_port`` for the heads of pipelines."""
+    """A listening router: ``port`` is for clients, ``registry_port`` for the heads of pipelines.
+
+    ``http_port`` is for HTTP clients; 0: there is none.
+    """
 
     def __init__(
         self,
@@ -35,8 +51,11 @@ class RouterServer:
         servers: tuple[grpc.aio.Server, grpc.aio.Server],
         ports: tuple[int, int],
         health: health.aio.HealthServicer,
+        http: HttpServer | None,
     ) -> None:
         self.port, self.registry_port = ports
+        self.http_port = http.port if http else 0
+        self._http = http
         self._router = router
         self._servers = servers
         self._health = health
@@ -47,7 +66,11 @@ class RouterServer:
         public, internal = self._servers
         # Those who call from now on connect anew, to the router that takes over if there is one.
         leaving = asyncio.create_task(public.stop(grace + ABORT_SECONDS))
+        if self._http:
+            self._http.leave()
         await self._router.drain(grace)
+        if self._http:
+            await self._http.stop(ABORT_SECONDS)
         await public.stop(ABORT_SECONDS)
         await leaving
         await internal.stop(ABORT_SECONDS)
@@ -60,6 +83,7 @@ async def serve(
     host: str = "127.0.0.1",
     port: int,
     credentials: grpc.ServerCredentials | None = None,
+    http: Http | None = None,
     registry_host: str = "127.0.0.1",
     max_message_bytes: int,
     bind_timeout: float,
@@ -74,6 +98,7 @@ async def serve(
         host: the interface to listen on; only this machine unless given.
         port: 0 takes any free one.
         credentials: for TLS towards clients.
+        http: served on a port of its own beside that.
         registry_host: the interface for pipelines, which are trusted.
         max_message_bytes: bytes that one message may have, either way.
         bind_timeout: seconds to wait for a port that is in use, as by the server to be replaced.
@@ -104,15 +129,21 @@ async def serve(
         await _attached(router, beside_pipelines)
     else:
         await _free(host, port, bind_timeout)
+        if http:
+            await _free(host, http.port, bind_timeout)
     address = endpoint(host, port)
     if credentials is None:
         bound = public.add_insecure_port(address)
     else:
         bound = public.add_secure_port(address, credentials)
     await public.start()
-    ports = {"port": bound, "registry_port": inside}
+    http_server = None
+    if http:
+        http_server = HttpServer(http.app, bind(host, http.port), http.certificate, http.key)
+        http_server.start()
+    ports = {"port": bound, "registry_port": inside, "http_port": http_server.port if http_server else 0}
     tell(log, logging.INFO, "router_listening", host=host, tls=bool(credentials), **ports)
-    return RouterServer(router, (public, internal), (bound, inside), health_servicer)
+    return RouterServer(router, (public, internal), (bound, inside), health_servicer, http_server)
 
 
 def server_credentials(certificate: str, key: str) -> grpc.ServerCredentials | None:

@@ -99,7 +99,7 @@ def _prompt(
                 raise InvalidRequestError("text is empty; give at least one character")
             return tuple(tokenizer.encode(message.text)), (), False
         case "chat":
-            messages = _chat_messages(message.chat)
+            messages = chat_messages(message.chat)
             given = message.chat.HasField("continue_final_message")
             continues = goes_on(messages, message.chat.continue_final_message if given else None)
             return tuple(tokenizer.chat(messages, last, continues)), messages, continues
@@ -109,7 +109,8 @@ def _prompt(
             raise InvalidRequestError("the request has no prompt; set one of text, chat and token_ids")
 
 
-def _chat_messages(prompt: pb.ChatPrompt) -> tuple[ChatMessage, ...]:
+def chat_messages(prompt: pb.ChatPrompt) -> tuple[ChatMessage, ...]:
+    """A conversation of a request. Raises InvalidRequestError."""
     if not prompt.messages:
         raise InvalidRequestError("chat has 0 messages; give at least one")
     roles = get_args(Role)

@@ -13,6 +13,7 @@ FLOORS = (
     "cluster.app",
     "cluster.edge",
     "cluster.config",
+    "cluster.http",
     "cluster.front",
     "cluster.route",
     "cluster.admit",

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from pyramidserve.errors import CheckpointError, InvalidRequestError
 from pyramidserve.prompt import goes_on
@@ -51,6 +52,12 @@ class Tokenizer:
         """What ends a text, if anything does."""
         end: int | None = self._tokenizer.eos_token_id
         return end
+
+    def about(self) -> dict[str, Any]:
+        """What programs that tokenise by themselves must know, by transformers' names."""
+        special = {name: str(token) for name, token in self._tokenizer.special_tokens_map.items()}
+        template = self._tokenizer.chat_template
+        return {"tokenizer_class": type(self._tokenizer).__name__, "chat_template": template, **special}
 
     def encode(self, text: str) -> list[int]:
         """Ids of ``text``, control tokens included, with what the model wants in front, once."""

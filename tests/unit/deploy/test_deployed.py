@@ -3,6 +3,7 @@
 import pytest
 from fake_serve import FakeServe, application
 
+from cluster.config import ClusterConfig
 from cluster.deploy import deployed
 from cluster.deploy.deployment import DEFAULT_DEPLOYMENT, Deployment, read_deployment
 from pyramidserve.errors import ConfigurationError
@@ -45,6 +46,7 @@ def test_what_is_not_from_a_file_is_not_taken_away(serve: FakeServe) -> None:
         ("theirs", 1, "named theirs that is not ours is deployed; give yours another name"),
         ("made", 1, "named made that is not ours is deployed"),
         ("other", 8700, "pyramidserve listens on 127.0.0.1:8700; choose another router_port"),
+        ("other", 8701, "pyramidserve listens on 127.0.0.1:8701; choose another router_port"),
         ("other", 1, ""),
         ("going", 1, ""),
     ],
@@ -54,13 +56,13 @@ def test_a_name_or_a_place_that_is_taken_is_refused(
 ) -> None:
     serve.add(application("pyramidserve", model="m"))
     serve.states["going"] = "DELETING"
-    there = deployed.look()
+    there, config = deployed.look(), ClusterConfig(router_port=port, http_port=0)
     assert there.ours() == ["pyramidserve"]
     if not says:
-        deployed.check_place(there, name, "127.0.0.1", port)
+        deployed.check_place(there, name, config)
         return
     with pytest.raises(ConfigurationError, match=says):
-        deployed.check_place(there, name, "127.0.0.1", port)
+        deployed.check_place(there, name, config)
 
 
 def test_what_does_not_go_is_named(serve: FakeServe) -> None:

@@ -31,7 +31,7 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> FakeServe:
 
 @pytest.fixture
 def roll_out(tmp_path: Path) -> Callable[[], None]:
-    deployment = read_deployment(write_config(tmp_path / "new.yaml", model="new"))
+    deployment = read_deployment(write_config(tmp_path / "new.yaml", model="new", http_port=8701))
     raw = deployment.raw | {"applications": [{**deployment.raw["applications"][0], "args": NEW}]}
     return lambda: rollout.roll_out(Deployment(raw, deployment.config), "auto", lambda message: None)
 

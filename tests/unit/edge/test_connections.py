@@ -8,7 +8,7 @@ import pytest
 from black_hole import way_to
 from fake_head import FakeHead, hello, tokens
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from test_servicer import GREEDY, events_of, run, site
+from served_router import GREEDY, events_of, run, site
 
 from pyramidserve import AsyncClient, Client
 from pyramidserve.types import Event, Receipt, Stopping, Tokens

@@ -4,26 +4,23 @@ import asyncio
 import random
 import shutil
 import subprocess
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import grpc.aio
 import pytest
-from fake_head import PATIENCE, FakeHead, cancelled, failed, finished, hello, tokens, until
+from fake_head import PATIENCE, cancelled, failed, finished, hello, tokens, until
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from letters import FACTS, Letters
+from served_router import GREEDY, LONG, MAX_MESSAGE_BYTES, NOBODY, Site, events_of, run, site
 
 from cluster.admit.request import ValidatedRequest
-from cluster.edge.server import RouterServer, serve, server_credentials
+from cluster.edge.server import serve, server_credentials
 from cluster.front.front import Front
 from cluster.front.tenants import Tenant, Tenants
-from cluster.front.validation import validate_request
 from cluster.route.router import Router
-from pyramidserve import AsyncClient, AsyncReplyStream
+from pyramidserve import AsyncClient
 from pyramidserve.errors import (
     ConfigurationError,
     EngineError,
@@ -37,44 +34,10 @@ from pyramidserve.errors import (
     UnavailableError,
     UnknownSessionError,
 )
-from pyramidserve.types import Compression, Event, Receipt, Sampling, Started, Stopping, Tokens
+from pyramidserve.types import Compression, Receipt, Sampling, Started, Stopping, Tokens
 from pyramidserve.v1 import inference_pb2 as pb
 from pyramidserve.v1 import pipeline_pb2
 from workers.model.transcript import Transcript
-
-MAX_MESSAGE_BYTES = 100_000
-LONG = Stopping(max_tokens=112)  # seven of a stage's eight pages
-GREEDY = Sampling(seed=7)
-NOBODY = Tenants({})  # everybody is the same tenant
-
-
-@dataclass(frozen=True)
-class Site:
-    """A served router and a client of it."""
-
-    router: Router
-    front: Front
-    server: RouterServer
-    client: AsyncClient
-    target: str
-
-    def head(self, introduction: pipeline_pb2.Hello | None = None) -> FakeHead:
-        return FakeHead(f"127.0.0.1:{self.server.registry_port}", introduction or hello())
-
-    def stream(self, request_id: str = "r", **options: object) -> AsyncReplyStream:
-        """A request for sixteen tokens."""
-        settings = {"sampling": GREEDY, "stopping": Stopping(max_tokens=16), **options}
-        return self.client.stream([1], request_id=request_id, **settings)  # type: ignore[arg-type]
-
-    def reserved(self) -> list[int]:
-        """Pages promised in each stage of the only pipeline."""
-        (pipeline,) = self.router.state().pipelines
-        return [stage.pages_reserved for stage in pipeline.stages]
-
-    async def emptied(self) -> None:
-        """Waits until nothing is queued or running."""
-        await until(lambda: not self.router.state().queued and not self.router.state().running)
-        self.router.check_integrity()
 
 
 @dataclass(frozen=True)
@@ -100,39 +63,6 @@ def tls(tmp_path: Path) -> TLSFiles:
         capture_output=True,
     )
     return files
-
-
-@asynccontextmanager
-async def site(
-    queue_limit: int = 4, tenants: Tenants = NOBODY, credentials: grpc.ServerCredentials | None = None
-) -> AsyncIterator[Site]:
-    router = Router("toy", queue_limit=queue_limit, session_limit=8, session_max_age=60)
-    validate = partial(
-        validate_request, tokenizer=Letters(), facts=FACTS, default_compression=Compression("full")
-    )
-    front = Front(router, validate, tenants)
-    server = await serve(
-        router,
-        front,
-        port=0,
-        credentials=credentials,
-        max_message_bytes=MAX_MESSAGE_BYTES,
-        bind_timeout=0,
-    )
-    target = f"127.0.0.1:{server.port}"
-    try:
-        async with AsyncClient(target, timeout=PATIENCE) as client:
-            yield Site(router, front, server, client, target)
-    finally:
-        await server.stop(0)
-
-
-def run(scenario: Callable[[], Awaitable[None]]) -> None:
-    asyncio.run(asyncio.wait_for(scenario(), PATIENCE))
-
-
-async def events_of(stream: AsyncReplyStream) -> list[Event]:
-    return [event async for event in stream]
 
 
 def test_a_reply_end_to_end() -> None:

@@ -1,0 +1,253 @@
+"""The routes of the HTTP API."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+from starlette.exceptions import HTTPException
+
+from cluster.front.front import Front
+from cluster.front.refusal import refusal
+from cluster.http.answer import Answer, Call
+from cluster.http.asking import (
+    asked_in_chat,
+    asked_in_completion,
+    asked_in_response,
+    new_name,
+    prompts_of,
+)
+from cluster.http.bodies import (
+    ChatBody,
+    CompletionBody,
+    DetokenizeBody,
+    ResponseBody,
+    TokenizeBody,
+)
+from cluster.http.errors import headers_of, shape_of, status_of
+from cluster.http.reading import Body, read_body
+from cluster.http.responses import ResponseReply
+from cluster.http.shapes import ChatShape, Choice, CompletionShape, Names, Reply
+from cluster.http.text import Text
+from cluster.http.unsupported import refuse_unsupported
+from pyramidserve.errors import InvalidRequestError
+
+PACKAGE = "pyramidserve"
+SCHEMAS = "#/components/schemas/{model}"
+BODIES = (ChatBody, CompletionBody, ResponseBody, TokenizeBody, DetokenizeBody)
+
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+@dataclass(frozen=True)
+class Served:
+    """What clients are told of the model.
+
+    Attributes:
+        name: under which they ask for it.
+        context: tokens of prompt and output together, at most.
+        created: when it came, in seconds since 1970.
+    """
+
+    name: str
+    context: int
+    created: int
+
+    def about(self) -> dict[str, Any]:
+        """As /v1/models has it."""
+        return {
+            "id": self.name,
+            "object": "model",
+            "created": self.created,
+            "owned_by": PACKAGE,
+            "max_model_len": self.context,
+        }
+
+    def check(self, asked: str | None) -> None:
+        """Raises InvalidRequestError where another model is asked for."""
+        if asked and asked != self.name:
+            raise InvalidRequestError(
+                f"model is {asked!r:.80}, and this serves {self.name!r}; ask for that, or name none",
+                reason="model_not_found",
+            )
+
+
+class Api:
+    """The endpoints; each raises what ``Application`` makes an answer of."""
+
+    def __init__(self, front: Front, text: Text, served: Served, most_bytes: int) -> None:
+        self._front, self._text, self._served, self._most_bytes = front, text, served, most_bytes
+
+    def application(self) -> FastAPI:
+        """All routes, and their description at /openapi.json."""
+        app = FastAPI(
+            title="PyramidServe",
+            version=version(PACKAGE),
+            openapi_url=None,
+            docs_url=None,
+            redoc_url=None,
+        )
+        for path, endpoint, body in (
+            ("/v1/chat/completions", self.chat, ChatBody),
+            ("/v1/completions", self.complete, CompletionBody),
+            ("/v1/responses", self.respond, ResponseBody),
+            ("/tokenize", self.tokenize, TokenizeBody),
+            ("/detokenize", self.detokenize, DetokenizeBody),
+        ):
+            app.add_api_route(
+                path,
+                _refusing(endpoint),
+                methods=["POST"],
+                openapi_extra={"requestBody": _described(body)},
+                response_class=Response,
+                summary=endpoint.__doc__,
+                name=endpoint.__name__,
+            )
+        for path, endpoint in (
+            ("/v1/models", self.models),
+            ("/v1/models/{name:path}", self.model),
+            ("/tokenizer_info", self.tokenizer_info),
+            ("/health", self.health),
+            ("/-/healthz", self.health),
+            ("/version", self.version),
+            ("/openapi.json", self.openapi),
+        ):
+            app.add_api_route(
+                path,
+                _refusing(endpoint),
+                methods=["GET"],
+                response_class=Response,
+                summary=endpoint.__doc__,
+                name=endpoint.__name__,
+            )
+        app.add_exception_handler(HTTPException, _no_such_route)
+        self._app = app
+        return app
+
+    async def chat(self, request: Request) -> Response:
+        """Replies to a conversation."""
+        tenant, body = await self._read(request, ChatBody)
+        name = body.request_id or new_name("chatcmpl")
+        return self._answer(request, tenant, name, body, asked_in_chat(body, name), ChatShape())
+
+    async def complete(self, request: Request) -> Response:
+        """Goes on with prompts."""
+        tenant, body = await self._read(request, CompletionBody)
+        name = body.request_id or new_name("cmpl")
+        prompts = prompts_of(body) if body.echo else ()
+        echoed = [each if isinstance(each, str) else self._text.decode(each) for each in prompts]
+        asked = asked_in_completion(body, name)
+        return self._answer(request, tenant, name, body, asked, CompletionShape(echoed))
+
+    async def respond(self, request: Request) -> Response:
+        """Replies to a conversation, as OpenAI's newer API has it."""
+        tenant, body = await self._read(request, ResponseBody)
+        name = new_name("resp")
+        reply = ResponseReply(Names(name, self._served.name), body.instructions)
+        call = Call(request.url.path, tenant, name, body.deadline)
+        return Answer(self._front, call, [asked_in_response(body, name)], reply, bool(body.stream))
+
+    async def tokenize(self, request: Request) -> Response:
+        """The ids of a text, or of a conversation in the model's template."""
+        tenant, body = await self._read(request, TokenizeBody)
+        ids = await self._front.read(tenant, _size(request), lambda: self._text.ids_of(body))
+        return JSONResponse({"count": len(ids), "max_model_len": self._served.context, "tokens": ids})
+
+    async def detokenize(self, request: Request) -> Response:
+        """The text of ids."""
+        tenant, body = await self._read(request, DetokenizeBody)
+        text = await self._front.read(tenant, _size(request), lambda: self._text.decode(body.tokens))
+        return JSONResponse({"prompt": text})
+
+    async def tokenizer_info(self, request: Request) -> Response:
+        """What programs that tokenise by themselves must know."""
+        self._identify(request)
+        return JSONResponse(self._text.about())
+
+    async def models(self, request: Request) -> Response:
+        """The one model that is served."""
+        self._identify(request)
+        return JSONResponse({"object": "list", "data": [self._served.about()]})
+
+    async def model(self, request: Request) -> Response:
+        """One model."""
+        self._identify(request)
+        self._served.check(request.path_params["name"])
+        return JSONResponse(self._served.about())
+
+    async def health(self, request: Request) -> Response:
+        """200 while a pipeline is there, else 503."""
+        return Response(status_code=200 if self._front.serving else 503)
+
+    async def version(self, request: Request) -> Response:
+        """Of this software."""
+        return JSONResponse({"version": version(PACKAGE)})
+
+    async def openapi(self, request: Request) -> Response:
+        """This description."""
+        self._identify(request)
+        _, bodies = models_json_schema([(body, "validation") for body in BODIES], ref_template=SCHEMAS)
+        described = self._app.openapi()
+        return JSONResponse(described | {"components": {"schemas": bodies["$defs"]}})
+
+    def _identify(self, request: Request) -> str:
+        return self._front.identify(request.headers.get("authorization", ""))
+
+    async def _read(self, request: Request, kind: type[Body]) -> tuple[str, Body]:
+        tenant = self._identify(request)
+        body = await read_body(request, kind, self._front, tenant, self._most_bytes)
+        self._served.check(getattr(body, "model", None))
+        refuse_unsupported(body)
+        return tenant, body
+
+    def _answer(
+        self,
+        request: Request,
+        tenant: str,
+        name: str,
+        body: ChatBody | CompletionBody,
+        asked: list[Any],
+        shape: ChatShape | CompletionShape,
+    ) -> Answer:
+        choices = [Choice(index, each.prompt) for index, each in enumerate(asked)]
+        options = body.stream_options
+        reply = Reply(
+            Names(name, self._served.name),
+            shape,
+            choices,
+            with_usage=bool(options and options.include_usage),
+            continuously=bool(options and options.continuous_usage_stats),
+        )
+        call = Call(request.url.path, tenant, name, body.deadline)
+        return Answer(self._front, call, asked, reply, bool(body.stream))
+
+
+def _refusing(endpoint: Endpoint) -> Endpoint:
+    async def answered(request: Request) -> Response:
+        try:
+            return await endpoint(request)
+        except Exception as raised:
+            error = refusal(raised, request.url.path, {})
+            return JSONResponse(shape_of(error), status_of(error)[0], headers_of(error))
+
+    return answered
+
+
+async def _no_such_route(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    message = f"{request.method} {request.url.path} is no route of this API; /openapi.json has them all"
+    told = {"message": message, "type": "invalid_request_error", "param": None, "code": "no_such_route"}
+    return JSONResponse({"error": told}, error.status_code, error.headers)
+
+
+def _described(body: type[BaseModel]) -> dict[str, Any]:
+    schema = {"$ref": SCHEMAS.format(model=body.__name__)}
+    return {"required": True, "content": {"application/json": {"schema": schema}}}
+
+
+def _size(request: Request) -> int:
+    return int(request.headers.get("content-length", "0") or 0)

@@ -1,0 +1,179 @@
+"""What bodies ask for, as the requests that every wire brings."""
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cluster.http.bodies import (
+    MOST_CHOICES,
+    ChatBody,
+    Choices,
+    CompletionBody,
+    CompressionBody,
+    MessageBody,
+    ResponseBody,
+    Shared,
+)
+from pyramidserve.errors import InvalidRequestError
+from pyramidserve.types import Compression, Priority, Sampling, Stopping
+from pyramidserve.v1 import inference_pb2 as pb
+from pyramidserve.wire import (
+    compression_to_message,
+    priority_to_message,
+    sampling_to_message,
+    stopping_to_message,
+)
+
+# What OpenAI has where a completion says nothing; chats go on to their ends.
+COMPLETION_TOKENS = 16
+# Templates know of "system" what OpenAI calls "developer" now.
+ROLES = {"developer": "system"}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One choice of a request: the ``prompt``-th prompt's."""
+
+    prompt: int
+    request: pb.GenerateRequest
+
+
+def asked_in_chat(body: ChatBody, name: str) -> list[Asked]:
+    """A request a choice; ``name``: of all of them. Raises InvalidRequestError."""
+    limit = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
+    chat = pb.ChatPrompt(
+        messages=messages_of(body.messages), continue_final_message=body.continue_final_message
+    )
+    return _choices(body, name, [pb.GenerateRequest(chat=chat)], limit)
+
+
+def asked_in_completion(body: CompletionBody, name: str) -> list[Asked]:
+    """As ``asked_in_chat``, for every prompt."""
+    prompts = [
+        pb.GenerateRequest(text=each)
+        if isinstance(each, str)
+        else pb.GenerateRequest(token_ids=pb.TokenIds(ids=_whole(each)))
+        for each in prompts_of(body)
+    ]
+    limit = COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
+    return _choices(body, name, prompts, limit)
+
+
+def asked_in_response(body: ResponseBody, name: str) -> Asked:
+    """The one request that it is. Raises InvalidRequestError."""
+    given = body.input
+    turns = [MessageBody(role="user", content=given)] if isinstance(given, str) else given
+    if body.instructions:
+        turns = [MessageBody(role="system", content=body.instructions), *turns]
+    request = pb.GenerateRequest(chat=pb.ChatPrompt(messages=messages_of(turns)))
+    request.MergeFrom(_settings(body, body.max_output_tokens))
+    request.request_id = name
+    return Asked(0, request)
+
+
+def prompts_of(body: CompletionBody) -> Sequence[str | Sequence[int]]:
+    """All prompts of a completion. Raises InvalidRequestError where there is none."""
+    given = body.prompt
+    if isinstance(given, str):
+        return [given]
+    if not given:
+        raise InvalidRequestError("prompt is empty; give a text, token ids, or a list of these")
+    return [given] if isinstance(given[0], int) else given
+
+
+def messages_of(messages: Sequence[MessageBody]) -> list[pb.ChatMessage]:
+    """A conversation, its parts joined."""
+    return [pb.ChatMessage(role=ROLES.get(each.role, each.role), content=_text(each)) for each in messages]
+
+
+def new_name(prefix: str) -> str:
+    """A name that nobody has had."""
+    return f"{prefix}-{uuid.uuid4().hex}"
+
+
+def _text(message: MessageBody) -> str:
+    content = message.content
+    if content is None or isinstance(content, str):
+        return content or ""
+    return "".join(part.text or part.refusal or "" for part in content)
+
+
+def _choices(
+    body: Choices, name: str, prompts: Sequence[pb.GenerateRequest], max_tokens: int | None
+) -> list[Asked]:
+    count = body.n or 1
+    if count * len(prompts) > MOST_CHOICES:
+        raise InvalidRequestError(
+            f"n is {count} and there are {len(prompts)} prompts, which are {count * len(prompts)} choices; "
+            f"ask for at most {MOST_CHOICES} at once"
+        )
+    settings = _settings(body, max_tokens)
+    asked: list[Asked] = []
+    for prompt, request in enumerate(prompts):
+        for choice in range(count):
+            own = pb.GenerateRequest()
+            own.CopyFrom(request)
+            own.MergeFrom(settings)
+            own.request_id = name if count * len(prompts) == 1 else f"{name}-{len(asked)}"
+            if choice:
+                # One turn is the conversation's; each choice is drawn anew.
+                own.session_id = ""
+                if settings.sampling.HasField("seed"):
+                    own.sampling.seed = (settings.sampling.seed + choice) % 2**63
+            asked.append(Asked(prompt, own))
+    return asked
+
+
+def _settings(body: Shared, max_tokens: int | None) -> pb.GenerateRequest:
+    """All but the prompt and the name."""
+    sampling = Sampling(
+        temperature=body.temperature or 0.0,
+        top_p=1.0 if body.top_p is None else body.top_p,
+        top_k=body.top_k if body.top_k and body.top_k > 0 else None,
+        seed=body.seed,
+    )
+    ends = body.stop_token_ids
+    stopping = Stopping(
+        max_tokens=max_tokens,
+        stop=body.stop or (),
+        ignore_eos=bool(body.ignore_eos),
+        stop_token_ids=() if ends is None else _whole([ends] if isinstance(ends, int) else ends),
+    )
+    asked = pb.GenerateRequest(
+        sampling=sampling_to_message(sampling),
+        stopping=stopping_to_message(stopping),
+        session_id=body.session_id or "",
+        priority=priority_to_message(_priority(body.priority)),
+    )
+    if body.compression or body.recall:
+        asked.compression.CopyFrom(_compression(body.compression or CompressionBody(), body.recall))
+    return asked
+
+
+def _compression(body: CompressionBody, recall: str | None) -> pb.Compression:
+    if recall and body.recall and recall != body.recall:
+        raise InvalidRequestError(
+            f"recall is {recall!r:.40}, and that of compression {body.recall!r:.40}; give one of them"
+        )
+    return compression_to_message(
+        Compression(
+            policy=body.policy or "",
+            prefill=body.prefill or "",
+            kv_keep=body.kv_keep,
+            recall=recall or body.recall or "",
+            parameters=body.parameters or {},
+        )
+    )
+
+
+def _priority(given: str | int | None) -> Priority:
+    if isinstance(given, int):
+        return "normal" if given == 0 else "high" if given < 0 else "low"
+    return given or "normal"  # type: ignore[return-value]
+
+
+def _whole(ids: Sequence[int]) -> list[int]:
+    for each in ids:
+        if not 0 <= each < 2**31:
+            raise InvalidRequestError(f"token id {each} is none; ids are 0 to {2**31 - 1}")
+    return list(ids)

@@ -1,0 +1,132 @@
+"""What clients send, as OpenAI's API and vLLM's additions have it.
+
+Unknown fields are passed over, and null is as good as nothing: only what would change the answer is
+refused, in ``asking.py``.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+# Of a single request; each is one of the queue.
+MOST_CHOICES = 128
+
+Ids = list[int]
+Knob = bool | float | str | list[float]
+
+
+class Body(BaseModel):
+    model_config = ConfigDict(extra="ignore", protected_namespaces=(), hide_input_in_errors=False)
+
+
+class StreamOptions(Body):
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+
+
+class CompressionBody(Body):
+    """Ours: how the KV cache of the request is compressed; see `docs/policies.md`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    policy: str | None = None
+    prefill: str | None = None
+    kv_keep: float | None = None
+    recall: str | None = None
+    parameters: dict[str, Knob] | None = None
+
+
+class Shared(Body):
+    """What all three kinds of requests have; what is not here is looked at in ``unsupported.py``."""
+
+    model_config = ConfigDict(extra="allow")
+
+    model: str | None = None
+    stream: bool | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = Field(None, description="ours and vLLM's; 0 and -1: all")
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    stop_token_ids: int | Ids | None = None
+    ignore_eos: bool | None = None
+    compression: CompressionBody | None = None
+    recall: str | None = Field(None, description="ours: short for that of `compression`")
+    session_id: str | None = Field(None, description="ours: names the conversation")
+    priority: Literal["high", "normal", "low"] | int | None = Field(
+        None, description="ours; of a number, as vLLM has it, those below 0 go first"
+    )
+    deadline: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="ours: seconds after which nobody waits for the answer any more"
+    )
+    cache_salt: str | None = Field(
+        None, max_length=128, description="whose conversations are looked through for one that goes on"
+    )
+    user: str | None = None
+
+    @property
+    def salt(self) -> str:
+        return self.cache_salt or ""
+
+
+class Choices(Shared):
+    """What chats and completions have."""
+
+    n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = None
+    max_tokens: int | None = None
+    stream_options: StreamOptions | None = None
+    request_id: str | None = Field(None, description="ours: one that is running is joined, not run twice")
+
+
+class TextPart(Body):
+    type: Literal["text", "input_text", "output_text", "refusal"]
+    text: str | None = None
+    refusal: str | None = None
+
+
+class MessageBody(Body):
+    role: str
+    content: str | list[TextPart] | None = None
+
+
+class ChatBody(Choices):
+    """POST /v1/chat/completions"""
+
+    messages: list[MessageBody]
+    max_completion_tokens: int | None = None
+    continue_final_message: bool | None = None
+    add_generation_prompt: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+
+
+class CompletionBody(Choices):
+    """POST /v1/completions"""
+
+    prompt: str | list[str] | Ids | list[Ids]
+    echo: bool | None = None
+
+
+class ResponseBody(Shared):
+    """POST /v1/responses, without state of the server's"""
+
+    input: str | list[MessageBody]
+    instructions: str | None = None
+    max_output_tokens: int | None = None
+
+
+class TokenizeBody(Body):
+    """POST /tokenize"""
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: list[MessageBody] | None = None
+    add_special_tokens: bool | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+
+
+class DetokenizeBody(Body):
+    """POST /detokenize"""
+
+    model: str | None = None
+    tokens: Ids

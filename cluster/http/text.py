@@ -1,0 +1,56 @@
+"""What HTTP clients ask of the tokenizer."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol, cast
+
+from cluster.front.validation import chat_messages
+from cluster.http.asking import messages_of
+from cluster.http.bodies import TokenizeBody
+from pyramidserve.errors import InvalidRequestError
+from pyramidserve.types import ChatMessage
+from pyramidserve.v1 import inference_pb2 as pb
+from workers.model.transcript import Transcript
+
+
+class Tokenizer(Protocol):
+    """A model's, see ``workers.model.tokenizer``."""
+
+    def encode(self, text: str) -> list[int]: ...
+    def encode_part(self, text: str) -> list[int]: ...
+    def chat(
+        self, messages: Sequence[ChatMessage], last: Transcript | None = None, continues: bool | None = None
+    ) -> list[int]: ...
+    def decode(self, ids: Sequence[int]) -> str: ...
+    def about(self) -> dict[str, Any]: ...
+
+
+class Text:
+    """Text to ids and back, within the model's vocabulary."""
+
+    def __init__(self, tokenizer: Tokenizer, vocabulary: int) -> None:
+        self._tokenizer, self._vocabulary = tokenizer, vocabulary
+
+    def ids_of(self, body: TokenizeBody) -> list[int]:
+        """The ids of what is to be tokenised. Raises InvalidRequestError."""
+        if (body.prompt is None) == (body.messages is None):
+            raise InvalidRequestError("prompt or messages must be there, and not both; give one of them")
+        if body.messages is not None:
+            chat = pb.ChatPrompt(messages=messages_of(body.messages))
+            continues = body.continue_final_message
+            return self._tokenizer.chat(chat_messages(chat), continues=continues)
+        whole = body.add_special_tokens is not False
+        prompt = cast(str, body.prompt)
+        return self._tokenizer.encode(prompt) if whole else self._tokenizer.encode_part(prompt)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ``ids``, without special tokens. Raises InvalidRequestError."""
+        for each in ids:
+            if not 0 <= each < self._vocabulary:
+                raise InvalidRequestError(
+                    f"token id {each} is none of the model's; they are 0 to {self._vocabulary - 1}"
+                )
+        return self._tokenizer.decode(ids)
+
+    def about(self) -> dict[str, Any]:
+        """What programs that tokenise by themselves must know."""
+        return self._tokenizer.about()
