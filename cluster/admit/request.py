@@ -17,6 +17,7 @@ class ValidatedRequest:
         limited: the client chose ``max_tokens``.
         messages: what was asked, if it was a conversation.
         continues: the reply goes on with the last of them.
+        owner: among whose conversations its next turn is looked for by what was said; "": it is not.
     """
 
     request_id: str
@@ -31,6 +32,7 @@ class ValidatedRequest:
     priority: Priority = "normal"
     messages: tuple[ChatMessage, ...] = ()
     continues: bool = False
+    owner: str = ""
 
     @property
     def seed(self) -> int:

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from pyramidserve.errors import UnknownSessionError
 from workers.model.transcript import Transcript
 
+# Of all that is remembered: thousands of long conversations.
+MOST_BYTES = 256 << 20
+
 
 @dataclass
 class _Session:
@@ -15,13 +18,23 @@ class _Session:
     last_use: float
     last_turn: Transcript | None = None
 
+    @property
+    def bytes(self) -> int:
+        """Of what was said."""
+        return self.last_turn.size if self.last_turn else 0
+
 
 class Sessions:
     """Live sessions, the least recently used first out."""
 
-    def __init__(self, limit: int, max_age: float, clock: Callable[[], float]) -> None:
-        """Remembers at most ``limit`` sessions, each for ``max_age`` seconds after its last use."""
-        self._limit = limit
+    def __init__(
+        self, limit: int, max_age: float, clock: Callable[[], float], most_bytes: int = MOST_BYTES
+    ) -> None:
+        """Remembers at most ``limit`` sessions, each for ``max_age`` seconds after its last use.
+
+        ``most_bytes``: of what was said in all of them.
+        """
+        self._limit, self._most_bytes, self._bytes = limit, most_bytes, 0
         self._max_age = max_age
         self._clock = clock
         self._sessions: OrderedDict[str, _Session] = OrderedDict()
@@ -56,7 +69,9 @@ class Sessions:
         session = self._sessions.get(session_id)
         if session:
             session.turns += 1
+            self._bytes -= session.bytes
             session.last_turn = turn
+            self._bytes += session.bytes
             self._touch(session_id, session)
 
     def end(self, session_id: str, begun: bool = False) -> int:
@@ -66,6 +81,7 @@ class Sessions:
         """
         self._expire()
         session = self._sessions.pop(session_id, None)
+        self._bytes -= session.bytes if session else 0
         if session is None:
             if begun:
                 return 0
@@ -82,6 +98,9 @@ class Sessions:
     def _expire(self) -> None:
         oldest_use = self._clock() - self._max_age
         while self._sessions and (
-            len(self._sessions) > self._limit or next(iter(self._sessions.values())).last_use < oldest_use
+            len(self._sessions) > self._limit
+            or self._bytes > self._most_bytes
+            or next(iter(self._sessions.values())).last_use < oldest_use
         ):
-            self._sessions.popitem(last=False)
+            _, session = self._sessions.popitem(last=False)
+            self._bytes -= session.bytes

@@ -1,6 +1,8 @@
 """What every wire of a router calls: who asks, whether it can be, and what follows."""
 
+import json
 import math
+import uuid
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -8,6 +10,7 @@ from functools import partial
 from cluster.admit.request import ValidatedRequest
 from cluster.front.reading import Reading, Result
 from cluster.front.tenants import Tenants
+from cluster.front.validation import chat_messages
 from cluster.route.live import Follower
 from cluster.route.router import Router
 from pyramidserve.types import ClusterState
@@ -43,21 +46,32 @@ class Front:
         return self._tenants.identify(authorization)
 
     async def begin(
-        self, tenant: str, request: pb.GenerateRequest, seconds_left: float = math.inf
+        self,
+        tenant: str,
+        request: pb.GenerateRequest,
+        seconds_left: float = math.inf,
+        salt: str | None = None,
     ) -> Follower:
         """Validates and queues a request; close the follower in any case.
 
         Args:
             tenant: who asks, as ``identify`` knows.
             seconds_left: when the client gives up.
+            salt: the conversation goes on from the tenant's of this salt in which all of it was said but
+                what is new, if there is one; None: a session is what its ``session_id`` says.
 
         Raises what ``validate`` and ``Router.submit`` raise.
         """
-        session_id = _own(tenant, request.session_id)
+        session_id, owner = _own(tenant, request.session_id), ""
+        if salt is not None and not session_id and request.HasField("chat"):
+            owner = json.dumps([tenant, salt])
+            known = self._router.conversation(owner, chat_messages(request.chat))
+            session_id = known or _own(tenant, f"~{uuid.uuid4().hex}")
         last = self._router.last_turn(session_id) if session_id else None
         work = partial(self._validate, request, last)
         validated = await self._reading.read(tenant, request.ByteSize(), work)
-        return self._router.submit(replace(validated, session_id=session_id), tenant, seconds_left)
+        validated = replace(validated, session_id=session_id, owner=owner)
+        return self._router.submit(validated, tenant, seconds_left)
 
     async def read(self, tenant: str, size: int, work: Callable[[], Result]) -> Result:
         """What ``work`` makes of ``size`` bytes of a tenant's, in turn with others."""

@@ -2,10 +2,10 @@
 
 import asyncio
 import json
+import math
 from collections.abc import AsyncGenerator, Coroutine, Sequence
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Protocol
 
 from starlette.responses import Response
@@ -89,12 +89,10 @@ class Answer(Response):
 
     async def _begin(self, stack: AsyncExitStack) -> list[Follower]:
         """A stream of each choice, in their order; all are closed with ``stack``."""
-        seconds, followers = self._call.seconds, []
-        begin = self._front.begin
-        if seconds is not None:
-            begin = partial(begin, seconds_left=seconds)
+        seconds = math.inf if self._call.seconds is None else self._call.seconds
+        followers = []
         for each in self._asked:
-            follower = await begin(self._call.tenant, each.request)
+            follower = await self._front.begin(self._call.tenant, each.request, seconds, each.salt)
             stack.callback(follower.close)
             followers.append(follower)
         return followers

@@ -32,10 +32,14 @@ ROLES = {"developer": "system"}
 
 @dataclass(frozen=True)
 class Asked:
-    """One choice of a request: the ``prompt``-th prompt's."""
+    """One choice of a request: the ``prompt``-th prompt's.
+
+    ``salt``: of the conversations that it may go on from; None: of none.
+    """
 
     prompt: int
     request: pb.GenerateRequest
+    salt: str | None = None
 
 
 def asked_in_chat(body: ChatBody, name: str) -> list[Asked]:
@@ -68,7 +72,7 @@ def asked_in_response(body: ResponseBody, name: str) -> Asked:
     request = pb.GenerateRequest(chat=pb.ChatPrompt(messages=messages_of(turns)))
     request.MergeFrom(_settings(body, body.max_output_tokens))
     request.request_id = name
-    return Asked(0, request)
+    return Asked(0, request, body.salt)
 
 
 def prompts_of(body: CompletionBody) -> Sequence[str | Sequence[int]]:
@@ -120,7 +124,7 @@ def _choices(
                 own.session_id = ""
                 if settings.sampling.HasField("seed"):
                     own.sampling.seed = (settings.sampling.seed + choice) % 2**63
-            asked.append(Asked(prompt, own))
+            asked.append(Asked(prompt, own, None if choice else body.salt))
     return asked
 
 

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable, Iterator
 
 from cluster.admit.admission import Admission
+from cluster.admit.conversations import Conversations
 from cluster.admit.request import ValidatedRequest
 from cluster.admit.sessions import Sessions
 from cluster.route.attached_pipeline import AttachedPipeline
@@ -49,9 +50,14 @@ class LiveRequests:
     """
 
     def __init__(
-        self, admission: Admission[LiveRequest], sessions: Sessions, clock: Callable[[], float]
+        self,
+        admission: Admission[LiveRequest],
+        sessions: Sessions,
+        conversations: Conversations,
+        clock: Callable[[], float],
     ) -> None:
         self._admission, self._sessions, self._clock = admission, sessions, clock
+        self._conversations = conversations
         self._live: dict[tuple[str, str], LiveRequest] = {}
         self.idle = asyncio.Event()
         self.idle.set()
@@ -134,7 +140,10 @@ class LiveRequests:
         receipt = live.finish(receipt, pipeline.pipeline_id)
         self._forget(live)
         self._admission.count_finished(live.request, receipt.output_tokens, receipt.inter_token_p50)
-        self._sessions.count_turn(live.session_id, live.transcript())
+        turn = live.transcript()
+        self._sessions.count_turn(live.session_id, turn)
+        if turn and live.session_id and live.request.owner:
+            self._conversations.remember(live.request.owner, turn, live.session_id)
         tell(
             log,
             logging.INFO,

@@ -4,9 +4,10 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from cluster.admit.admission import Admission, too_large
+from cluster.admit.conversations import Conversations
 from cluster.admit.request import ValidatedRequest
 from cluster.admit.sessions import Sessions
 from cluster.admit.tuning import AdmitTuning
@@ -21,7 +22,7 @@ from pyramidserve.errors import (
     ServerLeftError,
     UnavailableError,
 )
-from pyramidserve.types import ClusterState
+from pyramidserve.types import ChatMessage, ClusterState
 from pyramidserve.v1 import pipeline_pb2 as pb
 from workers.events import tell
 from workers.model.transcript import Transcript
@@ -72,7 +73,8 @@ class Router:
         self._clock = clock
         self._admission: Admission[LiveRequest] = Admission(queue_limit, weights or {}, clock, admit)
         self._sessions = Sessions(session_limit, session_max_age, clock)
-        self._live = LiveRequests(self._admission, self._sessions, clock)
+        self._conversations = Conversations(session_limit)
+        self._live = LiveRequests(self._admission, self._sessions, self._conversations, clock)
         self._pipelines = Pipelines(model, policies or versions(), admit, route, call_later, self._dispatch)
         self._pacer = Pacer(lambda: len(self._live) - len(self._admission), clock, call_later, route)
 
@@ -136,6 +138,15 @@ class Router:
     def last_turn(self, session_id: str) -> Transcript | None:
         """The last turn of a session, if it is known."""
         return self._sessions.last_turn(session_id)
+
+    def conversation(self, owner: str, messages: Sequence[ChatMessage]) -> str:
+        """The session of ``owner`` that ``messages`` go on from, unless a turn of it is live; "": none."""
+        live = {each.session_id for each in self._live}
+
+        def usable(session_id: str) -> bool:
+            return session_id not in live and self._sessions.last_turn(session_id) is not None
+
+        return self._conversations.find(owner, messages, usable)
 
     def attach(self, hello: pb.Hello) -> AttachedPipeline:
         """Takes a pipeline in, in place of one of the same id; ``detach`` it in any case.

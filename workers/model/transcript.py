@@ -55,6 +55,17 @@ class Transcript:
         asked, begun = (messages[:-1], messages[-1].content) if continues else (messages, "")
         return cls(asked, begun, reply, array("i", prompt_ids), array("i", output_ids))
 
+    @property
+    def conversation(self) -> tuple[ChatMessage, ...]:
+        """All that was said, the reply too."""
+        return (*self.messages, ChatMessage("assistant", self.begun + self.reply))
+
+    @property
+    def size(self) -> int:
+        """Bytes that it takes, about."""
+        ids = len(self.prompt_ids) + len(self.output_ids)
+        return 4 * ids + sum(len(each.content) for each in self.conversation)
+
     def go_on(
         self, text: Text, messages: Sequence[ChatMessage], continues: bool | None = None
     ) -> list[int] | None:
@@ -63,12 +74,10 @@ class Transcript:
         The turn's own ids, and then those of the text behind the reply: tokenising the reply rarely gives
         the ids back that the model wrote.
         """
-        asked = len(self.messages)
-        said = self.begun + self.reply
-        so_far = (*self.messages, ChatMessage("assistant", said))
+        asked, so_far = len(self.messages), self.conversation
         whole, before = (
             text.render(messages, continues),
-            text.render(self.messages, False) + text.plain(said),
+            text.render(self.messages, False) + text.plain(so_far[-1].content),
         )
         if tuple(messages[: asked + 1]) != so_far or not whole.startswith(before):
             return None

@@ -4,6 +4,8 @@ import pytest
 
 from cluster.admit.sessions import Sessions
 from pyramidserve.errors import UnknownSessionError
+from pyramidserve.types import ChatMessage
+from workers.model.transcript import Transcript
 
 
 class Clock:
@@ -65,3 +67,17 @@ def test_an_old_session_is_forgotten() -> None:
     assert len(sessions) == 1
     with pytest.raises(UnknownSessionError):
         sessions.end("old")
+
+
+def test_what_was_said_has_a_bound() -> None:
+    sessions = Sessions(8, 60, Clock(), most_bytes=1000)
+    said = Transcript.of((ChatMessage("user", "x" * 300),), False, "y" * 100, [1] * 10, [2] * 10)
+    for name in "abc":
+        sessions.place(name, "p")
+        sessions.count_turn(name, said)
+    assert [sessions.last_turn(name) is said for name in "abc"] == [False, True, True]
+    sessions.end("c")
+    for name in "de":
+        sessions.place(name, "p")
+        sessions.count_turn(name, said)
+    assert [sessions.last_turn(name) is said for name in "bde"] == [False, True, True]

@@ -8,11 +8,12 @@ from typing import Any
 
 import openai
 import pytest
-from fake_head import hello
+from fake_head import finished, hello, tokens
 from served_router import Site, run, site
 
 from cluster.front.tenants import Tenant, Tenants
 from pyramidserve.errors import OverloadedError
+from pyramidserve.v1.pipeline_pb2 import StepReport
 
 HI = [{"role": "user", "content": "Hi"}]
 # OpenAI's client has types of what it knows alone, and not of what we add.
@@ -331,3 +332,37 @@ def test_responses() -> None:
         assert (kinds[0], kinds[-1]) == ("response.created", "response.incomplete")
 
     served(scenario)
+
+
+def test_a_conversation_whose_client_gives_no_name_is_found_again() -> None:
+    async def whole() -> None:
+        async with site() as at, at.head(hello(pages=(64, 64))) as head, at.openai() as client:
+
+            async def ask(*said: str, salt: str = "") -> str:
+                """Asks with a whole history; returns the session that the pipeline is told."""
+                roles = ("user", "assistant")
+                messages = [{"role": roles[i % 2], "content": each} for i, each in enumerate(said)]
+                asking = asyncio.create_task(
+                    client.chat.completions.create(
+                        model="toy", messages=messages, max_tokens=2, extra_body={"cache_salt": salt}
+                    )
+                )
+                start = await head.started()
+                key = start.sequence_id
+                said_now = [tokens(key, 0, 0, 1)]
+                await head.report(StepReport(tokens=said_now, finished=[finished(key, output_tokens=2)]))
+                await asking
+                return start.session_id
+
+            first = await ask("Hi")
+            assert first
+            assert await ask("Hi", " 0 1", "And?") == first
+            assert await ask("Hi", " 0 1", "And?", " 0 1", "So?") == first
+            others = [
+                await ask("Hi"),
+                await ask("Hi", "Ho", "And?"),
+                await ask("Hi", " 0 1", "?", salt="x"),
+            ]
+            assert len({first, *others}) == 4
+
+    run(whole)
