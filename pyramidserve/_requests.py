@@ -18,6 +18,7 @@ from pyramidserve.types import (
     Reply,
     Sampling,
     Stopping,
+    TokenLogprob,
     Tokens,
 )
 from pyramidserve.v1 import inference_pb2 as pb
@@ -47,6 +48,8 @@ class RequestOptions(TypedDict, total=False):
             continues behind them. Send the seed of the first ``Started`` with them.
         continue_final_message: whether the reply goes on with the last message; unless given, it does
             where that is the assistant's.
+        given_output_ids: output that is given and comes back as output, with log-probabilities where
+            ``sampling`` asks for them: so text is scored. Nothing ends it but ``max_tokens``.
         priority: "high" counts as having arrived 30 seconds sooner, "low" 30 seconds later.
     """
 
@@ -57,6 +60,7 @@ class RequestOptions(TypedDict, total=False):
     request_id: str
     resume_output_ids: Sequence[int]
     continue_final_message: bool | None
+    given_output_ids: Sequence[int]
     priority: Priority
 
 
@@ -71,6 +75,7 @@ def generate_request(
     request_id: str | None = None,
     resume_output_ids: Sequence[int] = (),
     continue_final_message: bool | None = None,
+    given_output_ids: Sequence[int] = (),
     priority: Priority = "normal",
 ) -> pb.GenerateRequest:
     """The message of a request.
@@ -86,6 +91,7 @@ def generate_request(
             compression=compression_to_message(compression) if compression else None,
             session_id=session_id,
             resume_output_ids=token_ids("resume_output_ids", resume_output_ids),
+            given_output_ids=token_ids("given_output_ids", given_output_ids),
             priority=priority_to_message(priority),
         )
         _set_prompt(request, prompt, continue_final_message)
@@ -141,13 +147,15 @@ def assemble(events: Iterable[Event]) -> Reply:
     """
     texts: list[str] = []
     token_ids: list[int] = []
+    logprobs: list[TokenLogprob] = []
     for event in events:
         match event:
             case Tokens():
                 texts.append(event.text)
                 token_ids.extend(event.token_ids)
+                logprobs.extend(event.logprobs)
             case Receipt():
-                return Reply("".join(texts), tuple(token_ids), event)
+                return Reply("".join(texts), tuple(token_ids), event, tuple(logprobs))
     raise EngineError("the reply ended without a receipt")
 
 

@@ -32,12 +32,34 @@ class Sampling:
         top_k: keeps this many of the most likely tokens; None keeps all.
         seed: makes sampling repeatable, as the draw is a function of (seed, output index);
             None lets the server pick one.
+        min_p: keeps tokens that are at least this times as likely as the likeliest, in [0, 1].
+        presence_penalty: taken from the logit of what the output has, in [-2, 2].
+        frequency_penalty: taken from it as often as the output has it, in [-2, 2].
+        repetition_penalty: divides the logit of what prompt and output have, or multiplies one below 0.
+        logit_bias: added to the logits of these ids, each in [-100, 100].
+        logprobs: tells the log-probability of each output token, before anything of this changes it, and of
+            so many of the likeliest in its place, at most 20; None: of none.
     """
 
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int | None = None
     seed: int | None = None
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: Mapping[int, float] | tuple[tuple[int, float], ...] = ()
+    logprobs: int | None = None
+
+    def __post_init__(self) -> None:
+        """Makes ``logit_bias`` pairs in order of their ids, so that equals are equal and have a hash.
+
+        Raises InvalidRequestError where an id is no whole number.
+        """
+        biases = dict(self.logit_bias).items()
+        pairs = sorted((whole_number("each id of logit_bias", token), bias) for token, bias in biases)
+        object.__setattr__(self, "logit_bias", tuple(pairs))
 
 
 @dataclass(frozen=True)
@@ -50,12 +72,16 @@ class Stopping:
             is taken as one.
         ignore_eos: go on after the end-of-sequence token.
         stop_token_ids: generation ends with the first of these; one id is taken as one.
+        min_tokens: output tokens before which nothing of this ends it but ``max_tokens``.
+        include_stop: the text has the stop string that ended it too.
     """
 
     max_tokens: int | None = None
     stop: Sequence[str] = ()
     ignore_eos: bool = False
     stop_token_ids: Sequence[int] = ()
+    min_tokens: int = 0
+    include_stop: bool = False
 
     def __post_init__(self) -> None:
         """Makes tuples of what is given. A text is a sequence of its letters, which nobody means.
@@ -116,15 +142,26 @@ class Started:
 
 
 @dataclass(frozen=True)
+class TokenLogprob:
+    """How likely an output token was, as a natural logarithm, and the likeliest ones, best first."""
+
+    logprob: float
+    top_ids: tuple[int, ...] = ()
+    top_logprobs: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
 class Tokens:
     """New output: ``token_ids`` from output index ``index`` on.
 
-    ``text`` may lag behind the ids by an unfinished character or a possible stop string.
+    ``text`` may lag behind the ids by an unfinished character or a possible stop string. ``logprobs``: one
+    for each id, where they were asked for.
     """
 
     index: int
     token_ids: tuple[int, ...]
     text: str
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -209,11 +246,12 @@ Event = Started | Tokens | Receipt
 
 @dataclass(frozen=True)
 class Reply:
-    """A whole reply."""
+    """A whole reply; ``logprobs`` of each id, where they were asked for."""
 
     text: str
     token_ids: tuple[int, ...]
     receipt: Receipt
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True)

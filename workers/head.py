@@ -128,6 +128,7 @@ def _request(start: messages.StartSequence) -> SequenceRequest:
         forced_output_ids=tuple(start.forced_output_ids),
         expected_tokens=start.expected_tokens,
         session_id=start.session_id,
+        untold=start.untold_output_ids,
     )
 
 

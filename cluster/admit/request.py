@@ -17,6 +17,7 @@ class ValidatedRequest:
         limited: the client chose ``max_tokens``.
         messages: what was asked, if it was a conversation.
         continues: the reply goes on with the last of them.
+        given_output_ids: output that is not drawn.
         owner: among whose conversations its next turn is looked for by what was said; "": it is not.
     """
 
@@ -32,6 +33,7 @@ class ValidatedRequest:
     priority: Priority = "normal"
     messages: tuple[ChatMessage, ...] = ()
     continues: bool = False
+    given_output_ids: tuple[int, ...] = ()
     owner: str = ""
 
     @property
@@ -46,7 +48,8 @@ class ValidatedRequest:
     def fingerprint(self) -> tuple[object, ...]:
         """All that decides the reply but what a client need not know yet: the seed, and ``max_tokens``."""
         sampling, stopping = replace(self.sampling, seed=None), replace(self.stopping, max_tokens=None)
-        return self.prompt_ids, sampling, stopping, self.compression, self.session_id
+        given = self.given_output_ids
+        return self.prompt_ids, sampling, stopping, self.compression, self.session_id, given
 
     def same_reply(self, live: "ValidatedRequest") -> bool:
         """Whether this asks for the reply that ``live`` is already getting."""

@@ -14,11 +14,11 @@ def check_size(message: pb.GenerateRequest, context: int, characters_per_token: 
         raise InvalidRequestError(
             f"the prompt has {ids} tokens; the model's context is {context}, so at most one less fits"
         )
-    resumed = len(message.resume_output_ids)
-    if resumed >= context:
-        raise InvalidRequestError(
-            f"resume_output_ids has {resumed} tokens; the model's context is {context}, with the prompt"
-        )
+    for name in ("resume_output_ids", "given_output_ids"):
+        if (count := len(getattr(message, name))) >= context:
+            raise InvalidRequestError(
+                f"{name} has {count} tokens; the model's context is {context}, with the prompt"
+            )
     characters = _characters(message)
     if characters_per_token and characters > context * characters_per_token:
         raise InvalidRequestError(

@@ -63,9 +63,8 @@ def validate_request(
     sampling = sampling_from_message(message.sampling)
     compression = compression_from_message(message.compression, default_compression)
     resumed = tuple(message.resume_output_ids)
-    terms = settle(
-        prompt_ids, sampling, stopping_from_message(message.stopping), compression, resumed, facts
-    )
+    given, stopping = tuple(message.given_output_ids), stopping_from_message(message.stopping)
+    terms = settle(prompt_ids, sampling, stopping, compression, resumed, facts, given)
     return ValidatedRequest(
         request_id=message.request_id,
         prompt_ids=prompt_ids,
@@ -74,6 +73,7 @@ def validate_request(
         compression=compression,
         session_id=message.session_id,
         resume_output_ids=resumed,
+        given_output_ids=given,
         seed_given=sampling.seed is not None,
         limited=terms.limited,
         priority=priority_from_message(message.priority),

@@ -44,12 +44,15 @@ class AttachedPipeline:
         live, request = admitted.item, admitted.item.request
         live.send(self.pipeline_id, admitted.sequence_id, now)
         self.sequences[admitted.sequence_id] = live
+        told = live.output_ids
+        forced = max(told, list(request.given_output_ids), key=len)
         start = pb.StartSequence(
             sequence_id=admitted.sequence_id,
             expected_tokens=admitted.expected_tokens,
             request_id=request.request_id,
             prompt_ids=request.prompt_ids,
-            forced_output_ids=live.output_ids,
+            forced_output_ids=forced,
+            untold_output_ids=len(forced) - len(told),
             sampling=sampling_to_message(request.sampling),
             stopping=stopping_to_message(request.stopping),
             compression=compression_to_message(request.compression),

@@ -201,6 +201,7 @@ class Follower(AsyncIterator[Event]):
                 chunks[0].index,
                 tuple(token_id for chunk in chunks for token_id in chunk.token_ids),
                 "".join(chunk.text for chunk in chunks),
+                tuple(each for chunk in chunks for each in chunk.logprobs),
             )
         if self._ended or live._end is None:
             raise StopAsyncIteration

@@ -397,6 +397,7 @@ class StartSequence(_message.Message):
     COMPRESSION_FIELD_NUMBER: _builtins.int
     EXPECTED_TOKENS_FIELD_NUMBER: _builtins.int
     SESSION_ID_FIELD_NUMBER: _builtins.int
+    UNTOLD_OUTPUT_IDS_FIELD_NUMBER: _builtins.int
     sequence_id: _builtins.int
     """The router's name for the sequence; never used twice."""
     request_id: _builtins.str
@@ -405,6 +406,8 @@ class StartSequence(_message.Message):
     """Output tokens that it will probably have, at most max_tokens; the pipeline plans its memory with them."""
     session_id: _builtins.str
     """Whose turn it is; empty: nobody's. What a turn leaves waits for the session's next."""
+    untold_output_ids: _builtins.int
+    """The last of forced_output_ids that clients have not been told yet: given output, which nothing ends."""
     @_builtins.property
     def prompt_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The prompt."""
@@ -437,10 +440,11 @@ class StartSequence(_message.Message):
         compression: _inference_pb2.Compression | None = ...,
         expected_tokens: _builtins.int = ...,
         session_id: _builtins.str = ...,
+        untold_output_ids: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["compression", b"compression", "sampling", b"sampling", "stopping", b"stopping"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["compression", b"compression", "expected_tokens", b"expected_tokens", "forced_output_ids", b"forced_output_ids", "prompt_ids", b"prompt_ids", "request_id", b"request_id", "sampling", b"sampling", "sequence_id", b"sequence_id", "session_id", b"session_id", "stopping", b"stopping"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["compression", b"compression", "expected_tokens", b"expected_tokens", "forced_output_ids", b"forced_output_ids", "prompt_ids", b"prompt_ids", "request_id", b"request_id", "sampling", b"sampling", "sequence_id", b"sequence_id", "session_id", b"session_id", "stopping", b"stopping", "untold_output_ids", b"untold_output_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

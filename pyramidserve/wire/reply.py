@@ -8,6 +8,7 @@ from pyramidserve.types import (
     LayerReceipt,
     Receipt,
     Started,
+    TokenLogprob,
     Tokens,
 )
 from pyramidserve.v1 import inference_pb2 as pb
@@ -32,12 +33,19 @@ def started_from_message(message: pb.Started) -> Started:
 
 def tokens_to_message(tokens: Tokens) -> pb.Tokens:
     """The message of ``tokens``."""
-    return pb.Tokens(index=tokens.index, token_ids=tokens.token_ids, text=tokens.text)
+    message = pb.Tokens(index=tokens.index, token_ids=tokens.token_ids, text=tokens.text)
+    for each in tokens.logprobs:
+        message.logprobs.add(logprob=each.logprob, top_ids=each.top_ids, top_logprobs=each.top_logprobs)
+    return message
 
 
 def tokens_from_message(message: pb.Tokens) -> Tokens:
     """The event of ``message``."""
-    return Tokens(index=message.index, token_ids=tuple(message.token_ids), text=message.text)
+    logprobs = tuple(
+        TokenLogprob(each.logprob, tuple(each.top_ids), tuple(each.top_logprobs))
+        for each in message.logprobs
+    )
+    return Tokens(message.index, tuple(message.token_ids), message.text, logprobs)
 
 
 def receipt_to_message(receipt: Receipt) -> pb.Receipt:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
@@ -20,6 +20,11 @@ _PRIORITY_TO_MESSAGE: dict[Priority, pb.Priority.ValueType] = {
     "low": pb.PRIORITY_LOW,
 }
 _PRIORITY_FROM_MESSAGE = {message: priority for priority, message in _PRIORITY_TO_MESSAGE.items()}
+# Of sampling, what is left out where it has its default.
+_CHANGES_NOTHING: tuple[
+    Literal["min_p", "presence_penalty", "frequency_penalty", "repetition_penalty"], ...
+]
+_CHANGES_NOTHING = ("min_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
 # Every int32 of a request is a count; its one int64 is the seed.
 _RANGES = {
     FieldDescriptor.CPPTYPE_INT32: (0, INT32_MAX),
@@ -57,12 +62,16 @@ def sampling_to_message(sampling: Sampling) -> pb.Sampling:
     Raises:
         InvalidRequestError: a whole number does not fit the wire.
     """
-    return _message(pb.Sampling, sampling)
+    message = _message(pb.Sampling, sampling)
+    for name in _CHANGES_NOTHING:
+        if getattr(message, name) == getattr(Sampling, name):
+            message.ClearField(name)
+    return message
 
 
 def sampling_from_message(message: pb.Sampling) -> Sampling:
     """What ``message`` asks for; absent fields have their defaults."""
-    return Sampling(**_present(message))
+    return Sampling(**_present(message) | {"logit_bias": dict(message.logit_bias)})
 
 
 def stopping_to_message(stopping: Stopping) -> pb.Stopping:
@@ -81,6 +90,8 @@ def stopping_from_message(message: pb.Stopping) -> Stopping:
         stop=tuple(message.stop),
         ignore_eos=message.ignore_eos,
         stop_token_ids=tuple(message.stop_token_ids),
+        min_tokens=message.min_tokens,
+        include_stop=message.include_stop,
     )
 
 
@@ -147,6 +158,8 @@ def _parameters(values: Mapping[str, object]) -> dict[str, Parameter]:
 
 def _message(kind: type[_Message], source: object) -> _Message:
     values = dict(vars(source))
+    if "logit_bias" in values:
+        values["logit_bias"] = dict(values["logit_bias"])
     for field in kind.DESCRIPTOR.fields:
         if field.cpp_type in _RANGES and not field.is_repeated and values[field.name] is not None:
             low, high = _RANGES[field.cpp_type]

@@ -68,6 +68,7 @@ class EngineRequest:
         session_id: names a conversation; its next turn goes on with the KV that this one leaves.
         continue_final_message: whether the reply goes on with the last message; None: where that is the
             assistant's.
+        given_output_ids: output that is given, and told with its log-probabilities; nothing ends it.
     """
 
     prompt: Prompt
@@ -78,6 +79,7 @@ class EngineRequest:
     session_id: str = ""
     continue_final_message: bool | None = None
     trace: bool = False
+    given_output_ids: tuple[int, ...] = ()
 
 
 class Engine:
@@ -126,7 +128,9 @@ class Engine:
             request.compression,
             request.resume_output_ids,
             self.model,
+            request.given_output_ids,
         )
+        forced = max(request.resume_output_ids, request.given_output_ids, key=len)
         self._submitted += 1
         sequence = SequenceRequest(
             sequence=self._submitted,
@@ -135,7 +139,8 @@ class Engine:
             sampling=terms.sampling,
             stopping=terms.stopping,
             compression=request.compression,
-            forced_output_ids=request.resume_output_ids,
+            forced_output_ids=forced,
+            untold=len(forced) - len(request.resume_output_ids),
             expected_tokens=terms.expected_tokens,
             session_id=request.session_id,
             trace=request.trace,
@@ -245,6 +250,7 @@ class Engine:
                     text="".join(part.text for part in tokens[number]),
                     token_ids=tuple(token for part in tokens[number] for token in part.token_ids),
                     receipt=finished[number].receipt,
+                    logprobs=tuple(each for part in tokens[number] for each in part.logprobs),
                 ),
                 traced.get(number),
                 finished[number].positions,

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 
 from pyramidserve.errors import EngineError, not_finite, policy_failed
-from pyramidserve.types import Receipt, Tokens
+from pyramidserve.types import Receipt, Stopping, Tokens
 from workers.engine.pipeline import Pipeline
 from workers.model.vocabulary import Vocabulary
 from workers.policies.registry import plan
@@ -108,9 +108,13 @@ class EngineLoop:
             RunningSequence(
                 request=request,
                 plan=keep,
-                detokenizer=Detokenizer(self._vocabulary, request.prompt_ids, request.stopping.stop),
+                detokenizer=Detokenizer(
+                    *(self._vocabulary, request.prompt_ids, request.stopping.stop),
+                    include_stop=request.stopping.include_stop,
+                ),
                 started=time.monotonic(),
                 drafting=Drafting(keep.drafts, self.scheduler.layout.tuning) if keep.drafts else None,
+                banned=self._banned(request.stopping),
             )
         )
 
@@ -151,6 +155,13 @@ class EngineLoop:
         if self.idle and not self._checked:
             self.scheduler.check_integrity()
             self._checked = True
+
+    def _banned(self, stopping: Stopping) -> tuple[int, ...]:
+        """What may not be drawn before ``min_tokens``."""
+        if not stopping.min_tokens:
+            return ()
+        ends = () if stopping.ignore_eos else self._eos_ids
+        return tuple({*ends, *stopping.stop_token_ids})
 
     def _accept(self, step: Step, drawn: tuple[int, ...]) -> list[LoopEvent]:
         events: list[LoopEvent] = []

@@ -7,7 +7,6 @@ import numpy as np
 import psutil
 import torch
 
-from pyramidserve.types import Sampling
 from workers.budget.footprint import ShardLayout
 from workers.budget.observation import RowAttention
 from workers.budget.plan import KeepPlan
@@ -18,10 +17,10 @@ from workers.engine.settings import EngineSettings
 from workers.engine.stage_memory import build_cache, check_room, shard_layout
 from workers.execute.choice import Chooser
 from workers.execute.decode import Decoder
+from workers.execute.drawing import Drawing, draw
 from workers.execute.generation import Generation
 from workers.execute.prefill import Prefill
 from workers.execute.prompt import FreshPrompt, Prompt, Rotate
-from workers.execute.sampling import sample
 from workers.execute.workspace import prefill_workspace_bytes, step_workspace_bytes
 from workers.kv.entry import Positions
 from workers.kv.link import HostLink, link_for
@@ -181,7 +180,7 @@ class Stage:
             # Lifted rows and the past may be as many as the whole prompt.
             most = spec.prompt_tokens if spec.continues else count
             workspace = self._workspace(keep, most)
-            self._sequences[spec.sequence] = _Sequence(spec.sampling, workspace, spec.trace)
+            self._sequences[spec.sequence] = _Sequence(Drawing(spec), workspace, spec.trace)
             self._running.add(spec.sequence)
             if spec.continues:  # alone in its step
                 del self._sequences[spec.continues]
@@ -281,20 +280,20 @@ class Stage:
 
     def _sample(self, step: Step, hidden: torch.Tensor) -> Work:
         """Turns each sequence's last row into its next token, or in a verification every row."""
-        drawing = step.fed if step.kind is StepKind.VERIFY else step.sequences
-        if step.kind is not StepKind.VERIFY:
-            hidden = hidden[to_device(np.cumsum(step.rows) - 1, self.device)]
+        if step.draws != step.rows:
+            ends = zip(np.cumsum(step.rows), step.draws, strict=True)
+            last = np.concatenate([np.arange(end - count, end) for end, count in ends])
+            hidden = hidden[to_device(last, self.device)]
         logits = self.model.logits(hidden)
-        samplings = [self._sequences[sequence].sampling for sequence in drawing]
-        drawn = sample(logits, samplings, step.output_indices)
-        tokens = [token if forced < 0 else forced for token, forced in zip(drawn, step.forced, strict=True)]
+        drawings = [self._sequences[sequence].drawing for sequence in step.drawing]
+        tokens, logprobs = draw(logits, drawings, step.output_indices, step.forced)
         top = []
         for row, spec in enumerate(step.new):
             if spec.trace:
                 best = logits[row].topk(TRACED_LOGITS)
                 values = (tuple(best.indices.tolist()), tuple(best.values.tolist()))
                 top.append(TopLogits(spec.sequence, *values))
-        return replace(step, top_logits=tuple(top)), torch.tensor(tokens)
+        return replace(step, top_logits=tuple(top), logprobs=logprobs), torch.tensor(tokens)
 
     def _traces(self, step: Step) -> tuple[PrefillTrace, ...]:
         return tuple(
@@ -318,8 +317,8 @@ class Stage:
 
 @dataclass(frozen=True)
 class _Sequence:
-    """How a sequence is sampled, what its prefill took, and whether it is traced."""
+    """How a sequence is drawn, what its prefill took, and whether it is traced."""
 
-    sampling: Sampling
+    drawing: Drawing
     workspace_bytes: int
     trace: bool

@@ -52,6 +52,8 @@ def _draw(logits: torch.Tensor, sampling: Sampling, point: float) -> int:
         ordered, ids = torch.topk(probabilities, count)
     else:
         ordered, ids = probabilities.sort(descending=True, stable=True)
+    if sampling.min_p > 0:
+        ordered = ordered[: int((ordered >= sampling.min_p * ordered[0]).sum())]
     cumulative = ordered.cumsum(dim=-1)
     if sampling.top_p < 1:
         # The first token that reaches top_p is the last one in.

@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Collection, Mapping, Sequence
 
-from pyramidserve.types import Tokens
+from pyramidserve.types import TokenLogprob, Tokens
 from workers.schedule.sequence import RunningSequence
 from workers.schedule.step import NO_TOKEN, NOT_FINITE, Step, StepKind
 
@@ -30,19 +30,19 @@ def accept(
     """
     for key, why in step.failed:
         sequences[key].broken = why
-    counts = step.rows if step.kind is StepKind.VERIFY else (1,) * len(step.sequences)
-    ids, outputs = iter(drawn), []
-    for row, (key, count) in enumerate(zip(step.sequences, counts, strict=True)):
+    ids, told, outputs = iter(drawn), iter(step.logprobs), []
+    for row, (key, count) in enumerate(zip(step.sequences, step.draws, strict=True)):
         sequence, taken = sequences[key], list(itertools.islice(ids, count))
+        logprobs = [each for each in itertools.islice(told, count) if each is not None]
         if step.kind is StepKind.VERIFY:
             taken = sequence.verify(taken)
         elif step.kind is StepKind.DECODE and sequence.drafting is not None:
             sequence.drafts += (max(token, 0) for token in taken)  # what is verified shows what is broken
             continue
         elif step.kind is StepKind.DECODE:
-            taken = [*sequence.known_ahead(step.rows[row] - 1), *taken]
+            taken = [*sequence.known_ahead(step.rows[row] - count), *taken]
         before = sequence.reached
-        new = _output(sequence, taken, eos_ids, now)
+        new = _output(sequence, taken, logprobs, eos_ids, now)
         sequence.overfed = step.kind is StepKind.DECODE and sequence.reached - before < len(taken)
         if new and not sequence.cancelled:
             outputs.append((key, new))
@@ -50,20 +50,30 @@ def accept(
 
 
 def _output(
-    sequence: RunningSequence, ids: Sequence[int], eos_ids: Collection[int], now: float
+    sequence: RunningSequence,
+    ids: Sequence[int],
+    logprobs: Sequence[TokenLogprob],
+    eos_ids: Collection[int],
+    now: float,
 ) -> Tokens | None:
-    """Takes in the next outputs of a sequence; returns those that were not known, if any."""
+    """Takes in the next outputs of a sequence; returns those that were not told, if any.
+
+    ``logprobs``: of each of ``ids``, or none.
+    """
     new: list[int] = []
+    told: list[TokenLogprob] = []
     text = ""
-    for token in ids:
+    for place, token in enumerate(ids):
         if token == NO_TOKEN:
             sequence.broken = sequence.broken or NOT_FINITE
             break
-        known = sequence.reached < len(sequence.known_ids)
+        known = sequence.reached < sequence.told
         added = sequence.accept(token, now, eos_ids)
         if not known:
             new.append(token)
+            told += logprobs[place : place + 1]
             text += added
         if sequence.finish_reason is not None:
             break
-    return Tokens(len(sequence.output_ids) - len(new), tuple(new), text) if new else None
+    first = len(sequence.output_ids) - len(new)
+    return Tokens(first, tuple(new), text, tuple(told)) if new else None

@@ -204,7 +204,7 @@ class Scheduler:
         if session and (reused := self._reusable(session, self._request(first))):
             return None if moving else self._go_on(first, session, reused)
         if keys := self._groups.prefill():
-            return self._begin([spec_of(self._request(key)) for key in keys])
+            return self._begin([spec_of(self.sequences[key]) for key in keys])
         if not moving and (work := self._room.make_of_parked()):
             return work
         self._wake_resting()
@@ -239,7 +239,7 @@ class Scheduler:
         self.parked.remove(session.session_id)
         sequence.reused, sequence.whole = reused, session.whole
         recalls = recall(session.compression) != "off" or reused < session.prompt_tokens
-        spec = replace(spec_of(sequence.request), continues=session.key, reused=reused, recall=recalls)
+        spec = replace(spec_of(sequence), continues=session.key, reused=reused, recall=recalls)
         return self._begin([spec])
 
     def _begin(self, specs: list[SequenceSpec]) -> Work:

@@ -14,7 +14,8 @@ from workers.schedule.phase import Phase
 class SequenceRequest:
     """A validated request; ``sampling.seed`` and ``stopping.max_tokens`` are set.
 
-    ``forced_output_ids`` are taken as output before sampling begins, without being reported again.
+    ``forced_output_ids`` are taken as output before sampling begins; but for the last ``untold`` of them,
+    which are given output that nothing ends, they are not reported again.
     ``expected_tokens``: how long its output will probably be; 0: as long as it may be.
     ``session_id``: whose turn it is; empty: nobody's.
     """
@@ -29,6 +30,7 @@ class SequenceRequest:
     trace: bool = False
     expected_tokens: int = 0
     session_id: str = ""
+    untold: int = 0
 
     @property
     def max_tokens(self) -> int:
@@ -58,6 +60,7 @@ class RunningSequence:
         broken: why nothing follows: its logits were not finite, or what its policy did; "": it may go on.
         overfed: a step fed known output behind where it ended, which none may go on from.
         session_ended: its session was ended since it came, so that what it leaves is nobody's.
+        banned: ids that are not drawn before its ``min_tokens``.
     """
 
     request: SequenceRequest
@@ -79,6 +82,7 @@ class RunningSequence:
     cancelled: bool = False
     overfed: bool = False
     session_ended: bool = False
+    banned: tuple[int, ...] = ()
 
     @property
     def ended(self) -> bool:
@@ -99,6 +103,16 @@ class RunningSequence:
     def forced(self, index: int) -> int:
         """The id that output ``index`` is to be, or -1."""
         return self.known_ids[index] if index < len(self.known_ids) else -1
+
+    @property
+    def told(self) -> int:
+        """Outputs that clients have."""
+        return max(len(self.output_ids), len(self.request.forced_output_ids) - self.request.untold)
+
+    @property
+    def draws_all(self) -> bool:
+        """Whether every row that it is fed tells of an output, also of one that is known."""
+        return self.request.sampling.logprobs is not None
 
     @property
     def verifies(self) -> bool:
@@ -154,12 +168,14 @@ class RunningSequence:
         self.reached += 1
         if self.reached <= len(self.output_ids):
             return ""
+        given = self.told <= len(self.output_ids) < len(self.request.forced_output_ids)
         self.output_ids.append(token)
         self.token_times.append(now)
-        text = self.detokenizer.push(token)
-        if token in eos_ids and not stopping.ignore_eos:
+        may_stop = not given and len(self.output_ids) >= stopping.min_tokens
+        text = self.detokenizer.push(token, may_stop)
+        if may_stop and token in eos_ids and not stopping.ignore_eos:
             self.finish_reason = FinishReason.EOS
-        elif token in stopping.stop_token_ids:
+        elif may_stop and token in stopping.stop_token_ids:
             self.finish_reason = FinishReason.STOP
         elif len(self.output_ids) == self.request.max_tokens:
             self.finish_reason = FinishReason.LENGTH

@@ -6,7 +6,7 @@ from enum import Enum
 import numpy as np
 import numpy.typing as npt
 
-from pyramidserve.types import Compression, Sampling
+from pyramidserve.types import Compression, Sampling, TokenLogprob
 from workers.budget.released import ReleasedSequence
 
 # Rows of a verification, and of a decode step that feeds known outputs, at most.
@@ -39,6 +39,8 @@ class SequenceSpec:
         continues: a parked sequence, of whose tokens the first ``reused`` are the prompt's; 0: none.
         recall: what that has on the host comes back.
         trace: the prefill reports the positions that each layer keeps and the first token's logits.
+        prompt_ids, output_ids: where penalties look at them, the prompt, and what is known of the output.
+        banned: ids that are not drawn before there are ``min_tokens`` outputs.
     """
 
     sequence: int
@@ -49,6 +51,10 @@ class SequenceSpec:
     reused: int = 0
     recall: bool = False
     trace: bool = False
+    prompt_ids: tuple[int, ...] = ()
+    output_ids: tuple[int, ...] = ()
+    banned: tuple[int, ...] = ()
+    min_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -91,8 +97,9 @@ class Step:
         sequences: in order of rows.
         rows: rows of each sequence, as they are now; ``prune`` makes them fewer from shard to shard.
         positions: input position of every row, int32.
-        output_indices: output index of each token that is drawn: one of each sequence, or in a verification
-            one of each row.
+        draws: tokens that are drawn of each sequence, behind its last rows: one, or in a verification, and
+            where log-probabilities are told, one of each row.
+        output_indices: output index of each token that is drawn.
         forced: for each of them, the token to take instead of drawing one; -1 draws.
         generated: how many generated tokens of each sequence are verified.
         lengths: of each sequence, the most tokens that its KV may have; see ``Rope``.
@@ -101,6 +108,7 @@ class Step:
         memory, released, traces: what the shards so far report.
         top_logits: what the last shard reports of traced sequences.
         failed: sequences whose policy has failed on a shard, and what it did.
+        logprobs: of each token that is drawn, where it is told; none: of no token.
     """
 
     number: int
@@ -108,6 +116,7 @@ class Step:
     sequences: tuple[int, ...]
     rows: tuple[int, ...] = ()
     positions: npt.NDArray[np.int32] = field(default_factory=lambda: NO_POSITIONS)
+    draws: tuple[int, ...] = ()
     output_indices: tuple[int, ...] = ()
     forced: tuple[int, ...] = ()
     generated: tuple[int, ...] = ()
@@ -119,11 +128,18 @@ class Step:
     traces: tuple[PrefillTrace, ...] = ()
     top_logits: tuple[TopLogits, ...] = ()
     failed: tuple[tuple[int, str], ...] = ()
+    logprobs: tuple[TokenLogprob | None, ...] = ()
 
     @property
     def rows_and_lengths(self) -> list[tuple[int, int]]:
         """Of each sequence, its rows and ``lengths``."""
         return list(zip(self.rows, self.lengths, strict=True))
+
+    @property
+    def drawing(self) -> tuple[int, ...]:
+        """The sequence of every token that is drawn."""
+        pairs = zip(self.sequences, self.draws, strict=True)
+        return tuple(key for key, count in pairs for _ in range(count))
 
     @property
     def fed(self) -> tuple[int, ...]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from workers.schedule.sequence import RunningSequence, SequenceRequest
+from workers.schedule.sequence import RunningSequence
 from workers.schedule.step import SequenceSpec, Step, StepKind
 
 # A step, and the token ids of its rows.
@@ -86,6 +86,7 @@ class Steps:
             sequences=tuple(keys),
             rows=rows,
             positions=np.concatenate([np.zeros(0), *positions]).astype(np.int32),
+            draws=tuple(map(len, drawn)),
             output_indices=tuple(itertools.chain(*drawn)),
             forced=tuple(
                 -1 if each is None else each.forced(index)
@@ -101,14 +102,21 @@ class Steps:
         return step
 
 
-def spec_of(request: SequenceRequest) -> SequenceSpec:
-    """What shards must know to begin ``request``."""
+def spec_of(sequence: RunningSequence) -> SequenceSpec:
+    """What shards must know to begin ``sequence``."""
+    request, sampling = sequence.request, sequence.request.sampling
+    repeats = sampling.repetition_penalty != 1
+    looks = repeats or sampling.presence_penalty or sampling.frequency_penalty
     return SequenceSpec(
         sequence=request.sequence,
         prompt_tokens=len(request.prompt_ids),
         compression=request.compression,
-        sampling=request.sampling,
+        sampling=sampling,
         trace=request.trace,
+        prompt_ids=request.prompt_ids if repeats else (),
+        output_ids=tuple(sequence.known_ids) if looks else (),
+        banned=sequence.banned,
+        min_tokens=request.stopping.min_tokens,
     )
 
 
@@ -116,7 +124,9 @@ def _drawn(kind: StepKind, sequence: RunningSequence | None, rows: int) -> range
     """The outputs that a step draws of ``sequence``: one behind all that is fed, or of each row."""
     if sequence is None:
         return range(1)
-    if kind is StepKind.VERIFY:
+    if kind is StepKind.VERIFY or (
+        kind is StepKind.DECODE and sequence.draws_all and not sequence.drafting
+    ):
         return range(sequence.reached, sequence.reached + rows)
     first = sequence.reached + len(sequence.drafts) + (rows - 1 if kind is StepKind.DECODE else 0)
     return range(first, first + 1)

@@ -15,6 +15,8 @@ from workers.policies.registry import plan, validate
 # Of a reply whose length nobody has limited, until it is known how long they become.
 EXPECTED_TOKENS = 256
 MOST_STOPS = 16
+MOST_LOGPROBS = 20
+MOST_BIASES, MOST_BIAS = 1024, 100
 LONGEST_STOP_STRING = 256
 
 
@@ -42,11 +44,13 @@ def settle(
     compression: Compression,
     output_ids: Sequence[int],
     model: ModelConfig,
+    given_ids: Sequence[int] = (),
 ) -> Terms:
     """Checks a request against the model and settles seed and ``max_tokens``.
 
     Args:
         output_ids: output that the client has already.
+        given_ids: output that is given, that which it has already included.
 
     Raises:
         InvalidRequestError: naming the value and the way out.
@@ -56,6 +60,7 @@ def settle(
     given = (
         ("prompt", prompt_ids),
         ("resume_output_ids", output_ids),
+        ("given_output_ids", given_ids),
         ("stop_token_ids", stopping.stop_token_ids),
     )
     for name, ids in given:
@@ -70,7 +75,7 @@ def settle(
             f"the prompt has {len(prompt_ids)} tokens; the model's context is {model.context}, "
             "so at most one less fits"
         )
-    validate_sampling(sampling)
+    validate_sampling(sampling, model.vocabulary)
     validate_stopping(stopping)
     validate(compression)
     keep = plan(compression, len(prompt_ids), model.layers)
@@ -88,6 +93,15 @@ def settle(
     if len(output_ids) > max_tokens:
         raise InvalidRequestError(
             f"resume_output_ids has {len(output_ids)} tokens, more than max_tokens {max_tokens}"
+        )
+    if len(given_ids) > max_tokens:
+        raise InvalidRequestError(
+            f"given_output_ids has {len(given_ids)} tokens, more than max_tokens {max_tokens}"
+        )
+    common = min(len(given_ids), len(output_ids))
+    if list(given_ids[:common]) != list(output_ids[:common]):
+        raise InvalidRequestError(
+            "resume_output_ids and given_output_ids begin with other ids; send what the streams brought"
         )
     if sampling.seed is None:
         if output_ids and sampling.temperature > 0:
@@ -124,7 +138,7 @@ def lowered(request: Request, fits: Callable[[Request], bool]) -> Request:
     return at_most(too_many)
 
 
-def validate_sampling(sampling: Sampling) -> None:
+def validate_sampling(sampling: Sampling, vocabulary: int) -> None:
     """Raises InvalidRequestError."""
     temperature, top_p, top_k = sampling.temperature, sampling.top_p, sampling.top_k
     if not (math.isfinite(temperature) and temperature >= 0):
@@ -133,12 +147,37 @@ def validate_sampling(sampling: Sampling) -> None:
         raise InvalidRequestError(f"top_p is {top_p}; it must be in (0, 1]")
     if top_k is not None and top_k < 1:
         raise InvalidRequestError(f"top_k is {top_k}; it must be 1 or more, or absent for all")
+    for name, least, most in (("min_p", 0, 1), ("presence_penalty", -2, 2), ("frequency_penalty", -2, 2)):
+        if not least <= getattr(sampling, name) <= most:
+            raise InvalidRequestError(f"{name} is {getattr(sampling, name)}; it must be {least} to {most}")
+    if not (math.isfinite(sampling.repetition_penalty) and sampling.repetition_penalty > 0):
+        raise InvalidRequestError(
+            f"repetition_penalty is {sampling.repetition_penalty}; it must be finite and above 0"
+        )
+    if sampling.logprobs is not None and not 0 <= sampling.logprobs <= MOST_LOGPROBS:
+        raise InvalidRequestError(f"logprobs is {sampling.logprobs}; it must be 0 to {MOST_LOGPROBS}")
+    if len(sampling.logit_bias) > MOST_BIASES:
+        raise InvalidRequestError(
+            f"logit_bias has {len(sampling.logit_bias)} ids; at most {MOST_BIASES} are allowed"
+        )
+    for token, bias in dict(sampling.logit_bias).items():
+        if not 0 <= token < vocabulary:
+            raise InvalidRequestError(
+                f"logit_bias has token id {token}; the model's are 0 to {vocabulary - 1}"
+            )
+        if not abs(bias) <= MOST_BIAS:
+            raise InvalidRequestError(
+                f"logit_bias of token id {token} is {bias}; it must be {-MOST_BIAS} to {MOST_BIAS}"
+            )
 
 
 def validate_stopping(stopping: Stopping) -> None:
     """Raises InvalidRequestError."""
     if stopping.max_tokens is not None and stopping.max_tokens < 1:
         raise InvalidRequestError(f"max_tokens is {stopping.max_tokens}; it must be 1 or more")
+    if not 0 <= stopping.min_tokens <= (stopping.max_tokens or stopping.min_tokens):
+        most = "" if stopping.max_tokens is None else f" and at most max_tokens, {stopping.max_tokens}"
+        raise InvalidRequestError(f"min_tokens is {stopping.min_tokens}; it must be 0 or more{most}")
     for name, stops in (("stop strings", stopping.stop), ("stop_token_ids", stopping.stop_token_ids)):
         if len(stops) > MOST_STOPS:
             raise InvalidRequestError(f"{len(stops)} {name} were given; at most {MOST_STOPS} are allowed")

@@ -20,7 +20,9 @@ def accepted(
     kind: StepKind, drawn: Sequence[int], *sequences: RunningSequence, rows: tuple[int, ...] = ()
 ) -> list[tuple[int, Tokens]]:
     keys = tuple(range(len(sequences)))
-    step = Step(1, kind, keys, rows or (1,) * len(keys))
+    rows = rows or (1,) * len(keys)
+    draws = rows if kind is StepKind.VERIFY else (1,) * len(keys)
+    step = Step(1, kind, keys, rows, draws=draws)
     return accept(step, drawn, dict(enumerate(sequences)), (EOS,), 5.0)
 
 

@@ -40,12 +40,15 @@ KNOBS = st.dictionaries(
     | st.lists(st.floats(allow_nan=False), max_size=3).map(tuple),
     max_size=3,
 )
+BIASES = st.dictionaries(st.integers(0, 2**31 - 1), st.floats(allow_nan=False), max_size=3)
 PLAIN: dict[object, st.SearchStrategy[Any]] = {
     int: st.integers(0, 2**31 - 1),
     float: st.floats(allow_nan=False),
     str: st.text(max_size=20),
     bool: st.booleans(),
     dict[str, int]: st.dictionaries(st.text(max_size=5), st.integers(0, 2**63 - 1), max_size=3),
+    Mapping[int, float]: BIASES,
+    tuple[tuple[int, float], ...]: BIASES.map(lambda biases: tuple(biases.items())),
     Mapping[str, Parameter]: KNOBS,
     tuple[tuple[str, Parameter], ...]: KNOBS.map(lambda knobs: tuple(knobs.items())),
 }
