@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from cluster_process import RunningCluster, running_cluster
+from cluster_process import RunningCluster, free_port, running_cluster
 
 
 @pytest.fixture(scope="session")
@@ -23,6 +23,8 @@ def toy_cluster(
         max_sequences=16,
         queue_limit=64,
         compression={"policy": "full"},
+        http_port=free_port(),
+        served_model_name="toy",
     ) as cluster:
         yield cluster
 

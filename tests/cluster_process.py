@@ -28,11 +28,15 @@ PYRAMIDSERVE = Path(sys.executable).parent / "pyramidserve"
 
 @dataclass(frozen=True)
 class RunningCluster:
-    """A cluster that serves at ``target``, on the Ray cluster at ``ray``; ``lines``: what it has said."""
+    """A cluster that serves at ``target``, on the Ray cluster at ``ray``; ``lines``: what it has said.
+
+    ``http``: where OpenAI's API is, if it is anywhere.
+    """
 
     target: str
     ray: str
     lines: list[str]
+    http: str = ""
 
     def state(self) -> ClusterState:
         with Client(self.target) as client:
@@ -165,7 +169,8 @@ def running_cluster(
         timer.cancel()
         (ray,) = re.findall(r"on the Ray cluster at (\S+);", "".join(lines))
         reader.start()
-        yield RunningCluster(f"{reached_at}:{port}", ray, lines)
+        http = f"http://{reached_at}:{settings['http_port']}" if settings.get("http_port") else ""
+        yield RunningCluster(f"{reached_at}:{port}", ray, lines, http)
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=60) == 128 + signal.SIGTERM
     finally:

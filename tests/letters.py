@@ -47,6 +47,9 @@ class Letters:
     def encode_part(self, text: str) -> list[int]:
         return self.encode(text)[1:]
 
+    def piece(self, token: int) -> bytes:
+        return self.decode([token]).encode()
+
     def about(self) -> dict[str, Any]:
         return {"tokenizer_class": "Letters", "eos_token": ";"}
 

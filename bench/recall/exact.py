@@ -5,14 +5,14 @@ import functools
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 
-from pyramidserve.types import Compression, Receipt, Stopping
-from workers.bench.likelihood import Judge
+from pyramidserve.types import Compression, Receipt, Sampling, Stopping
 from workers.bench.texts import windows
 from workers.engine.engine import Engine, EngineConfig, EngineRequest
 from workers.engine.loop import SequenceFinished, SequenceTokens
@@ -60,13 +60,11 @@ def ask(ids: Sequence[int], output: int, compression: Compression) -> EngineRequ
 def compare(model: str, prompts: list[list[int]], output: int, shards: int) -> dict[str, Any]:
     """Runs every prompt with the full cache, alone, and with "exact" among others, fp32."""
     engine = build(model, "float32", 25, shards)
-    judge = Judge(engine)
     expected, certain = [], []
     for prompt in prompts:
-        (reply,) = engine.generate([ask(prompt, output, FULL)])
-        best = torch.cat(judge.rows).topk(2).values
-        judge.rows.clear()
-        ties = (best[:, 0] - best[:, 1] < MARGIN).nonzero().flatten().tolist()
+        (reply,) = engine.generate([replace(ask(prompt, output, FULL), sampling=Sampling(logprobs=2))])
+        best = [each.top_logprobs for each in reply.logprobs]
+        ties = [index for index, (first, second) in enumerate(best) if first - second < MARGIN]
         expected.append(reply.token_ids)
         certain.append(min(ties, default=output))
     receipts: list[Receipt] = []
@@ -74,7 +72,6 @@ def compare(model: str, prompts: list[list[int]], output: int, shards: int) -> d
         batch = prompts[first : first + 5]
         others = [ask(prompt, output, OTHERS[i % len(OTHERS)]) for i, prompt in enumerate(batch)]
         replies = engine.generate([ask(prompt, output, EXACT) for prompt in batch] + others)
-        judge.rows.clear()
         for index, reply in enumerate(replies[: len(batch)], first):
             end = certain[index]
             if reply.token_ids[:end] != expected[index][:end]:

@@ -77,6 +77,10 @@ class Front:
         """What ``work`` makes of ``size`` bytes of a tenant's, in turn with others."""
         return await self._reading.read(tenant, size, work)
 
+    def session_of(self, tenant: str, follower: Follower) -> str:
+        """By which name the tenant can end the session that a request is a turn of; "": there is none."""
+        return follower.session_id.removeprefix(f"{tenant}/")
+
     def end_session(self, tenant: str, session_id: str) -> int:
         """Forgets a tenant's session; returns its turns. Raises UnknownSessionError."""
         return self._router.end_session(_own(tenant, session_id))

@@ -91,9 +91,11 @@ class Answer(Response):
         """A stream of each choice, in their order; all are closed with ``stack``."""
         seconds = math.inf if self._call.seconds is None else self._call.seconds
         followers = []
-        for each in self._asked:
-            follower = await self._front.begin(self._call.tenant, each.request, seconds, each.salt)
+        front, tenant = self._front, self._call.tenant
+        for each, choice in zip(self._asked, self._reply.choices, strict=True):
+            follower = await front.begin(tenant, each.request, seconds, each.salt)
             stack.callback(follower.close)
+            choice.session_id = front.session_of(tenant, follower)
             followers.append(follower)
         return followers
 
@@ -117,7 +119,7 @@ def _taken(reply: Reply, choice: Choice, new: Event) -> bytes:
     """The chunk of an event that has come of ``choice``."""
     match new:
         case Started():
-            choice.prompt_tokens = new.prompt_tokens
+            choice.begin(new.prompt_tokens)
             return reply.begin(choice)
         case Tokens():
             return reply.add(choice, new)

@@ -15,6 +15,7 @@ from cluster.front.front import Front
 from cluster.front.refusal import refusal
 from cluster.http.answer import Answer, Call
 from cluster.http.asking import (
+    Asked,
     asked_in_chat,
     asked_in_completion,
     asked_in_response,
@@ -124,6 +125,14 @@ class Api:
                 summary=endpoint.__doc__,
                 name=endpoint.__name__,
             )
+        app.add_api_route(
+            "/v1/sessions/{name:path}",
+            _refusing(self.end_session),
+            methods=["DELETE"],
+            response_class=Response,
+            summary=self.end_session.__doc__,
+            name="end_session",
+        )
         app.add_exception_handler(HTTPException, _no_such_route)
         self._app = app
         return app
@@ -132,16 +141,33 @@ class Api:
         """Replies to a conversation."""
         tenant, body = await self._read(request, ChatBody)
         name = body.request_id or new_name("chatcmpl")
-        return self._answer(request, tenant, name, body, asked_in_chat(body, name), ChatShape())
+        shape = ChatShape(self._text.piece)
+        return self._answer(request, tenant, name, body, asked_in_chat(body, name), shape)
 
     async def complete(self, request: Request) -> Response:
         """Goes on with prompts."""
         tenant, body = await self._read(request, CompletionBody)
         name = body.request_id or new_name("cmpl")
+        if body.echo and body.logprobs is not None:
+            return await self._score(request, tenant, name, body)
         prompts = prompts_of(body) if body.echo else ()
         echoed = [each if isinstance(each, str) else self._text.decode(each) for each in prompts]
-        asked = asked_in_completion(body, name)
-        return self._answer(request, tenant, name, body, asked, CompletionShape(echoed))
+        shape = CompletionShape(self._text.piece, echoed)
+        return self._answer(request, tenant, name, body, asked_in_completion(body, name, ()), shape)
+
+    async def _score(self, request: Request, tenant: str, name: str, body: CompletionBody) -> Response:
+        """Goes on with prompts whose own log-probabilities are told too."""
+        prompts = prompts_of(body)
+
+        def encode() -> list[list[int]]:
+            return [self._text.encode(each) for each in prompts]
+
+        ids = await self._front.read(tenant, _size(request), encode)
+        asked = asked_in_completion(body, name, ids)
+        unscored = [each[: body.score_from or 1] for each in ids]
+        echoed = [self._text.decode(each) for each in unscored]
+        shape = CompletionShape(self._text.piece, echoed, unscored)
+        return self._answer(request, tenant, name, body, asked, shape)
 
     async def respond(self, request: Request) -> Response:
         """Replies to a conversation, as OpenAI's newer API has it."""
@@ -179,6 +205,12 @@ class Api:
         self._served.check(request.path_params["name"])
         return JSONResponse(self._served.about())
 
+    async def end_session(self, request: Request) -> Response:
+        """Forgets a session, and frees what it holds."""
+        name = request.path_params["name"]
+        turns = self._front.end_session(self._identify(request), name)
+        return JSONResponse({"id": name, "object": "session", "deleted": True, "turns": turns})
+
     async def health(self, request: Request) -> Response:
         """200 while a pipeline is there, else 503."""
         return Response(status_code=200 if self._front.serving else 503)
@@ -210,10 +242,10 @@ class Api:
         tenant: str,
         name: str,
         body: ChatBody | CompletionBody,
-        asked: list[Any],
+        asked: list[Asked],
         shape: ChatShape | CompletionShape,
     ) -> Answer:
-        choices = [Choice(index, each.prompt) for index, each in enumerate(asked)]
+        choices = [Choice(index, each.prompt, each.given) for index, each in enumerate(asked)]
         options = body.stream_options
         reply = Reply(
             Names(name, self._served.name),

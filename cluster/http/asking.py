@@ -2,7 +2,8 @@
 
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TypedDict
 
 from cluster.http.bodies import (
     MOST_CHOICES,
@@ -34,12 +35,14 @@ ROLES = {"developer": "system"}
 class Asked:
     """One choice of a request: the ``prompt``-th prompt's.
 
-    ``salt``: of the conversations that it may go on from; None: of none.
+    ``salt``: of the conversations that it may go on from; None: of none. ``given``: so many of the
+    prompt's ids, the last, are scored as output.
     """
 
     prompt: int
     request: pb.GenerateRequest
     salt: str | None = None
+    given: int = 0
 
 
 def asked_in_chat(body: ChatBody, name: str) -> list[Asked]:
@@ -48,11 +51,22 @@ def asked_in_chat(body: ChatBody, name: str) -> list[Asked]:
     chat = pb.ChatPrompt(
         messages=messages_of(body.messages), continue_final_message=body.continue_final_message
     )
-    return _choices(body, name, [pb.GenerateRequest(chat=chat)], limit)
+    if body.top_logprobs and not body.logprobs:
+        raise InvalidRequestError(
+            f"top_logprobs is {body.top_logprobs}, which needs logprobs; set that to true, or leave it out"
+        )
+    logprobs = body.top_logprobs or 0 if body.logprobs else None
+    return _choices(body, name, [pb.GenerateRequest(chat=chat)], limit, logprobs)
 
 
-def asked_in_completion(body: CompletionBody, name: str) -> list[Asked]:
-    """As ``asked_in_chat``, for every prompt."""
+def asked_in_completion(body: CompletionBody, name: str, scored: Sequence[Sequence[int]]) -> list[Asked]:
+    """As ``asked_in_chat``, for every prompt; ``scored``: the ids of each, where they are to be scored."""
+    if scored:
+        return _scored(body, name, scored)
+    if body.score_from is not None:
+        raise InvalidRequestError(
+            f"score_from is {body.score_from}, which needs echo and logprobs; set them, or leave it out"
+        )
     prompts = [
         pb.GenerateRequest(text=each)
         if isinstance(each, str)
@@ -60,7 +74,7 @@ def asked_in_completion(body: CompletionBody, name: str) -> list[Asked]:
         for each in prompts_of(body)
     ]
     limit = COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
-    return _choices(body, name, prompts, limit)
+    return _choices(body, name, prompts, limit, body.logprobs)
 
 
 def asked_in_response(body: ResponseBody, name: str) -> Asked:
@@ -70,7 +84,7 @@ def asked_in_response(body: ResponseBody, name: str) -> Asked:
     if body.instructions:
         turns = [MessageBody(role="system", content=body.instructions), *turns]
     request = pb.GenerateRequest(chat=pb.ChatPrompt(messages=messages_of(turns)))
-    request.MergeFrom(_settings(body, body.max_output_tokens))
+    request.MergeFrom(_settings(body, Sampling(**_drawing(body)), _stopping(body, body.max_output_tokens)))
     request.request_id = name
     return Asked(0, request, body.salt)
 
@@ -102,8 +116,37 @@ def _text(message: MessageBody) -> str:
     return "".join(part.text or part.refusal or "" for part in content)
 
 
+def _scored(body: CompletionBody, name: str, prompts: Sequence[Sequence[int]]) -> list[Asked]:
+    """The prompts' first ids as prompts, and the rest as output that is given."""
+    if body.score_from is None and (body.compression or body.recall):
+        raise InvalidRequestError(
+            "compression with echo and logprobs needs score_from, which says how much is compressed; "
+            "without it the whole prompt is scored with the full cache"
+        )
+    more, asked = COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens, []
+    for prompt, ids in enumerate(prompts):
+        split = body.score_from or 1
+        if split > len(ids):
+            raise InvalidRequestError(f"score_from is {split}, and prompt {prompt} has {len(ids)} tokens")
+        request = pb.GenerateRequest(
+            token_ids=pb.TokenIds(ids=_whole(ids[:split])), given_output_ids=_whole(ids[split:])
+        )
+        if body.score_from is None:
+            request.compression.policy = "full"
+        given = len(ids) - split
+        asked += [
+            Asked(prompt, each.request, None, given)
+            for each in _choices(body, f"{name}-{prompt}", [request], given + more, body.logprobs)
+        ]
+    return asked
+
+
 def _choices(
-    body: Choices, name: str, prompts: Sequence[pb.GenerateRequest], max_tokens: int | None
+    body: Choices,
+    name: str,
+    prompts: Sequence[pb.GenerateRequest],
+    max_tokens: int | None,
+    logprobs: int | None,
 ) -> list[Asked]:
     count = body.n or 1
     if count * len(prompts) > MOST_CHOICES:
@@ -111,7 +154,20 @@ def _choices(
             f"n is {count} and there are {len(prompts)} prompts, which are {count * len(prompts)} choices; "
             f"ask for at most {MOST_CHOICES} at once"
         )
-    settings = _settings(body, max_tokens)
+    sampling = Sampling(
+        **_drawing(body),
+        presence_penalty=body.presence_penalty or 0.0,
+        frequency_penalty=body.frequency_penalty or 0.0,
+        repetition_penalty=1.0 if body.repetition_penalty is None else body.repetition_penalty,
+        logit_bias=body.logit_bias or {},
+        logprobs=logprobs,
+    )
+    stopping = replace(
+        _stopping(body, max_tokens),
+        min_tokens=body.min_tokens or 0,
+        include_stop=bool(body.include_stop_str_in_output),
+    )
+    settings = _settings(body, sampling, stopping)
     asked: list[Asked] = []
     for prompt, request in enumerate(prompts):
         for choice in range(count):
@@ -128,21 +184,37 @@ def _choices(
     return asked
 
 
-def _settings(body: Shared, max_tokens: int | None) -> pb.GenerateRequest:
-    """All but the prompt and the name."""
-    sampling = Sampling(
-        temperature=body.temperature or 0.0,
-        top_p=1.0 if body.top_p is None else body.top_p,
-        top_k=body.top_k if body.top_k and body.top_k > 0 else None,
-        seed=body.seed,
-    )
+class _Drawing(TypedDict):
+    temperature: float
+    top_p: float
+    top_k: int | None
+    seed: int | None
+    min_p: float
+
+
+def _drawing(body: Shared) -> _Drawing:
+    """What all bodies say of sampling."""
+    return {
+        "temperature": body.temperature or 0.0,
+        "top_p": 1.0 if body.top_p is None else body.top_p,
+        "top_k": body.top_k if body.top_k and body.top_k > 0 else None,
+        "seed": body.seed,
+        "min_p": body.min_p or 0.0,
+    }
+
+
+def _stopping(body: Shared, max_tokens: int | None) -> Stopping:
     ends = body.stop_token_ids
-    stopping = Stopping(
+    return Stopping(
         max_tokens=max_tokens,
         stop=body.stop or (),
         ignore_eos=bool(body.ignore_eos),
         stop_token_ids=() if ends is None else _whole([ends] if isinstance(ends, int) else ends),
     )
+
+
+def _settings(body: Shared, sampling: Sampling, stopping: Stopping) -> pb.GenerateRequest:
+    """All but the prompt and the name."""
     asked = pb.GenerateRequest(
         sampling=sampling_to_message(sampling),
         stopping=stopping_to_message(stopping),

@@ -45,6 +45,7 @@ class Shared(Body):
     stream: bool | None = None
     temperature: float | None = None
     top_p: float | None = None
+    min_p: float | None = None
     top_k: int | None = Field(None, description="ours and vLLM's; 0 and -1: all")
     seed: int | None = None
     stop: str | list[str] | None = None
@@ -72,6 +73,12 @@ class Shared(Body):
 class Choices(Shared):
     """What chats and completions have."""
 
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    logit_bias: dict[int, float] | None = None
+    min_tokens: int | None = None
+    include_stop_str_in_output: bool | None = None
     n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = None
     max_tokens: int | None = None
     stream_options: StreamOptions | None = None
@@ -93,6 +100,8 @@ class ChatBody(Choices):
     """POST /v1/chat/completions"""
 
     messages: list[MessageBody]
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
     max_completion_tokens: int | None = None
     continue_final_message: bool | None = None
     add_generation_prompt: bool | None = None
@@ -104,6 +113,12 @@ class CompletionBody(Choices):
 
     prompt: str | list[str] | Ids | list[Ids]
     echo: bool | None = None
+    logprobs: int | None = None
+    score_from: Annotated[int, Field(ge=1)] | None = Field(
+        None,
+        description="ours: with `echo` and `logprobs`, tokens of the prompt that are compressed as usual; "
+        "those behind are scored. Without it all but the first are, with the full cache.",
+    )
 
 
 class ResponseBody(Shared):

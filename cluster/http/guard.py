@@ -68,7 +68,7 @@ def _allowed(headers: Headers) -> Response:
     return Response(
         status_code=204,
         headers={
-            "Access-Control-Allow-Methods": "GET, POST, OPTIONS",
+            "Access-Control-Allow-Methods": "GET, POST, DELETE, OPTIONS",
             "Access-Control-Allow-Headers": headers.get("access-control-request-headers", "*"),
             "Access-Control-Max-Age": str(PREFLIGHT_SECONDS),
         },

@@ -40,8 +40,7 @@ class ResponseReply:
 
     def add(self, choice: Choice, tokens: Tokens) -> bytes:
         """Takes output in."""
-        choice.output_tokens += len(tokens.token_ids)
-        choice.parts.append(tokens.text)
+        choice.take(tokens)
         if not tokens.text:
             return b""
         return self._event("output_text.delta", delta=tokens.text, logprobs=[], **self._place)
@@ -79,7 +78,7 @@ class ResponseReply:
                 "output_tokens_details": {"reasoning_tokens": 0},
                 "total_tokens": read["total_tokens"],
             },
-            "pyramidserve": told([receipt]),
+            "pyramidserve": told([self._choice]),
         }
 
     @property

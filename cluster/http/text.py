@@ -21,6 +21,7 @@ class Tokenizer(Protocol):
         self, messages: Sequence[ChatMessage], last: Transcript | None = None, continues: bool | None = None
     ) -> list[int]: ...
     def decode(self, ids: Sequence[int]) -> str: ...
+    def piece(self, token: int) -> bytes: ...
     def about(self) -> dict[str, Any]: ...
 
 
@@ -50,6 +51,14 @@ class Text:
                     f"token id {each} is none of the model's; they are 0 to {self._vocabulary - 1}"
                 )
         return self._tokenizer.decode(ids)
+
+    def encode(self, prompt: str | Sequence[int]) -> list[int]:
+        """The ids of a prompt."""
+        return self._tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+
+    def piece(self, token: int) -> bytes:
+        """The bytes that an id stands for."""
+        return self._tokenizer.piece(token)
 
     def about(self) -> dict[str, Any]:
         """What programs that tokenise by themselves must know."""

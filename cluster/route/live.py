@@ -182,6 +182,11 @@ class Follower(AsyncIterator[Event]):
         self._announced = False
         self._ended = False
 
+    @property
+    def session_id(self) -> str:
+        """Whose turn it is; "": nobody's."""
+        return self._live.session_id
+
     def wake(self) -> None:
         """There is something new."""
         self._woken.set()

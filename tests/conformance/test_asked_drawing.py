@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from pyramidserve.types import Compression, FinishReason, Sampling, Stopping
-from workers.bench.likelihood import Judge
 from workers.engine.engine import Engine, EngineRequest
+from workers.schedule.step import Step
 
 POLICIES = {
     "full": Compression(),
@@ -60,6 +60,22 @@ def test_exact_is_what_the_full_cache_says(sampling: str, toy_engine: Callable[.
     assert full.token_ids == exact.token_ids
 
 
+def log_probabilities(engine: Engine, request: EngineRequest) -> torch.Tensor:
+    """What the last shard computes of each output of ``request``, which is given, fp32 [outputs, ids]."""
+    rows: list[torch.Tensor] = []
+    stage = engine.stages[-1]
+    sample = stage._sample
+
+    def recorded(step: Step, hidden: torch.Tensor) -> tuple[Step, torch.Tensor]:
+        rows.append(stage.model.logits(hidden[-1:] if step.new else hidden))
+        return sample(step, hidden)
+
+    stage._sample = recorded  # type: ignore[method-assign]
+    engine.generate([request])
+    del stage._sample
+    return torch.cat(rows)[: len(request.given_output_ids)].log_softmax(dim=-1)
+
+
 @pytest.mark.parametrize("policy", POLICIES)
 def test_given_text_is_scored_as_it_is_read(policy: str, toy_engine: Callable[..., Engine]) -> None:
     """Also behind a compressed prompt; other requests beside it change nothing."""
@@ -73,9 +89,9 @@ def test_given_text_is_scored_as_it_is_read(policy: str, toy_engine: Callable[..
     assert reply.token_ids == given
     assert reply.receipt.finish_reason is FinishReason.LENGTH
     own = [each.logprob for each in reply.logprobs]
-    judged = Judge(engine).read(PROMPT, given, POLICIES[policy])
-    torch.testing.assert_close(torch.tensor(own), torch.tensor(judged.log_probabilities))
-    assert tuple(each.top_ids[0] for each in reply.logprobs) == judged.likeliest
+    read = log_probabilities(engine, replace(request, sampling=Sampling(), stopping=WHOLE))
+    torch.testing.assert_close(torch.tensor(own), read[torch.arange(TOKENS), torch.tensor(given)])
+    assert [each.top_ids[0] for each in reply.logprobs] == read.argmax(dim=-1).tolist()
     # What was read so far need not be told again.
     (rest,) = engine.generate([replace(request, resume_output_ids=given[:20])])
     assert rest.token_ids == given[20:]

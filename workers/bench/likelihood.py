@@ -3,11 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-
-from pyramidserve.types import Compression, Receipt, Stopping
+from pyramidserve.types import Compression, Receipt, Sampling, Stopping
 from workers.engine.engine import Engine, EngineRequest
-from workers.schedule.step import Step
 
 
 @dataclass(frozen=True)
@@ -25,24 +22,10 @@ class Likelihood:
 
 
 class Judge:
-    """Has an engine of one process read output that it did not choose.
-
-    Attributes:
-        rows: logits [outputs, vocabulary] of every step since they were cleared.
-    """
+    """Has an engine read output that it did not choose."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self.rows: list[torch.Tensor] = []
-        stage = engine.stages[-1]
-        sample = stage._sample
-
-        def recorded(step: Step, hidden: torch.Tensor) -> tuple[Step, torch.Tensor]:
-            # Known output is fed several at a time, and of these only the last would be drawn from.
-            self.rows.append(stage.model.logits(hidden))
-            return sample(step, hidden)
-
-        stage._sample = recorded  # type: ignore[method-assign]
 
     def read(
         self,
@@ -52,17 +35,15 @@ class Judge:
         session_id: str = "",
     ) -> Likelihood:
         """How likely ``output_ids`` are behind a prompt; the turn leaves both to its session."""
-        self.rows.clear()
         request = EngineRequest(
             prompt_ids,
-            stopping=Stopping(max_tokens=len(output_ids), ignore_eos=True),
+            sampling=Sampling(logprobs=1),
+            stopping=Stopping(max_tokens=len(output_ids)),
             compression=compression,
-            resume_output_ids=tuple(output_ids),
+            given_output_ids=tuple(output_ids),
             session_id=session_id,
         )
         (reply,) = self._engine.generate([request])
-        # All that is fed is known, so every row stands; the last output may have been fed too.
-        logits = torch.cat(self.rows)[: len(output_ids)]
-        chosen = logits.log_softmax(dim=-1)[torch.arange(len(output_ids)), torch.tensor(output_ids)]
-        likeliest = tuple(logits.argmax(dim=-1).tolist())
-        return Likelihood(tuple(chosen.tolist()), likeliest, reply.receipt)
+        told = reply.logprobs
+        likeliest = tuple(each.top_ids[0] for each in told)
+        return Likelihood(tuple(each.logprob for each in told), likeliest, reply.receipt)

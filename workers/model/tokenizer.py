@@ -10,6 +10,7 @@ from pyramidserve.types import ChatMessage
 from workers.model.config import ModelConfig
 from workers.model.control_tokens import ControlTokens
 from workers.model.longest_token import characters_per_token
+from workers.model.pieces import Pieces
 from workers.model.sentencepiece_model import has_model_alone, tokenizer_of_model
 from workers.model.transcript import Transcript
 
@@ -45,6 +46,7 @@ class Tokenizer:
         self._special = {token: str(each) for token, each in added.items() if each.special}
         template = self._tokenizer.chat_template or ""
         control = [str(each) for each in added.values() if each.special or str(each).strip() in template]
+        self._pieces = None if backend is None else Pieces(backend)
         self._control = None if control_tokens_in_messages else ControlTokens(filter(str.strip, control))
 
     @property
@@ -52,6 +54,10 @@ class Tokenizer:
         """What ends a text, if anything does."""
         end: int | None = self._tokenizer.eos_token_id
         return end
+
+    def piece(self, token: int) -> bytes:
+        """The bytes that ``token`` stands for, special tokens too."""
+        return self._pieces(token) if self._pieces else self.decode([token]).encode()
 
     def about(self) -> dict[str, Any]:
         """What programs that tokenise by themselves must know, by transformers' names."""

@@ -55,6 +55,11 @@ def test_a_chat() -> None:
         receipt = reply.model_extra["pyramidserve"]
         assert (receipt["output_tokens"], receipt["finish_reason"]) == (3, "length")
         assert receipt["pipeline_id"] == "p"
+        async with at.http() as plain:
+            ended = await plain.delete(f"/v1/sessions/{receipt['session_id']}")
+            assert ended.json()["turns"] == 1
+            again = await plain.delete(f"/v1/sessions/{receipt['session_id']}")
+            assert (again.status_code, again.json()["error"]["code"]) == (404, "unknown_session")
 
     served(scenario)
 

@@ -1,0 +1,132 @@
+"""OpenAI's own client and plain HTTP against a gang of two shards, on a toy model."""
+
+import subprocess
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx2
+import openai
+import pytest
+from cluster_process import RunningCluster, eventually
+from openai import OpenAI
+
+from pyramidserve import ChatMessage, Client, Compression, Sampling, Stopping
+from workers.engine.engine import Engine, EngineRequest
+
+pytest_plugins = ["cluster_fixtures"]
+
+HI = [{"role": "user", "content": "What is a page?"}]
+
+
+@pytest.fixture
+def client(toy_cluster: RunningCluster) -> Iterator[Any]:
+    with OpenAI(base_url=f"{toy_cluster.http}/v1", api_key="any", max_retries=0) as client:
+        yield client
+
+
+def test_it_says_what_the_sdk_is_told(client: Any, toy_cluster: RunningCluster) -> None:
+    with Client(toy_cluster.target) as sdk:
+        for temperature in (0.0, 1.0):
+            sampling, stopping = Sampling(temperature, seed=5), Stopping(max_tokens=24)
+            expected = sdk.chat(
+                [ChatMessage("user", "What is a page?")],
+                sampling=sampling,
+                stopping=stopping,
+                session_id="s",
+            )
+            asked: dict[str, Any] = {"model": "toy", "messages": HI, "max_tokens": 24, "seed": 5}
+            asked |= {"temperature": temperature, "extra_body": {"session_id": "t"}}
+            reply = client.chat.completions.create(**asked)
+            assert reply.choices[0].message.content == expected.text
+            asked["extra_body"] = {"session_id": "u"}
+            with client.chat.completions.create(**asked, stream=True) as stream:
+                parts = [each.choices[0].delta.content or "" for each in stream if each.choices]
+            assert "".join(parts) == expected.text
+            for session in "stu":
+                sdk.end_session(session)
+    toy_cluster.check_empty()
+
+
+def test_log_probabilities_are_those_of_the_engine(
+    client: Any, toy_cluster: RunningCluster, toy_engine: Callable[..., Engine]
+) -> None:
+    """As `lm-eval` asks for them, and behind a compressed prompt."""
+    engine, ids = toy_engine(), [3 + 7 * i % 250 for i in range(90)]
+    asked: dict[str, Any] = {"model": "toy", "prompt": [ids], "max_tokens": 1, "logprobs": 1, "echo": True}
+    for split, compression in ((1, None), (60, Compression("pyramid", "evict", kv_keep=0.7))):
+        extra = {}
+        if compression:
+            said = {"policy": "pyramid", "prefill": "evict", "kv_keep": 0.7}
+            extra = {"score_from": split, "compression": said}
+        told = client.completions.create(**asked, extra_body=extra).choices[0].logprobs
+        (scored,) = engine.generate(
+            [
+                EngineRequest(
+                    ids[:split],
+                    Sampling(logprobs=1),
+                    Stopping(max_tokens=len(ids) - split + 1),
+                    compression or Compression(),
+                    given_output_ids=tuple(ids[split:]),
+                )
+            ]
+        )
+        assert len(told.tokens) == len(ids) + 1
+        assert told.token_logprobs[:split] == [None] * split
+        assert told.token_logprobs[split:] == pytest.approx([each.logprob for each in scored.logprobs])
+        for logprob, top in zip(told.token_logprobs[split:], told.top_logprobs[split:], strict=True):
+            assert logprob in top.values()
+    toy_cluster.check_empty()
+
+
+def test_a_history_that_is_sent_again_is_not_computed_again(
+    client: Any, toy_cluster: RunningCluster
+) -> None:
+    messages, cached = list(HI), []
+    for question in ("And a table?", "Thanks", ""):
+        reply = client.chat.completions.create(model="toy", messages=messages, max_tokens=8)
+        cached.append(reply.usage.prompt_tokens_details.cached_tokens)
+        messages += [
+            {"role": "assistant", "content": reply.choices[0].message.content},
+            {"role": "user", "content": question},
+        ]
+    assert cached[0] == 0
+    assert 0 < cached[1] < cached[2]
+    session = reply.model_extra["pyramidserve"]["session_id"]
+    ended = httpx2.delete(f"{toy_cluster.http}/v1/sessions/{session}", trust_env=False)
+    assert ended.json()["turns"] == 3
+    toy_cluster.check_empty()
+
+
+def test_many_at_once(client: Any) -> None:
+    def ask(number: int) -> str:
+        reply = client.completions.create(model="toy", prompt=f"number {number}", max_tokens=30)
+        text: str = reply.choices[0].text
+        return text
+
+    alone = [ask(number) for number in range(12)]
+    with ThreadPoolExecutor(12) as pool:
+        assert list(pool.map(ask, range(12))) == alone
+
+
+def test_what_cannot_be_is_refused_by_name(client: Any) -> None:
+    with pytest.raises(openai.BadRequestError, match="max_tokens is 100000"):
+        client.completions.create(model="toy", prompt="x", max_tokens=100_000)
+    with pytest.raises(openai.NotFoundError, match="'gpt-9'"):
+        client.completions.create(model="gpt-9", prompt="x")
+
+
+def test_curl(toy_cluster: RunningCluster) -> None:
+    asked = '{"messages":[{"role":"user","content":"Hi"}],"max_tokens":4,"stream":true}'
+    command = ["curl", "-sN", f"{toy_cluster.http}/v1/chat/completions"]
+    command += ["-H", "Content-Type: application/json", "-d", asked]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert said.startswith('data: {"id": "chatcmpl-')
+    assert said.endswith("data: [DONE]\n\n")
+
+
+def test_a_client_that_goes_leaves_nothing(client: Any, toy_cluster: RunningCluster) -> None:
+    stream = client.completions.create(model="toy", prompt="x", max_tokens=200, stream=True)
+    next(iter(stream))
+    stream.close()
+    eventually(lambda: not toy_cluster.state().running, "the request of a client that has gone runs on")
