@@ -29,6 +29,7 @@ from pyramidserve.types import (
     ChatMessage,
     ClusterState,
     Compression,
+    Constraint,
     DeviceBytes,
     Event,
     FinishReason,
@@ -41,6 +42,7 @@ from pyramidserve.types import (
     StageState,
     Started,
     Stopping,
+    TokenLogprob,
     Tokens,
 )
 
@@ -64,6 +66,7 @@ __all__ = [
     "ClusterState",
     "Compression",
     "ConfigurationError",
+    "Constraint",
     "DeviceBytes",
     "EngineError",
     "Event",
@@ -89,6 +92,7 @@ __all__ = [
     "StageState",
     "Started",
     "Stopping",
+    "TokenLogprob",
     "Tokens",
     "UnauthenticatedError",
     "UnavailableError",

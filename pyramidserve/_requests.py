@@ -12,6 +12,7 @@ from pyramidserve.errors import EngineError, InvalidRequestError
 from pyramidserve.prompt import Prompt, goes_on, read_prompt, token_ids
 from pyramidserve.types import (
     Compression,
+    Constraint,
     Event,
     Priority,
     Receipt,
@@ -24,6 +25,7 @@ from pyramidserve.types import (
 from pyramidserve.v1 import inference_pb2 as pb
 from pyramidserve.wire import (
     compression_to_message,
+    constraint_to_message,
     error_from_rpc,
     priority_to_message,
     sampling_to_message,
@@ -50,6 +52,7 @@ class RequestOptions(TypedDict, total=False):
             where that is the assistant's.
         given_output_ids: output that is given and comes back as output, with log-probabilities where
             ``sampling`` asks for them: so text is scored. Nothing ends it but ``max_tokens``.
+        constraint: what the text of the reply must be.
         priority: "high" counts as having arrived 30 seconds sooner, "low" 30 seconds later.
     """
 
@@ -61,6 +64,7 @@ class RequestOptions(TypedDict, total=False):
     resume_output_ids: Sequence[int]
     continue_final_message: bool | None
     given_output_ids: Sequence[int]
+    constraint: Constraint | None
     priority: Priority
 
 
@@ -76,6 +80,7 @@ def generate_request(
     resume_output_ids: Sequence[int] = (),
     continue_final_message: bool | None = None,
     given_output_ids: Sequence[int] = (),
+    constraint: Constraint | None = None,
     priority: Priority = "normal",
 ) -> pb.GenerateRequest:
     """The message of a request.
@@ -91,6 +96,7 @@ def generate_request(
             compression=compression_to_message(compression) if compression else None,
             session_id=session_id,
             resume_output_ids=token_ids("resume_output_ids", resume_output_ids),
+            constraint=constraint_to_message(constraint),
             given_output_ids=token_ids("given_output_ids", given_output_ids),
             priority=priority_to_message(priority),
         )

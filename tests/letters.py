@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from pyramidserve.types import ChatMessage
+from pyramidserve.types import ChatMessage, Constraint
 from workers.model.shapes import SHAPES
 from workers.model.transcript import Transcript
 
@@ -21,6 +21,13 @@ FACTS = replace(
     tied_embeddings=True,
     context=CONTEXT,
 )
+
+
+class AnyGrammar:
+    """Holds nothing against any."""
+
+    def check(self, constraint: Constraint, output_ids: Sequence[int] = ()) -> None:
+        pass
 
 
 class Letters:

@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 from fake_head import PATIENCE, FakeHead, hello, until
 from httpx2 import AsyncClient as AsyncClientOfHttp
-from letters import FACTS, Letters
+from letters import FACTS, AnyGrammar, Letters
 from openai import AsyncOpenAI
 
 from cluster.edge.server import Http, RouterServer, serve
@@ -77,7 +77,11 @@ async def site(
 ) -> AsyncIterator[Site]:
     router = Router("toy", queue_limit=queue_limit, session_limit=8, session_max_age=60)
     validate = partial(
-        validate_request, tokenizer=Letters(), facts=FACTS, default_compression=Compression("full")
+        validate_request,
+        tokenizer=Letters(),
+        facts=FACTS,
+        default_compression=Compression("full"),
+        grammars=AnyGrammar(),
     )
     front = Front(router, validate, tenants)
     served = Served("toy", FACTS.context, 1_764_000_000)

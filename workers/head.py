@@ -129,6 +129,7 @@ def _request(start: messages.StartSequence) -> SequenceRequest:
         expected_tokens=start.expected_tokens,
         session_id=start.session_id,
         untold=start.untold_output_ids,
+        constraint=wire.constraint_from_message(start),
     )
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import cast
 
-from pyramidserve.types import ChatMessage, Compression, Priority, Sampling, Stopping
+from pyramidserve.types import ChatMessage, Compression, Constraint, Priority, Sampling, Stopping
 
 
 @dataclass(frozen=True)
@@ -18,6 +18,7 @@ class ValidatedRequest:
         messages: what was asked, if it was a conversation.
         continues: the reply goes on with the last of them.
         given_output_ids: output that is not drawn.
+        constraint: what the text of the reply must be.
         owner: among whose conversations its next turn is looked for by what was said; "": it is not.
     """
 
@@ -34,6 +35,7 @@ class ValidatedRequest:
     messages: tuple[ChatMessage, ...] = ()
     continues: bool = False
     given_output_ids: tuple[int, ...] = ()
+    constraint: Constraint | None = None
     owner: str = ""
 
     @property
@@ -48,8 +50,8 @@ class ValidatedRequest:
     def fingerprint(self) -> tuple[object, ...]:
         """All that decides the reply but what a client need not know yet: the seed, and ``max_tokens``."""
         sampling, stopping = replace(self.sampling, seed=None), replace(self.stopping, max_tokens=None)
-        given = self.given_output_ids
-        return self.prompt_ids, sampling, stopping, self.compression, self.session_id, given
+        told = self.session_id, self.given_output_ids, self.constraint
+        return self.prompt_ids, sampling, stopping, self.compression, *told
 
     def same_reply(self, live: "ValidatedRequest") -> bool:
         """Whether this asks for the reply that ``live`` is already getting."""

@@ -24,7 +24,8 @@ from workers import ray_private
 from workers.event_file import write_events
 from workers.model.checkpoint import resolve_checkpoint
 from workers.model.config import ModelConfig, read_config
-from workers.model.tokenizer import Tokenizer
+from workers.model.grammar import Grammars
+from workers.model.tokenizer import Tokenizer, end_ids
 from workers.model.transcript import Transcript
 from workers.policies.registry import enable, versions
 from workers.rendezvous import announce, node_address, router_key, shard_address, take_over_key
@@ -46,8 +47,10 @@ class Edge:
         model = read_config(checkpoint, config.max_model_len)
         tokenizer = await asyncio.to_thread(Tokenizer, checkpoint, config.control_tokens_in_messages)
 
+        grammars = Grammars(tokenizer, model.vocabulary, end_ids(model, tokenizer))
+
         def validate(request: messages.GenerateRequest, last: Transcript | None) -> ValidatedRequest:
-            return validate_request(request, last, tokenizer, model, config.compression)
+            return validate_request(request, last, tokenizer, model, config.compression, grammars)
 
         tenants = read_tenants(config.tenants_file)
         router = Router(

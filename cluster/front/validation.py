@@ -7,10 +7,11 @@ from cluster.admit.request import ValidatedRequest
 from cluster.front.size import check_size
 from pyramidserve.errors import InvalidRequestError
 from pyramidserve.prompt import goes_on
-from pyramidserve.types import ChatMessage, Compression, Role
+from pyramidserve.types import ChatMessage, Compression, Constraint, Role
 from pyramidserve.v1 import inference_pb2 as pb
 from pyramidserve.wire import (
     compression_from_message,
+    constraint_from_message,
     priority_from_message,
     sampling_from_message,
     stopping_from_message,
@@ -20,6 +21,14 @@ from workers.model.transcript import Transcript
 from workers.schedule.validation import settle
 
 IDENTIFIER_CHARACTERS = 128
+
+
+class Grammars(Protocol):
+    """What output can be held to, see ``workers.model.grammar``."""
+
+    def check(self, constraint: Constraint, output_ids: Sequence[int] = ()) -> None:
+        """Raises InvalidRequestError where there is no such grammar, or ``output_ids`` do not fit it."""
+        ...
 
 
 class Tokenizer(Protocol):
@@ -47,6 +56,7 @@ def validate_request(
     tokenizer: Tokenizer,
     facts: ModelConfig,
     default_compression: Compression,
+    grammars: Grammars,
 ) -> ValidatedRequest:
     """Checks and completes ``message``; takes as long as tokenising its prompt does.
 
@@ -65,6 +75,11 @@ def validate_request(
     resumed = tuple(message.resume_output_ids)
     given, stopping = tuple(message.given_output_ids), stopping_from_message(message.stopping)
     terms = settle(prompt_ids, sampling, stopping, compression, resumed, facts, given)
+    constraint = constraint_from_message(message)
+    if constraint:
+        if given:
+            raise InvalidRequestError("constraint holds what is drawn, and not given_output_ids; give one")
+        grammars.check(constraint, resumed)
     return ValidatedRequest(
         request_id=message.request_id,
         prompt_ids=prompt_ids,
@@ -74,6 +89,7 @@ def validate_request(
         session_id=message.session_id,
         resume_output_ids=resumed,
         given_output_ids=given,
+        constraint=constraint,
         seed_given=sampling.seed is not None,
         limited=terms.limited,
         priority=priority_from_message(message.priority),

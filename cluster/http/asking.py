@@ -15,11 +15,13 @@ from cluster.http.bodies import (
     ResponseBody,
     Shared,
 )
+from cluster.http.constraints import constraint_of
 from pyramidserve.errors import InvalidRequestError
-from pyramidserve.types import Compression, Priority, Sampling, Stopping
+from pyramidserve.types import Compression, Constraint, Priority, Sampling, Stopping
 from pyramidserve.v1 import inference_pb2 as pb
 from pyramidserve.wire import (
     compression_to_message,
+    constraint_to_message,
     priority_to_message,
     sampling_to_message,
     stopping_to_message,
@@ -84,7 +86,9 @@ def asked_in_response(body: ResponseBody, name: str) -> Asked:
     if body.instructions:
         turns = [MessageBody(role="system", content=body.instructions), *turns]
     request = pb.GenerateRequest(chat=pb.ChatPrompt(messages=messages_of(turns)))
-    request.MergeFrom(_settings(body, Sampling(**_drawing(body)), _stopping(body, body.max_output_tokens)))
+    stopping = _stopping(body, body.max_output_tokens)
+    constraint = constraint_of(body.text.format if body.text else None, None)
+    request.MergeFrom(_settings(body, Sampling(**_drawing(body)), stopping, constraint))
     request.request_id = name
     return Asked(0, request, body.salt)
 
@@ -167,7 +171,8 @@ def _choices(
         min_tokens=body.min_tokens or 0,
         include_stop=bool(body.include_stop_str_in_output),
     )
-    settings = _settings(body, sampling, stopping)
+    constraint = constraint_of(body.response_format, body.structured_outputs)
+    settings = _settings(body, sampling, stopping, constraint)
     asked: list[Asked] = []
     for prompt, request in enumerate(prompts):
         for choice in range(count):
@@ -213,11 +218,14 @@ def _stopping(body: Shared, max_tokens: int | None) -> Stopping:
     )
 
 
-def _settings(body: Shared, sampling: Sampling, stopping: Stopping) -> pb.GenerateRequest:
+def _settings(
+    body: Shared, sampling: Sampling, stopping: Stopping, constraint: Constraint | None
+) -> pb.GenerateRequest:
     """All but the prompt and the name."""
     asked = pb.GenerateRequest(
         sampling=sampling_to_message(sampling),
         stopping=stopping_to_message(stopping),
+        constraint=constraint_to_message(constraint),
         session_id=body.session_id or "",
         priority=priority_to_message(_priority(body.priority)),
     )

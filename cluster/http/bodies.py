@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from cluster.http.constraints import FormatBody, OutputsBody
+
 # Of a single request; each is one of the queue.
 MOST_CHOICES = 128
 
@@ -79,6 +81,8 @@ class Choices(Shared):
     logit_bias: dict[int, float] | None = None
     min_tokens: int | None = None
     include_stop_str_in_output: bool | None = None
+    response_format: FormatBody | None = None
+    structured_outputs: OutputsBody | None = None
     n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = None
     max_tokens: int | None = None
     stream_options: StreamOptions | None = None
@@ -121,12 +125,17 @@ class CompletionBody(Choices):
     )
 
 
+class TextBody(Body):
+    format: FormatBody | None = None
+
+
 class ResponseBody(Shared):
     """POST /v1/responses, without state of the server's"""
 
     input: str | list[MessageBody]
     instructions: str | None = None
     max_output_tokens: int | None = None
+    text: TextBody | None = None
 
 
 class TokenizeBody(Body):

@@ -10,6 +10,7 @@ from cluster.route.live import LiveRequest
 from pyramidserve.v1 import pipeline_pb2 as pb
 from pyramidserve.wire import (
     compression_to_message,
+    constraint_to_message,
     sampling_to_message,
     stage_state_from_message,
     stopping_to_message,
@@ -57,6 +58,7 @@ class AttachedPipeline:
             stopping=stopping_to_message(request.stopping),
             compression=compression_to_message(request.compression),
             session_id=live.session_id,
+            constraint=constraint_to_message(request.constraint),
         )
         self.orders.put_nowait(pb.RouterOrder(start=[start], queued=queued))
         place = {"pipeline": self.pipeline_id, "sequence": admitted.sequence_id}

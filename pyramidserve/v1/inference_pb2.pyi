@@ -89,6 +89,7 @@ class GenerateRequest(_message.Message):
     RESUME_OUTPUT_IDS_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
     GIVEN_OUTPUT_IDS_FIELD_NUMBER: _builtins.int
+    CONSTRAINT_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Chosen by the client, unique among its live requests; 1 to 128 characters."""
     text: _builtins.str
@@ -132,6 +133,10 @@ class GenerateRequest(_message.Message):
         compressed as usual, and what is given behind it is read with what that has left.
         """
 
+    @_builtins.property
+    def constraint(self) -> Global___Constraint:
+        """What the text of the reply must be. Absent: anything."""
+
     def __init__(
         self,
         *,
@@ -146,16 +151,43 @@ class GenerateRequest(_message.Message):
         resume_output_ids: _abc.Iterable[_builtins.int] | None = ...,
         priority: Global___Priority.ValueType = ...,
         given_output_ids: _abc.Iterable[_builtins.int] | None = ...,
+        constraint: Global___Constraint | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat", "compression", b"compression", "prompt", b"prompt", "sampling", b"sampling", "stopping", b"stopping", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat", "compression", b"compression", "constraint", b"constraint", "prompt", b"prompt", "sampling", b"sampling", "stopping", b"stopping", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat", "compression", b"compression", "given_output_ids", b"given_output_ids", "priority", b"priority", "prompt", b"prompt", "request_id", b"request_id", "resume_output_ids", b"resume_output_ids", "sampling", b"sampling", "session_id", b"session_id", "stopping", b"stopping", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat", "compression", b"compression", "constraint", b"constraint", "given_output_ids", b"given_output_ids", "priority", b"priority", "prompt", b"prompt", "request_id", b"request_id", "resume_output_ids", b"resume_output_ids", "sampling", b"sampling", "session_id", b"session_id", "stopping", b"stopping", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_prompt: _TypeAlias = _typing.Literal["text", "chat", "token_ids"]  # noqa: Y015
     _WhichOneofArgType_prompt: _TypeAlias = _typing.Literal["prompt", b"prompt"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_prompt) -> _WhichOneofReturnType_prompt | None: ...
 
 Global___GenerateRequest: _TypeAlias = GenerateRequest  # noqa: Y015
+
+@_typing.final
+class Constraint(_message.Message):
+    """What the text of a reply must be, from its beginning to its end-of-sequence token."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    kind: _builtins.str
+    """"json_schema"; "regex", in Rust's syntax; or "grammar", in Lark's as llguidance has it."""
+    text: _builtins.str
+    """The schema, the expression or the grammar; at most 65,536 characters."""
+    def __init__(
+        self,
+        *,
+        kind: _builtins.str = ...,
+        text: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Constraint: _TypeAlias = Constraint  # noqa: Y015
 
 @_typing.final
 class ChatPrompt(_message.Message):

@@ -398,6 +398,7 @@ class StartSequence(_message.Message):
     EXPECTED_TOKENS_FIELD_NUMBER: _builtins.int
     SESSION_ID_FIELD_NUMBER: _builtins.int
     UNTOLD_OUTPUT_IDS_FIELD_NUMBER: _builtins.int
+    CONSTRAINT_FIELD_NUMBER: _builtins.int
     sequence_id: _builtins.int
     """The router's name for the sequence; never used twice."""
     request_id: _builtins.str
@@ -428,6 +429,10 @@ class StartSequence(_message.Message):
     def compression(self) -> _inference_pb2.Compression:
         """How to compress; policy is always set."""
 
+    @_builtins.property
+    def constraint(self) -> _inference_pb2.Constraint:
+        """What the text of its output must be, if it is held to anything."""
+
     def __init__(
         self,
         *,
@@ -441,10 +446,11 @@ class StartSequence(_message.Message):
         expected_tokens: _builtins.int = ...,
         session_id: _builtins.str = ...,
         untold_output_ids: _builtins.int = ...,
+        constraint: _inference_pb2.Constraint | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["compression", b"compression", "sampling", b"sampling", "stopping", b"stopping"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["compression", b"compression", "constraint", b"constraint", "sampling", b"sampling", "stopping", b"stopping"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["compression", b"compression", "expected_tokens", b"expected_tokens", "forced_output_ids", b"forced_output_ids", "prompt_ids", b"prompt_ids", "request_id", b"request_id", "sampling", b"sampling", "sequence_id", b"sequence_id", "session_id", b"session_id", "stopping", b"stopping", "untold_output_ids", b"untold_output_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["compression", b"compression", "constraint", b"constraint", "expected_tokens", b"expected_tokens", "forced_output_ids", b"forced_output_ids", "prompt_ids", b"prompt_ids", "request_id", b"request_id", "sampling", b"sampling", "sequence_id", b"sequence_id", "session_id", b"session_id", "stopping", b"stopping", "untold_output_ids", b"untold_output_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

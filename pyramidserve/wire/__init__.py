@@ -14,6 +14,8 @@ from pyramidserve.wire.reply import (
 from pyramidserve.wire.request import (
     compression_from_message,
     compression_to_message,
+    constraint_from_message,
+    constraint_to_message,
     priority_from_message,
     priority_to_message,
     sampling_from_message,
@@ -35,6 +37,8 @@ __all__ = [
     "cluster_state_to_message",
     "compression_from_message",
     "compression_to_message",
+    "constraint_from_message",
+    "constraint_to_message",
     "error_from_rpc",
     "error_to_metadata",
     "event_from_message",

@@ -2,15 +2,18 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
 from pyramidserve.errors import InvalidRequestError
 from pyramidserve.integers import INT32_MAX, whole_number
-from pyramidserve.types import Compression, Parameter, Priority, Sampling, Stopping
+from pyramidserve.types import Compression, Constraint, Parameter, Priority, Sampling, Stopping
 from pyramidserve.v1 import inference_pb2 as pb
+
+if TYPE_CHECKING:
+    from pyramidserve.v1.pipeline_pb2 import StartSequence
 
 _Message = TypeVar("_Message", bound=Message)
 
@@ -93,6 +96,18 @@ def stopping_from_message(message: pb.Stopping) -> Stopping:
         min_tokens=message.min_tokens,
         include_stop=message.include_stop,
     )
+
+
+def constraint_to_message(constraint: Constraint | None) -> pb.Constraint | None:
+    """The message of ``constraint``; None of none."""
+    return pb.Constraint(kind=constraint.kind, text=constraint.text) if constraint else None
+
+
+def constraint_from_message(message: "pb.GenerateRequest | StartSequence") -> Constraint | None:
+    """What a request is held to, if to anything."""
+    if not message.HasField("constraint"):
+        return None
+    return Constraint(message.constraint.kind, message.constraint.text)
 
 
 def compression_to_message(compression: Compression) -> pb.Compression:

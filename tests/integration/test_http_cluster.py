@@ -1,5 +1,6 @@
 """OpenAI's own client and plain HTTP against a gang of two shards, on a toy model."""
 
+import json
 import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +11,7 @@ import openai
 import pytest
 from cluster_process import RunningCluster, eventually
 from openai import OpenAI
+from pydantic import BaseModel, Field
 
 from pyramidserve import ChatMessage, Client, Compression, Sampling, Stopping
 from workers.engine.engine import Engine, EngineRequest
@@ -130,3 +132,46 @@ def test_a_client_that_goes_leaves_nothing(client: Any, toy_cluster: RunningClus
     next(iter(stream))
     stream.close()
     eventually(lambda: not toy_cluster.state().running, "the request of a client that has gone runs on")
+
+
+def test_replies_are_what_they_are_held_to(client: Any) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"ok": {"type": "boolean"}, "n": {"type": "integer", "maximum": 99}},
+        "required": ["ok", "n"],
+        "additionalProperties": False,
+    }
+    named = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema, "strict": True}}
+    asked: dict[str, Any] = {"model": "toy", "messages": HI, "max_tokens": 100}
+    session = {"extra_body": {"session_id": "held"}}
+    reply = client.chat.completions.create(**asked, response_format=named, **session)
+    assert json.loads(reply.choices[0].message.content).keys() == {"ok", "n"}
+    outputs = {"structured_outputs": {"choice": ["yes.", "no (maybe)"]}, "session_id": "held"}
+    chosen = client.chat.completions.create(**asked, extra_body=outputs)
+    assert chosen.choices[0].message.content in ("yes.", "no (maybe)")
+    assert chosen.choices[0].finish_reason == "stop"
+    wrong = {"type": "json_schema", "json_schema": {"name": "answer", "schema": {"type": "objct"}}}
+    with pytest.raises(openai.BadRequestError, match="objct"):
+        client.chat.completions.create(**asked, response_format=wrong)
+    said = client.responses.create(
+        model="toy",
+        input="Hi",
+        max_output_tokens=100,
+        text={"format": {"type": "json_schema", "name": "answer", "schema": schema}},
+        extra_body={"session_id": "held"},
+    )
+    assert json.loads(said.output_text).keys() == {"ok", "n"}
+
+
+def test_a_schema_of_pydantic(client: Any, toy_cluster: RunningCluster) -> None:
+    class Fruit(BaseModel):
+        name: str = Field(max_length=5)
+        ripe: bool
+
+    reply = client.chat.completions.parse(
+        model="toy", messages=HI, max_tokens=200, response_format=Fruit, extra_body={"session_id": "held"}
+    )
+    assert isinstance(reply.choices[0].message.parsed, Fruit)
+    ended = httpx2.delete(f"{toy_cluster.http}/v1/sessions/held", trust_env=False)
+    assert ended.status_code == 200
+    toy_cluster.check_empty()

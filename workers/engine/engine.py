@@ -13,6 +13,7 @@ from pyramidserve.errors import ConfigurationError, RequestTooLargeError
 from pyramidserve.prompt import Prompt, goes_on, read_prompt
 from pyramidserve.types import (
     Compression,
+    Constraint,
     Event,
     Reply,
     Sampling,
@@ -34,6 +35,7 @@ from workers.engine.settings import EngineSettings, settings_of
 from workers.engine.stage import StageConfig
 from workers.model.checkpoint import EMBEDDED, resolve_checkpoint
 from workers.model.config import ModelConfig, read_config
+from workers.model.grammar import Grammars
 from workers.model.tokenizer import Tokenizer, end_ids
 from workers.schedule.sequence import SequenceRequest
 from workers.schedule.validation import lowered, settle
@@ -69,6 +71,7 @@ class EngineRequest:
         continue_final_message: whether the reply goes on with the last message; None: where that is the
             assistant's.
         given_output_ids: output that is given, and told with its log-probabilities; nothing ends it.
+        constraint: what the text of the reply must be.
     """
 
     prompt: Prompt
@@ -80,6 +83,7 @@ class EngineRequest:
     continue_final_message: bool | None = None
     trace: bool = False
     given_output_ids: tuple[int, ...] = ()
+    constraint: Constraint | None = None
 
 
 class Engine:
@@ -102,6 +106,7 @@ class Engine:
         self.facts, self.stages = connected.facts, connected.stages
         layout = pipeline_layout(self.facts, self.model, config)
         ends = end_ids(self.model, self.tokenizer)
+        self._grammars = Grammars(self.tokenizer, self.model.vocabulary, ends)
         self.loop = EngineLoop(layout, connected.pipeline, self.tokenizer, ends)
         self._waiting: deque[SequenceRequest] = deque()
         self._submitted = 0
@@ -131,6 +136,8 @@ class Engine:
             request.given_output_ids,
         )
         forced = max(request.resume_output_ids, request.given_output_ids, key=len)
+        if request.constraint:
+            self._grammars.check(request.constraint, request.resume_output_ids)
         self._submitted += 1
         sequence = SequenceRequest(
             sequence=self._submitted,
@@ -144,6 +151,7 @@ class Engine:
             expected_tokens=terms.expected_tokens,
             session_id=request.session_id,
             trace=request.trace,
+            constraint=request.constraint,
         )
         memory = self.loop.scheduler.memory
         if not terms.limited:

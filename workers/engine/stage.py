@@ -1,6 +1,7 @@
 """One shard at work: runs steps on its layers and its cache."""
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,9 @@ from workers.execute.workspace import prefill_workspace_bytes, step_workspace_by
 from workers.kv.entry import Positions
 from workers.kv.link import HostLink, link_for
 from workers.model.config import read_config
+from workers.model.grammar import Grammars, Matching
 from workers.model.rope import Rope, Rotation
+from workers.model.tokenizer import Tokenizer, end_ids
 from workers.model.weights import load_stage
 from workers.policies.registry import chooser, enable, plan, versions
 from workers.recall.exact import verify
@@ -35,6 +38,7 @@ from workers.recall.turn import ContinuedPrompt
 from workers.schedule.step import (
     VERIFIED_ROWS,
     PrefillTrace,
+    SequenceSpec,
     ShardMemory,
     Step,
     StepKind,
@@ -82,6 +86,7 @@ class Stage:
     def __init__(self, config: StageConfig, link: HostLink | None = None) -> None:
         """Loads the weights. Raises CheckpointError or ConfigurationError."""
         self._settings = settings = config.settings
+        self._checkpoint = config.checkpoint
         enable(settings.policies)
         self._model_config = model = read_config(config.checkpoint, settings.max_model_len)
         self.device = device = open_device(settings.device)
@@ -180,7 +185,7 @@ class Stage:
             # Lifted rows and the past may be as many as the whole prompt.
             most = spec.prompt_tokens if spec.continues else count
             workspace = self._workspace(keep, most)
-            self._sequences[spec.sequence] = _Sequence(Drawing(spec), workspace, spec.trace)
+            self._sequences[spec.sequence] = _Sequence(self._drawing(spec), workspace, spec.trace)
             self._running.add(spec.sequence)
             if spec.continues:  # alone in its step
                 del self._sequences[spec.continues]
@@ -215,6 +220,17 @@ class Stage:
             *(step, prompts, rows, positions, hidden, rotation),
             *(self.model, self._backend, self._settings.execute.block_rows),
         )
+
+    def _drawing(self, spec: SequenceSpec) -> Drawing:
+        held = spec.constraint is not None and self.model.head is not None
+        return Drawing(
+            spec, Matching(self._grammars, spec.constraint) if held and spec.constraint else None
+        )
+
+    @cached_property
+    def _grammars(self) -> Grammars:
+        tokenizer = Tokenizer(self._checkpoint)
+        return Grammars(tokenizer, self._model_config.vocabulary, end_ids(self._model_config, tokenizer))
 
     def _rotate(self, length: int) -> Rotate:
         """Rotations of positions in a sequence of at most so many tokens."""

@@ -4,10 +4,13 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import groupby
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from pyramidserve.types import TokenLogprob
 from workers.execute.sampling import sample
+from workers.model.grammar import Matching
 from workers.schedule.step import NO_TOKEN, SequenceSpec
 
 
@@ -17,19 +20,22 @@ class Drawing:
     What is drawn is a function of the logits, the seed, the prompt and the outputs before it.
     """
 
-    def __init__(self, spec: SequenceSpec) -> None:
+    def __init__(self, spec: SequenceSpec, matching: Matching | None = None) -> None:
+        """``matching``: what the outputs are held to."""
+        self._matching = matching
         self.sampling = sampling = spec.sampling
         self._prompt, self._outputs = frozenset(spec.prompt_ids), list(spec.output_ids)
         self._banned, self._min_tokens = list(spec.banned), spec.min_tokens
         self._repeats = sampling.repetition_penalty != 1
         self._penalises = bool(sampling.presence_penalty or sampling.frequency_penalty)
         biases = dict(sampling.logit_bias)
+        self._looks = self._repeats or self._penalises or matching is not None
         self._biased, self._biases = list(biases), torch.tensor(list(biases.values()))
 
     @property
     def changes(self) -> bool:
         """Whether it changes logits."""
-        return bool(self._biased or self._min_tokens or self._repeats or self._penalises)
+        return bool(self._biased or self._min_tokens or self._looks)
 
     def change(self, logits: torch.Tensor, index: int) -> None:
         """Changes ``logits``, fp32 [vocabulary], of output ``index``.
@@ -40,8 +46,11 @@ class Drawing:
         sampling, outputs = self.sampling, self._outputs[:index]
         if self._biased:
             logits[self._biased] += self._biases.to(logits)
-        if index < self._min_tokens and self._banned:
+        allowed = self._matching.allowed(outputs) if self._matching else None
+        if index < self._min_tokens and self._banned and (allowed is None or self._has_others(allowed)):
             logits[self._banned] = -torch.inf
+        if allowed is not None:
+            logits[~torch.from_numpy(allowed).to(logits.device)] = -torch.inf
         if self._repeats and (seen := sorted(self._prompt.union(outputs))):
             old, penalty = logits[seen], sampling.repetition_penalty
             logits[seen] = torch.where(old > 0, old / penalty, old * penalty)
@@ -50,9 +59,13 @@ class Drawing:
             often = torch.tensor(list(counts.values())).to(logits)
             logits[list(counts)] -= sampling.presence_penalty + sampling.frequency_penalty * often
 
+    def _has_others(self, allowed: npt.NDArray[np.bool_]) -> bool:
+        """Whether a grammar that has not come to its end allows more than what ends a reply."""
+        return int(allowed.sum()) > int(allowed[self._banned].sum())
+
     def drew(self, index: int, token: int) -> None:
         """Notes that output ``index`` is ``token``, and that nothing is known behind it."""
-        if (self._repeats or self._penalises) and self._outputs[index : index + 1] != [token]:
+        if self._looks and self._outputs[index : index + 1] != [token]:
             self._outputs[index:] = [token]
 
 

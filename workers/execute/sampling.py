@@ -52,6 +52,7 @@ def _draw(logits: torch.Tensor, sampling: Sampling, point: float) -> int:
         ordered, ids = torch.topk(probabilities, count)
     else:
         ordered, ids = probabilities.sort(descending=True, stable=True)
+    ordered = ordered[: int((ordered > 0).sum())]  # what cannot be is not drawn
     if sampling.min_p > 0:
         ordered = ordered[: int((ordered >= sampling.min_p * ordered[0]).sum())]
     cumulative = ordered.cumsum(dim=-1)

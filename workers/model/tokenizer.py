@@ -1,6 +1,7 @@
 """Text to token ids and back."""
 
 from collections.abc import Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,17 @@ class Tokenizer:
         """What ends a text, if anything does."""
         end: int | None = self._tokenizer.eos_token_id
         return end
+
+    @property
+    def serialised(self) -> str | None:
+        """As the tokenizers library writes it, without padding and truncation; None: it is none of that."""
+        backend = getattr(self._tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            return None
+        alone = copy(backend)
+        alone.no_padding()
+        alone.no_truncation()
+        return str(alone.to_str())
 
     def piece(self, token: int) -> bytes:
         """The bytes that ``token`` stands for, special tokens too."""

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
-from pyramidserve.types import Compression, FinishReason, Sampling, Stopping
+from pyramidserve.types import Compression, Constraint, FinishReason, Sampling, Stopping
 from workers.budget.plan import KeepPlan
 from workers.schedule.detokenizer import Detokenizer
 from workers.schedule.drafts import Drafting
@@ -31,6 +31,7 @@ class SequenceRequest:
     expected_tokens: int = 0
     session_id: str = ""
     untold: int = 0
+    constraint: Constraint | None = None
 
     @property
     def max_tokens(self) -> int:
@@ -171,7 +172,9 @@ class RunningSequence:
         given = self.told <= len(self.output_ids) < len(self.request.forced_output_ids)
         self.output_ids.append(token)
         self.token_times.append(now)
-        may_stop = not given and len(self.output_ids) >= stopping.min_tokens
+        # A grammar that has come to its end has none but that.
+        enough = len(self.output_ids) >= stopping.min_tokens or self.request.constraint is not None
+        may_stop = enough and not given
         text = self.detokenizer.push(token, may_stop)
         if may_stop and token in eos_ids and not stopping.ignore_eos:
             self.finish_reason = FinishReason.EOS

@@ -6,7 +6,7 @@ from enum import Enum
 import numpy as np
 import numpy.typing as npt
 
-from pyramidserve.types import Compression, Sampling, TokenLogprob
+from pyramidserve.types import Compression, Constraint, Sampling, TokenLogprob
 from workers.budget.released import ReleasedSequence
 
 # Rows of a verification, and of a decode step that feeds known outputs, at most.
@@ -39,7 +39,7 @@ class SequenceSpec:
         continues: a parked sequence, of whose tokens the first ``reused`` are the prompt's; 0: none.
         recall: what that has on the host comes back.
         trace: the prefill reports the positions that each layer keeps and the first token's logits.
-        prompt_ids, output_ids: where penalties look at them, the prompt, and what is known of the output.
+        prompt_ids, output_ids: where drawing looks at them, the prompt, and what is known of the output.
         banned: ids that are not drawn before there are ``min_tokens`` outputs.
     """
 
@@ -55,6 +55,7 @@ class SequenceSpec:
     output_ids: tuple[int, ...] = ()
     banned: tuple[int, ...] = ()
     min_tokens: int = 0
+    constraint: Constraint | None = None
 
 
 @dataclass(frozen=True)

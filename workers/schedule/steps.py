@@ -106,7 +106,7 @@ def spec_of(sequence: RunningSequence) -> SequenceSpec:
     """What shards must know to begin ``sequence``."""
     request, sampling = sequence.request, sequence.request.sampling
     repeats = sampling.repetition_penalty != 1
-    looks = repeats or sampling.presence_penalty or sampling.frequency_penalty
+    looks = repeats or sampling.presence_penalty or sampling.frequency_penalty or request.constraint
     return SequenceSpec(
         sequence=request.sequence,
         prompt_tokens=len(request.prompt_ids),
@@ -117,6 +117,7 @@ def spec_of(sequence: RunningSequence) -> SequenceSpec:
         output_ids=tuple(sequence.known_ids) if looks else (),
         banned=sequence.banned,
         min_tokens=request.stopping.min_tokens,
+        constraint=request.constraint,
     )
 
 

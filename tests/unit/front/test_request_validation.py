@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from letters import CONTEXT, FACTS, VOCABULARY, Letters
+from letters import CONTEXT, FACTS, VOCABULARY, AnyGrammar, Letters
 
 from cluster.admit.request import ValidatedRequest
 from cluster.front.validation import validate_request
@@ -22,7 +22,7 @@ def message(**fields: object) -> pb.GenerateRequest:
 
 
 def validated(asked: pb.GenerateRequest) -> ValidatedRequest:
-    return validate_request(asked, None, Letters(), FACTS, DEFAULT)
+    return validate_request(asked, None, Letters(), FACTS, DEFAULT, AnyGrammar())
 
 
 def chat(*turns: tuple[str, str]) -> pb.ChatPrompt:

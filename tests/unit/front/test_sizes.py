@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 from fake_head import PATIENCE
-from letters import CONTEXT, FACTS, Letters
+from letters import CONTEXT, FACTS, AnyGrammar, Letters
 from test_request_validation import DEFAULT, chat, message
 
 from cluster.front import reading
@@ -42,7 +42,7 @@ class Unread(Letters):
 )
 def test_what_cannot_fit_is_refused_by_its_size(asked: pb.GenerateRequest, why: str) -> None:
     with pytest.raises(InvalidRequestError, match=why) as raised:
-        validate_request(asked, None, Unread(), FACTS, DEFAULT)
+        validate_request(asked, None, Unread(), FACTS, DEFAULT, AnyGrammar())
     assert str(CONTEXT) in raised.value.message
 
 
@@ -57,7 +57,7 @@ def test_what_cannot_fit_is_refused_by_its_size(asked: pb.GenerateRequest, why: 
 )
 def test_what_may_fit_is_read(asked: pb.GenerateRequest) -> None:
     with pytest.raises(AssertionError, match="tokenised"):
-        validate_request(asked, None, Unread(), FACTS, DEFAULT)
+        validate_request(asked, None, Unread(), FACTS, DEFAULT, AnyGrammar())
 
 
 def test_a_tokenizer_without_a_bound_reads_all() -> None:
@@ -65,7 +65,7 @@ def test_a_tokenizer_without_a_bound_reads_all() -> None:
         characters_per_token = None  # type: ignore[assignment]
 
     with pytest.raises(AssertionError, match="tokenised"):
-        validate_request(message(text="x" * 99 * CONTEXT), None, Unbounded(), FACTS, DEFAULT)
+        validate_request(message(text="x" * 99 * CONTEXT), None, Unbounded(), FACTS, DEFAULT, AnyGrammar())
 
 
 def run(scenario: Callable[[], Awaitable[None]]) -> None:
