@@ -40,6 +40,7 @@ class ClusterConfig(EngineSettings):
             own in Ray, or 127.0.0.1 on a cluster of one node that `pyramidserve serve` has started.
         router_host, router_port: where the router listens.
         http_port: where it has OpenAI's HTTP API on the same host; 0: nowhere.
+        metrics_port: where it tells Prometheus of itself; 0: nowhere. No token is asked for there.
         served_model_name: what HTTP clients call the model; "": as ``model`` says.
         cors_origins: of pages in browsers that may call it, beside its own; "*": all.
         tls_certificate, tls_key: PEM files; with them, the router's port wants TLS.
@@ -70,6 +71,7 @@ class ClusterConfig(EngineSettings):
     router_host: str = "127.0.0.1"
     router_port: int = 8700
     http_port: int = 8701
+    metrics_port: int = 8702
     served_model_name: str = ""
     cors_origins: tuple[str, ...] = ()
     tls_certificate: str = ""
@@ -88,7 +90,7 @@ class ClusterConfig(EngineSettings):
     @property
     def places(self) -> dict[str, tuple[str, int]]:
         """Where clients find it, by the names of the ports."""
-        return places_of(self.router_host, self.router_port, self.http_port)
+        return places_of(self.router_host, self.router_port, self.http_port, self.metrics_port)
 
     def __post_init__(self) -> None:
         """Raises ConfigurationError, naming the value and its range."""
@@ -138,13 +140,16 @@ class ClusterConfig(EngineSettings):
             )
         if self.dtype not in DTYPES:
             raise ConfigurationError(f"dtype is {self.dtype!r}; it must be one of {', '.join(DTYPES)}")
-        for name in ("router_port", "http_port"):
+        for name in ("router_port", "http_port", "metrics_port"):
             if not 0 <= getattr(self, name) <= 65535:
                 raise ConfigurationError(f"{name} is {getattr(self, name)}; it must be 0 to 65535")
-        if self.http_port and self.http_port == self.router_port:
-            raise ConfigurationError(
-                f"http_port and router_port are both {self.http_port}; choose another http_port, or 0"
-            )
+        taken: dict[tuple[str, int], str] = {}
+        for name, place in self.places.items():
+            if place[1] and place in taken:
+                raise ConfigurationError(
+                    f"{name} and {taken[place]} are both {place[1]}; choose another {name}, or 0 for none"
+                )
+            taken[place] = name
         enable(self.policies)
         try:
             validate(self.compression)
@@ -152,9 +157,10 @@ class ClusterConfig(EngineSettings):
             raise ConfigurationError(f"compression: {error.message}") from error
 
 
-def places_of(host: str, router_port: int, http_port: int) -> dict[str, tuple[str, int]]:
-    """Hosts and ports by the names of the ports; of HTTP, if it has one."""
-    ports = {"router_port": router_port} | ({"http_port": http_port} if http_port else {})
+def places_of(host: str, router_port: int, http_port: int, metrics_port: int) -> dict[str, tuple[str, int]]:
+    """Hosts and ports by the names of the ports; but for the first, of those that there are."""
+    others = {"http_port": http_port, "metrics_port": metrics_port}
+    ports = {"router_port": router_port} | {name: port for name, port in others.items() if port}
     return {name: (host, port) for name, port in ports.items()}
 
 

@@ -110,7 +110,7 @@ def write_config(file: Path, **settings: Any) -> Path:
         "name": "pyramidserve",
         "import_path": "cluster.app:build",
         "route_prefix": None,
-        "args": {"cpus_per_shard": 0.5, "http_port": 0, **settings},
+        "args": {"cpus_per_shard": 0.5, "http_port": 0, "metrics_port": 0, **settings},
     }
     file.write_text(yaml.safe_dump({"proxy_location": "Disabled", "applications": [application]}))
     return file

@@ -19,6 +19,7 @@ from cluster.front.tenants import Tenants
 from cluster.front.validation import validate_request
 from cluster.http.app import Api, Served
 from cluster.http.guard import Guard
+from cluster.http.metrics import metrics_app
 from cluster.http.text import Text
 from cluster.route.router import Router
 from pyramidserve import AsyncClient, AsyncReplyStream
@@ -57,12 +58,12 @@ class Site:
 
     def openai(self, token: str = "any", retries: int = 0) -> Any:
         """OpenAI's own client, which must be closed."""
-        url = f"http://127.0.0.1:{self.server.http_port}/v1"
+        url = f"http://127.0.0.1:{self.server.http_ports[0]}/v1"
         return AsyncOpenAI(base_url=url, api_key=token, timeout=PATIENCE, max_retries=retries)
 
     def http(self, **headers: str) -> AsyncClientOfHttp:
         """A plain client, which must be closed."""
-        url = f"http://127.0.0.1:{self.server.http_port}"
+        url = f"http://127.0.0.1:{self.server.http_ports[0]}"
         return AsyncClientOfHttp(base_url=url, headers=headers, timeout=PATIENCE, trust_env=False)
 
     async def emptied(self) -> None:
@@ -92,7 +93,7 @@ async def site(
         front,
         port=0,
         credentials=credentials,
-        http=Http(app, 0),
+        http=(Http(app, 0), Http(metrics_app(router.metrics.text), 0)),
         max_message_bytes=MAX_MESSAGE_BYTES,
         bind_timeout=0,
     )

@@ -128,4 +128,5 @@ def places(application: ServeApplicationSchema) -> dict[str, tuple[str, int]]:
         said.get("router_host", ClusterConfig.router_host),
         said.get("router_port", ClusterConfig.router_port),
         said.get("http_port", ClusterConfig.http_port),
+        said.get("metrics_port", ClusterConfig.metrics_port),
     )

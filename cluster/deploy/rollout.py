@@ -16,6 +16,9 @@ from pyramidserve.errors import ConfigurationError
 from workers import ray_private
 from workers.rendezvous import take_over_key
 
+# At which clients call.
+CLIENTS_PORTS = {"router_port", "http_port"}
+
 
 def stand_in_name(name: str) -> str:
     """Of the application that serves while ``name`` changes hands."""
@@ -64,12 +67,14 @@ def check_successor(there: deployed.Deployed, name: str, new: ClusterConfig) -> 
             f"no application of ours is named {name}: {served}; name the one to be replaced in the file, "
             "or use `pyramidserve serve`"
         )
-    for name, place in deployed.places(there.configs[old[0]]).items():
-        if new.places.get(name) != place:
-            host, port = new.places.get(name, ("", 0))
+    places = deployed.places(there.configs[old[0]])
+    for name in CLIENTS_PORTS & places.keys():
+        (host, port), place = places[name], new.places.get(name)
+        if place != (host, port):
+            would = f"would listen on {place[0]}:{place[1]}" if place else f"would have no {name}"
             raise ConfigurationError(
-                f"the new router would listen on {host}:{port}, and {old[0]} on {place[0]}:{place[1]}; "
-                f"give the same {name} and router_host, as clients go on calling there"
+                f"the new router {would}, and {old[0]} is on {host}:{port}; give the same {name} and "
+                "router_host, as clients go on calling there"
             )
 
 

@@ -15,6 +15,7 @@ from cluster.front.tenants import read_tenants
 from cluster.front.validation import validate_request
 from cluster.http.app import Api, Served
 from cluster.http.guard import Guard
+from cluster.http.metrics import metrics_app
 from cluster.http.text import Text
 from cluster.route.router import Router
 from pyramidserve import MAX_MESSAGE_BYTES
@@ -79,7 +80,7 @@ class Edge:
             host=config.router_host,
             port=config.router_port,
             credentials=server_credentials(config.tls_certificate, config.tls_key),
-            http=_http(front, config, tokenizer, model) if config.http_port else None,
+            http=_http(router, front, config, tokenizer, model),
             registry_host=registry_host,
             max_message_bytes=MAX_MESSAGE_BYTES,
             bind_timeout=config.bind_seconds,
@@ -108,12 +109,19 @@ class Edge:
             await self._server.stop(self._grace)
 
 
-def _http(front: Front, config: ClusterConfig, tokenizer: Tokenizer, model: ModelConfig) -> Http:
-    """OpenAI's API over ``front``, for browsers and programs."""
+def _http(
+    router: Router, front: Front, config: ClusterConfig, tokenizer: Tokenizer, model: ModelConfig
+) -> tuple[Http, ...]:
+    """OpenAI's API over ``front``, for browsers and programs; and what Prometheus reads."""
     served = Served(config.served_model_name or config.model, model.context, int(time.time()))
     api = Api(front, Text(tokenizer, model.vocabulary), served, MAX_MESSAGE_BYTES)
     app = Guard(api.application(), config.router_host, config.cors_origins)
-    return Http(app, config.http_port, config.tls_certificate, config.tls_key)
+    files = config.tls_certificate, config.tls_key
+    both = (
+        Http(app, config.http_port, *files),
+        Http(metrics_app(router.metrics.text), config.metrics_port, *files),
+    )
+    return tuple(each for each in both if each.port)
 
 
 async def _tell_demand(router: Router) -> None:

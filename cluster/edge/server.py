@@ -42,7 +42,7 @@ class Http:
 class RouterServer:
     """A listening router: ``port`` is for clients, ``registry_port`` for the heads of pipelines.
 
-    ``http_port`` is for HTTP clients; 0: there is none.
+    ``http_ports`` are for HTTP, of each ``Http`` that it was to serve.
     """
 
     def __init__(
@@ -51,10 +51,10 @@ class RouterServer:
         servers: tuple[grpc.aio.Server, grpc.aio.Server],
         ports: tuple[int, int],
         health: health.aio.HealthServicer,
-        http: HttpServer | None,
+        http: tuple[HttpServer, ...],
     ) -> None:
         self.port, self.registry_port = ports
-        self.http_port = http.port if http else 0
+        self.http_ports = tuple(each.port for each in http)
         self._http = http
         self._router = router
         self._servers = servers
@@ -66,11 +66,11 @@ class RouterServer:
         public, internal = self._servers
         # Those who call from now on connect anew, to the router that takes over if there is one.
         leaving = asyncio.create_task(public.stop(grace + ABORT_SECONDS))
-        if self._http:
-            self._http.leave()
+        for each in self._http:
+            each.leave()
         await self._router.drain(grace)
-        if self._http:
-            await self._http.stop(ABORT_SECONDS)
+        for each in self._http:
+            await each.stop(ABORT_SECONDS)
         await public.stop(ABORT_SECONDS)
         await leaving
         await internal.stop(ABORT_SECONDS)
@@ -83,7 +83,7 @@ async def serve(
     host: str = "127.0.0.1",
     port: int,
     credentials: grpc.ServerCredentials | None = None,
-    http: Http | None = None,
+    http: tuple[Http, ...] = (),
     registry_host: str = "127.0.0.1",
     max_message_bytes: int,
     bind_timeout: float,
@@ -98,7 +98,7 @@ async def serve(
         host: the interface to listen on; only this machine unless given.
         port: 0 takes any free one.
         credentials: for TLS towards clients.
-        http: served on a port of its own beside that.
+        http: each served on a port of its own beside that.
         registry_host: the interface for pipelines, which are trusted.
         max_message_bytes: bytes that one message may have, either way.
         bind_timeout: seconds to wait for a port that is in use, as by the server to be replaced.
@@ -129,21 +129,21 @@ async def serve(
         await _attached(router, beside_pipelines)
     else:
         await _free(host, port, bind_timeout)
-        if http:
-            await _free(host, http.port, bind_timeout)
+        for each in http:
+            await _free(host, each.port, bind_timeout)
     address = endpoint(host, port)
     if credentials is None:
         bound = public.add_insecure_port(address)
     else:
         bound = public.add_secure_port(address, credentials)
     await public.start()
-    http_server = None
-    if http:
-        http_server = HttpServer(http.app, bind(host, http.port), http.certificate, http.key)
-        http_server.start()
-    ports = {"port": bound, "registry_port": inside, "http_port": http_server.port if http_server else 0}
+    listening = []
+    for each in http:
+        listening.append(HttpServer(each.app, bind(host, each.port), each.certificate, each.key))
+        listening[-1].start()
+    ports = {"port": bound, "registry_port": inside, "http_ports": [each.port for each in listening]}
     tell(log, logging.INFO, "router_listening", host=host, tls=bool(credentials), **ports)
-    return RouterServer(router, (public, internal), (bound, inside), health_servicer, http_server)
+    return RouterServer(router, (public, internal), (bound, inside), health_servicer, tuple(listening))
 
 
 def server_credentials(certificate: str, key: str) -> grpc.ServerCredentials | None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -15,7 +15,7 @@ from cluster.front.refusal import refusal
 from cluster.front.tenants import HEADER
 from cluster.route.attached_pipeline import AttachedPipeline
 from cluster.route.router import Router
-from pyramidserve.errors import InvalidRequestError
+from pyramidserve.errors import InvalidRequestError, PyramidServeError
 from pyramidserve.v1 import inference_pb2 as pb
 from pyramidserve.v1 import pipeline_pb2
 from pyramidserve.v1.inference_pb2_grpc import InferenceServicer
@@ -30,8 +30,13 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 @asynccontextmanager
-async def refusals(context: Context, call: str, **ids: str) -> AsyncIterator[dict[str, str]]:
-    """Turns what the body raises into a status with an ErrorDetail, and logs it.
+async def refusals(
+    context: Context,
+    told: Callable[[Exception, str, Mapping[str, str]], PyramidServeError],
+    call: str,
+    **ids: str,
+) -> AsyncIterator[dict[str, str]]:
+    """Turns what the body raises into a status with the detail of what is ``told`` of it.
 
     Yields what the event says of the call, for the body to add to.
     """
@@ -39,7 +44,7 @@ async def refusals(context: Context, call: str, **ids: str) -> AsyncIterator[dic
     try:
         yield about
     except Exception as raised:
-        error = refusal(raised, call, about)
+        error = told(raised, call, about)
     else:
         return
     await context.abort(
@@ -60,7 +65,9 @@ class Inference(InferenceServicer):
     async def Generate(  # type: ignore[override]  # noqa: N802
         self, request: pb.GenerateRequest, context: Context
     ) -> None:
-        async with refusals(context, "Generate", request_id=request.request_id) as about:
+        async with refusals(
+            context, self._front.refusal, "Generate", request_id=request.request_id
+        ) as about:
             about["tenant"] = tenant = self._tenant(context)
             seconds_left = context.time_remaining()
             follower = await self._front.begin(
@@ -75,14 +82,16 @@ class Inference(InferenceServicer):
     async def EndSession(  # noqa: N802
         self, request: pb.EndSessionRequest, context: Context
     ) -> pb.EndSessionResponse:
-        async with refusals(context, "EndSession", session_id=request.session_id) as about:
+        async with refusals(
+            context, self._front.refusal, "EndSession", session_id=request.session_id
+        ) as about:
             about["tenant"] = tenant = self._tenant(context)
             return pb.EndSessionResponse(turns=self._front.end_session(tenant, request.session_id))
 
     async def GetClusterState(  # noqa: N802
         self, request: pb.GetClusterStateRequest, context: Context
     ) -> pb.GetClusterStateResponse:
-        async with refusals(context, "GetClusterState"):
+        async with refusals(context, self._front.refusal, "GetClusterState"):
             self._tenant(context)
             return cluster_state_to_message(self._front.state())
 
@@ -101,7 +110,7 @@ class PipelineRegistry(PipelineRegistryServicer):
     async def Attach(  # type: ignore[override]  # noqa: N802
         self, request_iterator: AsyncIterator[pipeline_pb2.PipelineReport], context: Context
     ) -> None:
-        async with refusals(context, "Attach"):
+        async with refusals(context, refusal, "Attach"):
             first = await anext(request_iterator, pipeline_pb2.PipelineReport())
             if not first.HasField("hello"):
                 raise InvalidRequestError("the first report is not Hello; introduce the pipeline")

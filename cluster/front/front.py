@@ -3,16 +3,18 @@
 import json
 import math
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 
 from cluster.admit.request import ValidatedRequest
 from cluster.front.reading import Reading, Result
+from cluster.front.refusal import refusal
 from cluster.front.tenants import Tenants
 from cluster.front.validation import chat_messages
 from cluster.route.live import Follower
 from cluster.route.router import Router
+from pyramidserve.errors import PyramidServeError
 from pyramidserve.types import ClusterState
 from pyramidserve.v1 import inference_pb2 as pb
 from workers.model.transcript import Transcript
@@ -76,6 +78,12 @@ class Front:
     async def read(self, tenant: str, size: int, work: Callable[[], Result]) -> Result:
         """What ``work`` makes of ``size`` bytes of a tenant's, in turn with others."""
         return await self._reading.read(tenant, size, work)
+
+    def refusal(self, error: Exception, call: str, ids: Mapping[str, str]) -> PyramidServeError:
+        """The error that the caller of ``call`` is told; logs and counts it."""
+        told = refusal(error, call, ids)
+        self._router.metrics.failed(ids.get("tenant", ""), told.reason)
+        return told
 
     def session_of(self, tenant: str, follower: Follower) -> str:
         """By which name the tenant can end the session that a request is a turn of; "": there is none."""

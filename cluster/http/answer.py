@@ -12,7 +12,6 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from cluster.front.front import Front
-from cluster.front.refusal import refusal
 from cluster.http.asking import Asked
 from cluster.http.errors import body_of, headers_of, status_of
 from cluster.http.shapes import Choice
@@ -81,7 +80,8 @@ class Answer(Response):
                     "ask for less"
                 ) from late
         except Exception as raised:
-            error = refusal(raised, call.path, {"request_id": call.name, "tenant": call.tenant})
+            ids = {"request_id": call.name, "tenant": call.tenant}
+            error = self._front.refusal(raised, call.path, ids)
             if self._begun:
                 await _more(send, self._reply.fail(error), last=True)
             else:

@@ -12,7 +12,6 @@ from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 
 from cluster.front.front import Front
-from cluster.front.refusal import refusal
 from cluster.http.answer import Answer, Call
 from cluster.http.asking import (
     Asked,
@@ -101,7 +100,7 @@ class Api:
         ):
             app.add_api_route(
                 path,
-                _refusing(endpoint),
+                self._refusing(endpoint),
                 methods=["POST"],
                 openapi_extra={"requestBody": _described(body)},
                 response_class=Response,
@@ -119,7 +118,7 @@ class Api:
         ):
             app.add_api_route(
                 path,
-                _refusing(endpoint),
+                self._refusing(endpoint),
                 methods=["GET"],
                 response_class=Response,
                 summary=endpoint.__doc__,
@@ -127,7 +126,7 @@ class Api:
             )
         app.add_api_route(
             "/v1/sessions/{name:path}",
-            _refusing(self.end_session),
+            self._refusing(self.end_session),
             methods=["DELETE"],
             response_class=Response,
             summary=self.end_session.__doc__,
@@ -226,6 +225,17 @@ class Api:
         described = self._app.openapi()
         return JSONResponse(described | {"components": {"schemas": bodies["$defs"]}})
 
+    def _refusing(self, endpoint: Endpoint) -> Endpoint:
+        async def answered(request: Request) -> Response:
+            try:
+                return await endpoint(request)
+            except Exception as raised:
+                # Whose call it is may be what is wrong.
+                error = self._front.refusal(raised, request.url.path, {})
+                return JSONResponse(shape_of(error), status_of(error)[0], headers_of(error))
+
+        return answered
+
     def _identify(self, request: Request) -> str:
         return self._front.identify(request.headers.get("authorization", ""))
 
@@ -256,17 +266,6 @@ class Api:
         )
         call = Call(request.url.path, tenant, name, body.deadline)
         return Answer(self._front, call, asked, reply, bool(body.stream))
-
-
-def _refusing(endpoint: Endpoint) -> Endpoint:
-    async def answered(request: Request) -> Response:
-        try:
-            return await endpoint(request)
-        except Exception as raised:
-            error = refusal(raised, request.url.path, {})
-            return JSONResponse(shape_of(error), status_of(error)[0], headers_of(error))
-
-    return answered
 
 
 async def _no_such_route(request: Request, error: Exception) -> Response:

@@ -147,9 +147,13 @@ class LiveRequest:
         for follower in self._followers:
             follower.wake()
 
+    def gaps(self) -> list[float]:
+        """Seconds between output tokens."""
+        return [after - before for before, after in pairwise(self._times)]
+
     def finish(self, receipt: Receipt, pipeline_id: str) -> Receipt:
         """Ends the reply with ``receipt``, which it returns completed with the times seen here."""
-        gaps = [after - before for before, after in pairwise(self._times)]
+        gaps = self.gaps()
         self._end = completed = replace(
             receipt,
             queue_time=self.sent - self.arrived,

@@ -10,6 +10,7 @@ from cluster.admit.request import ValidatedRequest
 from cluster.admit.sessions import Sessions
 from cluster.route.attached_pipeline import AttachedPipeline
 from cluster.route.live import Follower, LiveRequest
+from cluster.route.metrics import Metrics
 from pyramidserve.errors import (
     EngineError,
     InvalidRequestError,
@@ -54,10 +55,11 @@ class LiveRequests:
         admission: Admission[LiveRequest],
         sessions: Sessions,
         conversations: Conversations,
+        metrics: Metrics,
         clock: Callable[[], float],
     ) -> None:
         self._admission, self._sessions, self._clock = admission, sessions, clock
-        self._conversations = conversations
+        self._conversations, self._metrics = conversations, metrics
         self._live: dict[tuple[str, str], LiveRequest] = {}
         self.idle = asyncio.Event()
         self.idle.set()
@@ -140,6 +142,7 @@ class LiveRequests:
         receipt = live.finish(receipt, pipeline.pipeline_id)
         self._forget(live)
         self._admission.count_finished(live.request, receipt.output_tokens, receipt.inter_token_p50)
+        self._metrics.finished(live.tenant, receipt, self._clock() - live.arrived, live.gaps())
         turn = live.transcript()
         self._sessions.count_turn(live.session_id, turn)
         if turn and live.session_id and live.request.owner:
@@ -200,10 +203,13 @@ class LiveRequests:
         live.fail(error)
         self._forget(live)
         self._admission.decisions[error.reason] += 1
+        cancelled = isinstance(error, RequestCancelledError)
+        if cancelled:
+            self._metrics.cancelled(live.tenant)
         tell(
             log,
             logging.INFO,
-            "request_cancelled" if isinstance(error, RequestCancelledError) else "request_failed",
+            "request_cancelled" if cancelled else "request_failed",
             **live.ids,
             pipeline=live.pipeline_id,
             **error_facts(error),

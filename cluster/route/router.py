@@ -14,6 +14,7 @@ from cluster.admit.tuning import AdmitTuning
 from cluster.route.attached_pipeline import AttachedPipeline
 from cluster.route.live import Follower, LiveRequest
 from cluster.route.live_requests import LOST_RETRY_DELAY, LiveRequests
+from cluster.route.metrics import Metrics
 from cluster.route.pacer import Pacer
 from cluster.route.pipelines import Pipelines
 from cluster.route.tuning import RouteTuning
@@ -40,6 +41,9 @@ class Router:
     """Admits requests to pipelines and brings their output back.
 
     All methods but ``drain`` act at once; call them from one event loop.
+
+    Attributes:
+        metrics: what Prometheus is told.
     """
 
     def __init__(
@@ -74,7 +78,9 @@ class Router:
         self._admission: Admission[LiveRequest] = Admission(queue_limit, weights or {}, clock, admit)
         self._sessions = Sessions(session_limit, session_max_age, clock)
         self._conversations = Conversations(session_limit)
-        self._live = LiveRequests(self._admission, self._sessions, self._conversations, clock)
+        self.metrics = Metrics()
+        self.metrics.watch(self.state)
+        self._live = LiveRequests(self._admission, self._sessions, self._conversations, self.metrics, clock)
         self._pipelines = Pipelines(model, policies or versions(), admit, route, call_later, self._dispatch)
         self._pacer = Pacer(lambda: len(self._live) - len(self._admission), clock, call_later, route)
 

@@ -56,7 +56,7 @@ def test_a_name_or_a_place_that_is_taken_is_refused(
 ) -> None:
     serve.add(application("pyramidserve", model="m"))
     serve.states["going"] = "DELETING"
-    there, config = deployed.look(), ClusterConfig(router_port=port, http_port=0)
+    there, config = deployed.look(), ClusterConfig(router_port=port, http_port=0, metrics_port=0)
     assert there.ours() == ["pyramidserve"]
     if not says:
         deployed.check_place(there, name, config)

@@ -116,8 +116,8 @@ def test_a_stand_in_that_was_left_beside_the_old_version_goes_first(
     [
         (application("chat"), "no application of ours is named pyramidserve: served are chat"),
         (application(NAME, "somebody.elses:app"), "nothing of ours is served there"),
-        (application(NAME, router_port=1), "listen on 127.0.0.1:8700, and pyramidserve on 127.0.0.1:1"),
-        (application(NAME, router_host="::"), "pyramidserve on :::8700; give the same"),
+        (application(NAME, router_port=1), "listen on 127.0.0.1:8700, and pyramidserve is on 127.0.0.1:1"),
+        (application(NAME, router_host="::"), "pyramidserve is on :::870"),
     ],
 )
 def test_only_one_of_that_name_and_place_is_replaced(
