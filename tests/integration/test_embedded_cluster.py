@@ -1,22 +1,26 @@
 """The embedded model on a cluster of two shards."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from pydoc_data.topics import topics
 
 import pytest
-from cluster_process import RunningCluster, running_cluster
+from cluster_process import RunningCluster, free_port, running_cluster
 from safetensors import safe_open
 
 from pyramidserve import ChatMessage, Client, Compression, StageState, Stopping
 from workers.engine.engine import Engine, EngineConfig, EngineRequest
 
 LAYERS = 30
+ROOT = Path(__file__).parents[2]
+PROGRAM = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory, embedded: Path) -> Iterator[RunningCluster]:
-    with running_cluster(tmp_path_factory.mktemp("embedded-cluster"), dtype="float32", shards=2) as cluster:
+    folder, port = tmp_path_factory.mktemp("embedded-cluster"), free_port()
+    with running_cluster(folder, dtype="float32", shards=2, http_port=port) as cluster:
         yield cluster
 
 
@@ -76,3 +80,15 @@ def test_answers_are_those_of_the_engine_in_this_process(cluster: RunningCluster
                     assert reply.receipt.prompt_tokens > 1024
                     assert reply.receipt.kv_keep_reached == pytest.approx(0.45, abs=0.01)
     cluster.check_empty()
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/http.md"])
+def test_the_programs_of_the_documents_run(
+    document: str, cluster: RunningCluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    programs = PROGRAM.findall((ROOT / document).read_text())
+    assert len(programs) >= 2
+    for program in programs:
+        own = program.replace("127.0.0.1:8700", cluster.target)
+        exec(own.replace("http://127.0.0.1:8701", cluster.http), {})
+        assert capsys.readouterr().out.strip()

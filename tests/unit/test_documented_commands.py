@@ -22,6 +22,7 @@ RUN_BY = {
     "bench.recall.facts": (RECALL, '"facts --'),
     "bench.recall.step": (RECALL, '"step --'),
     "bench.recall.turns": (RECALL, 'measured("turns"'),
+    "curl": ("tests/integration/test_http_cluster.py", '"curl", "-sN"'),
     "make demo": (CLAIMS, '("demo", '),
     "make gpu-check": (".ci/run", "make gpu-check"),
     "make serve": (CLAIMS, '("serve", '),
@@ -72,8 +73,8 @@ def command_of(text: str) -> str | None:
             return module
         case ["make" | "pip", target, *_]:
             return f"{words[0]} {target}"
-        case ["pytest", *_]:
-            return "pytest"
+        case ["pytest" | "curl", *_]:
+            return words[0]
     words = words[1:] if words[:1] == ["pyramidserve"] else words
     if not words or words[0] not in PYRAMIDSERVE:
         return None
