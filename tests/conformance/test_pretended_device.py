@@ -198,9 +198,9 @@ class Budget:
 
 # As it is: to be lowered, never raised.
 BUDGETS = {
-    "full": Budget(188, 4, 188, 4),
-    "prune-keep": Budget(213, 4, 249, 10),
-    "evict-keep": Budget(213, 4, 253, 10),
+    "full": Budget(186, 4, 186, 4),
+    "prune-keep": Budget(211, 4, 247, 10),
+    "evict-keep": Budget(211, 4, 251, 10),
 }
 
 
