@@ -18,6 +18,7 @@ from workers.model.config import DTYPES
 from workers.policies.registry import enable, validate
 
 DEVICES = ("cpu", "cuda")
+SAMPLING_DEFAULTS = ("model", "greedy")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +52,8 @@ class ClusterConfig(EngineSettings):
         bind_seconds: how long the router waits for its port.
         drain_seconds: how long requests may go on when the cluster shuts down.
         control_tokens_in_messages: control tokens that a message has typed count as such; else as text.
+        defaults: how tokens are drawn where a request is silent: "model", as its generation_config.json
+            says, or "greedy".
         compression: of requests that do not ask for any.
         admit, route: what may suit another machine better, see ``AdmitTuning`` and ``RouteTuning``.
     """
@@ -83,6 +86,7 @@ class ClusterConfig(EngineSettings):
     bind_seconds: float = 30.0
     drain_seconds: float = 5.0
     control_tokens_in_messages: bool = False
+    defaults: str = "model"
     compression: Compression = field(default_factory=lambda: Compression("pyramid", "prune", kv_keep=0.45))
     admit: AdmitTuning = AdmitTuning()
     route: RouteTuning = RouteTuning()
@@ -150,6 +154,10 @@ class ClusterConfig(EngineSettings):
                     f"{name} and {taken[place]} are both {place[1]}; choose another {name}, or 0 for none"
                 )
             taken[place] = name
+        if self.defaults not in SAMPLING_DEFAULTS:
+            raise ConfigurationError(
+                f"defaults is {self.defaults!r}; it must be one of {', '.join(SAMPLING_DEFAULTS)}"
+            )
         enable(self.policies)
         try:
             validate(self.compression)

@@ -19,12 +19,13 @@ from cluster.http.metrics import metrics_app
 from cluster.http.text import Text
 from cluster.route.router import Router
 from pyramidserve import MAX_MESSAGE_BYTES
-from pyramidserve.types import ClusterState
+from pyramidserve.types import ClusterState, Sampling
 from pyramidserve.v1 import inference_pb2 as messages
 from workers import ray_private
 from workers.event_file import write_events
 from workers.model.checkpoint import resolve_checkpoint
 from workers.model.config import ModelConfig, read_config
+from workers.model.generation import sampling_defaults
 from workers.model.grammar import Grammars
 from workers.model.tokenizer import Tokenizer, end_ids
 from workers.model.transcript import Transcript
@@ -48,10 +49,11 @@ class Edge:
         model = read_config(checkpoint, config.max_model_len)
         tokenizer = await asyncio.to_thread(Tokenizer, checkpoint, config.control_tokens_in_messages)
 
+        sampling = sampling_defaults(checkpoint) if config.defaults == "model" else Sampling()
         grammars = Grammars(tokenizer, model.vocabulary, end_ids(model, tokenizer))
 
         def validate(request: messages.GenerateRequest, last: Transcript | None) -> ValidatedRequest:
-            return validate_request(request, last, tokenizer, model, config.compression, grammars)
+            return validate_request(request, last, tokenizer, model, config.compression, grammars, sampling)
 
         tenants = read_tenants(config.tenants_file)
         router = Router(

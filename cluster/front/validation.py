@@ -7,7 +7,7 @@ from cluster.admit.request import ValidatedRequest
 from cluster.front.size import check_size
 from pyramidserve.errors import InvalidRequestError
 from pyramidserve.prompt import goes_on
-from pyramidserve.types import ChatMessage, Compression, Constraint, Role
+from pyramidserve.types import ChatMessage, Compression, Constraint, Role, Sampling
 from pyramidserve.v1 import inference_pb2 as pb
 from pyramidserve.wire import (
     compression_from_message,
@@ -21,6 +21,7 @@ from workers.model.transcript import Transcript
 from workers.schedule.validation import settle
 
 IDENTIFIER_CHARACTERS = 128
+GREEDY = Sampling()
 
 
 class Grammars(Protocol):
@@ -57,6 +58,7 @@ def validate_request(
     facts: ModelConfig,
     default_compression: Compression,
     grammars: Grammars,
+    default_sampling: Sampling = GREEDY,
 ) -> ValidatedRequest:
     """Checks and completes ``message``; takes as long as tokenising its prompt does.
 
@@ -70,7 +72,7 @@ def validate_request(
     _check_identifier("session_id", message.session_id, 0)
     check_size(message, facts.context, tokenizer.characters_per_token)
     prompt_ids, messages, continues = _prompt(message, tokenizer, last)
-    sampling = sampling_from_message(message.sampling)
+    sampling = sampling_from_message(message.sampling, default_sampling)
     compression = compression_from_message(message.compression, default_compression)
     resumed = tuple(message.resume_output_ids)
     given, stopping = tuple(message.given_output_ids), stopping_from_message(message.stopping)

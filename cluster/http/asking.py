@@ -3,7 +3,7 @@
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TypedDict
+from typing import Literal, TypedDict
 
 from cluster.http.bodies import (
     MOST_CHOICES,
@@ -27,6 +27,9 @@ from pyramidserve.wire import (
     stopping_to_message,
 )
 
+# What is the deployment's where a body is silent.
+SILENT: tuple[Literal["temperature", "top_p", "top_k", "min_p", "repetition_penalty"], ...]
+SILENT = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 # What OpenAI has where a completion says nothing; chats go on to their ends.
 COMPLETION_TOKENS = 16
 # Templates know of "system" what OpenAI calls "developer" now.
@@ -222,8 +225,12 @@ def _settings(
     body: Shared, sampling: Sampling, stopping: Stopping, constraint: Constraint | None
 ) -> pb.GenerateRequest:
     """All but the prompt and the name."""
+    drawn = sampling_to_message(sampling)
+    for name in SILENT:
+        if getattr(body, name, None) is None:
+            drawn.ClearField(name)
     asked = pb.GenerateRequest(
-        sampling=sampling_to_message(sampling),
+        sampling=drawn,
         stopping=stopping_to_message(stopping),
         constraint=constraint_to_message(constraint),
         session_id=body.session_id or "",

@@ -112,7 +112,9 @@ class GenerateRequest(_message.Message):
 
     @_builtins.property
     def sampling(self) -> Global___Sampling:
-        """How the next token is drawn. Absent: greedy."""
+        """How the next token is drawn. What is absent of it is as the model's own generation_config.json says, or greedy where
+        the deployment's defaults say so.
+        """
 
     @_builtins.property
     def stopping(self) -> Global___Stopping:
@@ -308,21 +310,21 @@ class Sampling(_message.Message):
     LOGIT_BIAS_FIELD_NUMBER: _builtins.int
     LOGPROBS_FIELD_NUMBER: _builtins.int
     temperature: _builtins.float
-    """Divides the logits; 0 is greedy. Finite and >= 0. Absent: 0."""
+    """Divides the logits; 0 is greedy. Finite and >= 0."""
     top_p: _builtins.float
-    """Keeps the smallest set of tokens whose probability reaches this, in (0, 1]. Absent: 1."""
+    """Keeps the smallest set of tokens whose probability reaches this, in (0, 1]."""
     top_k: _builtins.int
-    """Keeps this many of the most likely tokens, >= 1. Absent: all."""
+    """Keeps this many of the most likely tokens, >= 1."""
     seed: _builtins.int
     """Makes sampling repeatable: the draw is a function of (seed, output index). Absent: the server picks one and reports it."""
     min_p: _builtins.float
-    """Keeps tokens that are at least this times as likely as the likeliest, in [0, 1]. Absent: 0."""
+    """Keeps tokens that are at least this times as likely as the likeliest, in [0, 1]."""
     presence_penalty: _builtins.float
     """Taken from the logit of what the output has, in [-2, 2]. Absent: 0."""
     frequency_penalty: _builtins.float
     """Taken from it as often as the output has it, in [-2, 2]. Absent: 0."""
     repetition_penalty: _builtins.float
-    """Divides the logit of what prompt and output have, or multiplies one below 0; > 0. Absent: 1."""
+    """Divides the logit of what prompt and output have, or multiplies one below 0; > 0."""
     logprobs: _builtins.int
     """Tells the log-probability of each output token, before anything of this changes it, and of so many of the likeliest
     in its place, at most 20. Absent: of none.

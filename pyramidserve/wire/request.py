@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
@@ -15,6 +15,7 @@ from pyramidserve.v1 import inference_pb2 as pb
 if TYPE_CHECKING:
     from pyramidserve.v1.pipeline_pb2 import StartSequence
 
+GREEDY = Sampling()
 _Message = TypeVar("_Message", bound=Message)
 
 _PRIORITY_TO_MESSAGE: dict[Priority, pb.Priority.ValueType] = {
@@ -23,11 +24,6 @@ _PRIORITY_TO_MESSAGE: dict[Priority, pb.Priority.ValueType] = {
     "low": pb.PRIORITY_LOW,
 }
 _PRIORITY_FROM_MESSAGE = {message: priority for priority, message in _PRIORITY_TO_MESSAGE.items()}
-# Of sampling, what is left out where it has its default.
-_CHANGES_NOTHING: tuple[
-    Literal["min_p", "presence_penalty", "frequency_penalty", "repetition_penalty"], ...
-]
-_CHANGES_NOTHING = ("min_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
 # Every int32 of a request is a count; its one int64 is the seed.
 _RANGES = {
     FieldDescriptor.CPPTYPE_INT32: (0, INT32_MAX),
@@ -65,16 +61,12 @@ def sampling_to_message(sampling: Sampling) -> pb.Sampling:
     Raises:
         InvalidRequestError: a whole number does not fit the wire.
     """
-    message = _message(pb.Sampling, sampling)
-    for name in _CHANGES_NOTHING:
-        if getattr(message, name) == getattr(Sampling, name):
-            message.ClearField(name)
-    return message
+    return _message(pb.Sampling, sampling)
 
 
-def sampling_from_message(message: pb.Sampling) -> Sampling:
-    """What ``message`` asks for; absent fields have their defaults."""
-    return Sampling(**_present(message) | {"logit_bias": dict(message.logit_bias)})
+def sampling_from_message(message: pb.Sampling, default: Sampling = GREEDY) -> Sampling:
+    """What ``message`` asks for; absent fields are those of ``default``."""
+    return replace(default, **_present(message) | {"logit_bias": dict(message.logit_bias)})
 
 
 def stopping_to_message(stopping: Stopping) -> pb.Stopping:

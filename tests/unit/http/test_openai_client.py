@@ -13,6 +13,7 @@ from served_router import Site, run, site
 
 from cluster.front.tenants import Tenant, Tenants
 from pyramidserve.errors import OverloadedError
+from pyramidserve.v1 import inference_pb2 as pb
 from pyramidserve.v1.pipeline_pb2 import StepReport
 
 HI = [{"role": "user", "content": "Hi"}]
@@ -369,5 +370,27 @@ def test_a_conversation_whose_client_gives_no_name_is_found_again() -> None:
                 await ask("Hi", " 0 1", "?", salt="x"),
             ]
             assert len({first, *others}) == 4
+
+    run(whole)
+
+
+def test_what_a_body_does_not_say_is_left_to_the_deployment() -> None:
+    async def whole() -> None:
+        async with site() as at, at.http() as client:
+            asked = []
+            begin = at.front.begin
+
+            async def recorded(tenant: str, request: pb.GenerateRequest, *rest: Any) -> Any:
+                asked.append(request.sampling)
+                return await begin(tenant, request, *rest)
+
+            at.front.begin = recorded  # type: ignore[method-assign, assignment]
+            async with at.head() as head:
+                running = asyncio.create_task(head.run())
+                for body in ({}, {"temperature": 0, "repetition_penalty": 1.0}):
+                    await client.post("/v1/completions", json={"prompt": "x", "max_tokens": 1} | body)
+                running.cancel()
+            assert [each.HasField("temperature") for each in asked] == [False, True]
+            assert [each.HasField("repetition_penalty") for each in asked] == [False, True]
 
     run(whole)

@@ -13,8 +13,9 @@ from scripted_inference import Script, ScriptedInference, echo, hold, refuse
 from pyramidserve.cli import main
 from pyramidserve.commands.chat import RETRIES
 from pyramidserve.errors import EngineError, InvalidRequestError, OverloadedError
-from pyramidserve.types import Event, FinishReason, Receipt
+from pyramidserve.types import Event, FinishReason, Receipt, Sampling
 from pyramidserve.v1 import inference_pb2 as pb
+from pyramidserve.wire import sampling_from_message
 
 pytest_plugins = ["scripted_fixtures"]
 
@@ -84,7 +85,7 @@ def test_chat_sends_its_options(
     assert chosen.compression == pb.Compression(
         policy="pyramid", prefill="evict", kv_keep=0.4, recall="turn"
     )
-    assert chosen.sampling == pb.Sampling(temperature=0.7, top_p=0.9, top_k=40, seed=-3)
+    assert sampling_from_message(chosen.sampling) == Sampling(0.7, 0.9, 40, -3)
     assert chosen.stopping == pb.Stopping(max_tokens=12)
     assert default.compression == pb.Compression()
     assert default.stopping == pb.Stopping()

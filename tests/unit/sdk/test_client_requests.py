@@ -48,7 +48,15 @@ def test_all_options_reach_the_server(client: Client, scripted: ScriptedInferenc
         pb.GenerateRequest(
             request_id="r",
             text="word",
-            sampling=pb.Sampling(temperature=0.5, top_p=1.0, seed=3),
+            sampling=pb.Sampling(
+                temperature=0.5,
+                top_p=1.0,
+                seed=3,
+                min_p=0.0,
+                presence_penalty=0.0,
+                frequency_penalty=0.0,
+                repetition_penalty=1.0,
+            ),
             stopping=pb.Stopping(max_tokens=9, stop=["END"]),
             compression=pb.Compression(
                 policy="streaming",
