@@ -4,7 +4,7 @@ READY := $(VENV)/.ready
 # A process a core, each of which computes with its share of them.
 SPREAD := --numprocesses auto --maxprocesses 4 --dist worksteal
 
-.PHONY: demo serve test test-fast fuzz soak gpu-check lint format stubs stubs-check
+.PHONY: demo serve test test-fast clients fuzz soak gpu-check lint format stubs stubs-check
 
 $(READY): pyproject.toml
 	python3 -m venv $(VENV)
@@ -24,6 +24,9 @@ test: $(READY)    ## every test: on all cores what computes, one by one what sta
 
 test-fast: $(READY)  ## pure and unit tests
 	$(BIN)/pytest $(SPREAD) tests/unit
+
+clients: $(READY) ## clients that other people wrote, each in an environment of its own
+	$(BIN)/pytest -m clients tests/clients
 
 fuzz: $(READY)    ## property tests at random, with 20 times as many examples
 	FUZZ=20 $(BIN)/pytest -m hypothesis --timeout 7200 tests/unit tests/conformance

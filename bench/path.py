@@ -1,5 +1,7 @@
 """What the path client → router → head costs beside the same engine in one process, in pairs, in turns.
 
+The client speaks gRPC, or HTTP as OpenAI's clients do.
+
 A Ray cluster is up on both sides. Everything shares this machine, the client too.
 """
 
@@ -7,12 +9,12 @@ import argparse
 import asyncio
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median, quantiles
-from typing import Any
 
+import httpx2
 import psutil
 import torch
 
@@ -21,7 +23,7 @@ from cluster.commands.serve import say
 from cluster.config import parse_config
 from cluster.deploy.deployment import DEFAULT_DEPLOYMENT, Deployment
 from cluster.deploy.serving import serving
-from pyramidserve import AsyncClient, Receipt, Tokens
+from pyramidserve import AsyncClient, Tokens
 from pyramidserve.types import Compression
 from workers.bench.measure import TurnLog, measure
 from workers.bench.workload import WORKLOADS, Workload, named_workload, requests
@@ -48,12 +50,62 @@ class Pair:
     head_cpu: float
 
 
+class GrpcClient(AsyncClient):
+    """Tokens and their times, by the SDK."""
+
+    async def play(self, request: EngineRequest) -> tuple[int, float]:
+        """Output tokens of a request, and when the first came."""
+        count, first = 0, 0.0
+        stream = self.stream(request.prompt, stopping=request.stopping, compression=FULL)
+        async with stream as events:
+            async for event in events:
+                if isinstance(event, Tokens):
+                    first = first or time.perf_counter()
+                    count += len(event.token_ids)
+        return count, first
+
+
+class HttpClient(httpx2.AsyncClient):
+    """The same, by server-sent events, which are not read beyond their first words but for the last."""
+
+    def __init__(self, target: str) -> None:
+        limits = httpx2.Limits(max_connections=None, max_keepalive_connections=None)
+        super().__init__(base_url=target, trust_env=False, timeout=None, limits=limits)
+
+    async def play(self, request: EngineRequest) -> tuple[int, float]:
+        """Output tokens of a request, and when the first came."""
+        body = {
+            "prompt": request.prompt,
+            "max_tokens": request.stopping.max_tokens,
+            "ignore_eos": request.stopping.ignore_eos,
+            "compression": {"policy": "full"},
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+        first, last = 0.0, ""
+        async with self.stream("POST", "/v1/completions", json=body) as reply:
+            async for line in reply.aiter_lines():
+                if line.startswith("data: {"):
+                    first, last = first or time.perf_counter(), line
+        usage = json.loads(last.removeprefix("data: "))["usage"]
+        return int(usage["completion_tokens"]), first
+
+
+@dataclass(frozen=True)
+class Way:
+    """How clients get in: one made of ``url``, at the router whose gRPC port is at ``target``."""
+
+    client: Callable[[str], GrpcClient | HttpClient]
+    url: str
+    target: str
+
+
 def measure_pairs(
-    target: str, engine: Engine, log: TurnLog, work: Sequence[EngineRequest], count: int
+    way: Way, engine: Engine, log: TurnLog, work: Sequence[EngineRequest], count: int
 ) -> list[Pair]:
     """Runs ``work`` ``count`` times each way, first one and then the other first."""
     pairs: list[Pair] = []
-    router, head = _processes(target)
+    router, head = _processes(way.target)
     engine_threads: list[int] = []
     for number in range(count + 1):
         sides: dict[str, float] = {}
@@ -65,7 +117,7 @@ def measure_pairs(
             if side == "process":
                 sides[side] = measure(engine, log, work).output_tokens_per_second
             else:
-                sides[side], tokens = asyncio.run(_through_the_cluster(target, work))
+                sides[side], tokens = asyncio.run(_through_the_cluster(way, work))
             seconds = time.perf_counter() - began
             spent = _spent(router, before[0]), _spent(head, before[1])
             if side == "cluster":  # where the engine's threads are the busiest
@@ -90,55 +142,38 @@ def measure_pairs(
 
 
 def measure_first_tokens(
-    target: str, engine: Engine, prompts: Sequence[EngineRequest]
+    way: Way, engine: Engine, prompts: Sequence[EngineRequest]
 ) -> list[tuple[float, float]]:
     """Seconds to the first token of each lone prompt: through the cluster, and in this process."""
 
     async def through_the_cluster() -> list[tuple[float, float]]:
         times = []
-        async with AsyncClient(target) as client:
+        async with way.client(way.url) as client:
+
+            async def ask(request: EngineRequest) -> float:
+                began = time.perf_counter()
+                return (await client.play(request))[1] - began
+
             for number, request in enumerate(prompts):
                 if number % 2:
-                    there = await _first_token(client, request)
+                    there = await ask(request)
                     here, *_ = first_token(engine, request)
                 else:
                     here, *_ = first_token(engine, request)
-                    there = await _first_token(client, request)
+                    there = await ask(request)
                 times.append((there, here))
         return times
 
     return asyncio.run(through_the_cluster())
 
 
-async def _through_the_cluster(target: str, work: Sequence[EngineRequest]) -> tuple[float, int]:
+async def _through_the_cluster(way: Way, work: Sequence[EngineRequest]) -> tuple[float, int]:
     """Output tokens a second of all streams together, and how many tokens there were."""
-
-    async def play(client: AsyncClient, request: EngineRequest) -> int:
-        count = 0
-        async with _stream(client, request) as events:
-            async for event in events:
-                count += len(event.token_ids) if isinstance(event, Tokens) else 0
-        return count
-
-    async with AsyncClient(target) as client:
+    async with way.client(way.url) as client:
         began = time.perf_counter()
-        tokens = sum(await asyncio.gather(*(play(client, request) for request in work)))
+        played = await asyncio.gather(*(client.play(request) for request in work))
+        tokens = sum(count for count, _ in played)
         return tokens / (time.perf_counter() - began), tokens
-
-
-def _stream(client: AsyncClient, request: EngineRequest) -> Any:
-    return client.stream(request.prompt, stopping=request.stopping, compression=FULL)
-
-
-async def _first_token(client: AsyncClient, request: EngineRequest) -> float:
-    began, seconds = time.perf_counter(), 0.0
-    async with _stream(client, request) as events:
-        async for event in events:
-            if isinstance(event, Tokens):
-                seconds = seconds or time.perf_counter() - began
-            elif isinstance(event, Receipt):
-                return seconds
-    raise AssertionError("the stream ended without a receipt")
 
 
 def _processes(target: str) -> tuple[psutil.Process, psutil.Process]:
@@ -164,8 +199,8 @@ def _spent(process: psutil.Process, before: dict[int, float]) -> dict[int, float
     return {thread: seconds - before.get(thread, 0.0) for thread, seconds in _threads(process).items()}
 
 
-def deployment(workload: Workload, pool_bytes: int, model: str, port: int) -> Deployment:
-    """One pipeline of one shard with the engine's threads and memory, behind a router at ``port``."""
+def deployment(workload: Workload, pool_bytes: int, model: str, port: int, http_port: int) -> Deployment:
+    """One pipeline of one shard with the engine's threads and memory, behind a router at these ports."""
     settings = {
         "model": model,
         "shards": 1,
@@ -173,6 +208,8 @@ def deployment(workload: Workload, pool_bytes: int, model: str, port: int) -> De
         "kv_bytes": pool_bytes,
         "max_sequences": max(8, workload.requests),
         "router_port": port,
+        "http_port": http_port,
+        "metrics_port": 0,
         "compression": {"policy": "full"},
     }
     (application,) = DEFAULT_DEPLOYMENT["applications"]
@@ -189,7 +226,9 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--pairs", type=int, default=7, metavar="N")
     parser.add_argument("--prompts", type=int, default=200, metavar="N", help="lone ones of 32 tokens")
+    parser.add_argument("--wire", choices=("grpc", "http"), default="grpc", help="that clients speak")
     parser.add_argument("--port", type=int, default=8700, metavar="N", help="of the router")
+    parser.add_argument("--http-port", type=int, default=8701, metavar="N")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(THREADS)
@@ -198,10 +237,14 @@ def main() -> None:
     engine = Engine(config, lambda configs: connect_local(configs, on_advance=log))
     work = requests(workload, engine.tokenizer, FULL)
     lone = requests(Workload(arguments.prompts, LONE.prompt, LONE.output), engine.tokenizer, FULL)
-    deployed = deployment(workload, config.kv_bytes, arguments.model, arguments.port)
+    ports = arguments.port, arguments.http_port
+    deployed = deployment(workload, config.kv_bytes, arguments.model, *ports)
     with serving(deployed, "", say) as target:
-        pairs = measure_pairs(target, engine, log, work, arguments.pairs)
-        firsts = measure_first_tokens(target, engine, lone)
+        way = Way(GrpcClient, target, target)
+        if arguments.wire == "http":
+            way = Way(HttpClient, f"http://127.0.0.1:{arguments.http_port}", target)
+        pairs = measure_pairs(way, engine, log, work, arguments.pairs)
+        firsts = measure_first_tokens(way, engine, lone)
     costs = sorted(1 - pair.cluster / pair.process for pair in pairs)
     later = quantiles([(there - here) * 1e3 for there, here in firsts], n=4)
     print(

@@ -78,9 +78,13 @@ def test_simulated_clusters_and_their_decisions_are_told_of(tmp_path: Path) -> N
     assert told[1]["requests_per_second"] > 5 * told[0]["requests_per_second"]
 
 
-def test_what_the_path_to_the_engine_costs_is_measured(toy: Callable[[str], Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("wire", ["grpc", "http"])
+def test_what_the_path_to_the_engine_costs_is_measured(
+    wire: str, toy: Callable[[str], Path], tmp_path: Path
+) -> None:
     out = tmp_path / "out.json"
     sizes = ["--workload", "2x64+16", "--pairs", 1, "--prompts", 2, "--port", free_port()]
+    sizes += ["--wire", wire, "--http-port", free_port()]
     said = run(sys.executable, "-m", "bench.path", "--model", toy("long"), *sizes, "--output", out)
     assert "2x64+16: the path costs" in said
     assert "the first token comes" in said

@@ -1,0 +1,84 @@
+"""Clients that other people wrote, untouched, each in an environment of its own: `make clients`."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cluster_process import RunningCluster, free_port, running_cluster
+
+from pyramidserve.types import Sampling, Stopping
+from workers.engine.engine import Engine, EngineConfig, EngineRequest
+
+pytestmark = [pytest.mark.clients, pytest.mark.timeout(1800)]
+
+HERE = Path(__file__).parent
+ENVIRONMENTS = HERE.parents[1] / "build" / "clients"
+CLIENTS = {
+    "openai": ["openai"],
+    "langchain": ["langchain-openai"],
+    "litellm": ["litellm"],
+    "lm_eval": ["lm-eval[api]"],
+}
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory, embedded: Path) -> Iterator[RunningCluster]:
+    folder, port = tmp_path_factory.mktemp("clients"), free_port()
+    with running_cluster(folder, dtype="float32", shards=2, http_port=port) as cluster:
+        yield cluster
+
+
+def python_with(name: str, packages: list[str]) -> Path:
+    """The interpreter of an environment that has ``packages``, made once."""
+    folder = ENVIRONMENTS / name
+    python = folder / "bin" / "python"
+    if not (folder / "ready").exists():
+        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+        subprocess.run([python, "-m", "pip", "install", "--quiet", *packages], check=True)
+        (folder / "ready").touch()
+    return python
+
+
+def said_by(name: str, cluster: RunningCluster, *more: str) -> Any:
+    """What the program of a client prints at its end, as JSON."""
+    python = python_with(name, CLIENTS[name])
+    command: list[str | Path] = [python, HERE / f"with_{name}.py", f"{cluster.http}/v1", *more]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ENVIRONMENTS)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("name", ["openai", "langchain", "litellm"])
+def test_it_talks(name: str, cluster: RunningCluster) -> None:
+    told = said_by(name, cluster)
+    assert told["text"] == told["streamed"] != ""
+    assert told["completion_tokens"] > 0
+    assert told["held"].keys() == {"name", "ripe"}
+
+
+def test_lm_eval_scores_as_the_engine_does(cluster: RunningCluster, embedded: Path, tmp_path: Path) -> None:
+    questions: list[dict[str, Any]] = [
+        {
+            "question": "The capital of France is",
+            "choices": [" Paris", " Berlin", " a cheese"],
+            "answer": 0,
+        },
+        {"question": "Two and two make", "choices": [" five", " four", " a dog"], "answer": 1},
+        {"question": "Cats and dogs are", "choices": [" numbers", " rivers", " animals"], "answer": 2},
+    ]
+    (tmp_path / "questions.json").write_text(json.dumps(questions))
+    told = said_by("lm_eval", cluster, str(tmp_path))
+    engine = Engine(EngineConfig(str(embedded), dtype="float32"))
+    for question, scores in zip(questions, told["scores"], strict=True):
+        for choice, score in zip(question["choices"], scores, strict=True):
+            context = engine.tokenizer.encode(question["question"])
+            whole = engine.tokenizer.encode(question["question"] + choice)
+            given = tuple(whole[len(context) :])
+            (reply,) = engine.generate(
+                [EngineRequest(context, Sampling(logprobs=0), Stopping(len(given)), given_output_ids=given)]
+            )
+            assert score == pytest.approx(sum(each.logprob for each in reply.logprobs), abs=1e-3)
