@@ -13,9 +13,10 @@ from cluster.edge.server import Http, RouterServer, serve, server_credentials
 from cluster.front.front import Front
 from cluster.front.tenants import read_tenants
 from cluster.front.validation import validate_request
-from cluster.http.app import Api, Served
+from cluster.http.app import Api
 from cluster.http.guard import Guard
 from cluster.http.metrics import metrics_app
+from cluster.http.served import Served
 from cluster.http.text import Text
 from cluster.route.router import Router
 from pyramidserve import MAX_MESSAGE_BYTES

@@ -13,8 +13,8 @@ from starlette.types import Receive, Scope, Send
 
 from cluster.front.front import Front
 from cluster.http.asking import Asked
+from cluster.http.choice import Choice
 from cluster.http.errors import body_of, headers_of, status_of
-from cluster.http.shapes import Choice
 from cluster.route.live import Follower
 from pyramidserve.errors import PyramidServeError, RequestTimeoutError
 from pyramidserve.types import Event, Receipt, Started, Tokens

@@ -1,7 +1,6 @@
 """The routes of the HTTP API."""
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
@@ -28,13 +27,16 @@ from cluster.http.bodies import (
     ResponseBody,
     TokenizeBody,
 )
+from cluster.http.chat_shape import ChatShape
+from cluster.http.choice import Choice
+from cluster.http.completion_shape import CompletionShape
 from cluster.http.errors import headers_of, shape_of, status_of
 from cluster.http.reading import Body, read_body
+from cluster.http.reply import Names, Reply
 from cluster.http.responses import ResponseReply
-from cluster.http.shapes import ChatShape, Choice, CompletionShape, Names, Reply
+from cluster.http.served import Served
 from cluster.http.text import Text
 from cluster.http.unsupported import refuse_unsupported
-from pyramidserve.errors import InvalidRequestError
 
 PACKAGE = "pyramidserve"
 SCHEMAS = "#/components/schemas/{model}"
@@ -43,41 +45,8 @@ BODIES = (ChatBody, CompletionBody, ResponseBody, TokenizeBody, DetokenizeBody)
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
-@dataclass(frozen=True)
-class Served:
-    """What clients are told of the model.
-
-    Attributes:
-        name: under which they ask for it.
-        context: tokens of prompt and output together, at most.
-        created: when it came, in seconds since 1970.
-    """
-
-    name: str
-    context: int
-    created: int
-
-    def about(self) -> dict[str, Any]:
-        """As /v1/models has it."""
-        return {
-            "id": self.name,
-            "object": "model",
-            "created": self.created,
-            "owned_by": PACKAGE,
-            "max_model_len": self.context,
-        }
-
-    def check(self, asked: str | None) -> None:
-        """Raises InvalidRequestError where another model is asked for."""
-        if asked and asked != self.name:
-            raise InvalidRequestError(
-                f"model is {asked!r:.80}, and this serves {self.name!r}; ask for that, or name none",
-                reason="model_not_found",
-            )
-
-
 class Api:
-    """The endpoints; each raises what ``Application`` makes an answer of."""
+    """The endpoints; what they raise is answered in OpenAI's shape."""
 
     def __init__(self, front: Front, text: Text, served: Served, most_bytes: int) -> None:
         self._front, self._text, self._served, self._most_bytes = front, text, served, most_bytes
@@ -91,47 +60,30 @@ class Api:
             docs_url=None,
             redoc_url=None,
         )
-        for path, endpoint, body in (
-            ("/v1/chat/completions", self.chat, ChatBody),
-            ("/v1/completions", self.complete, CompletionBody),
-            ("/v1/responses", self.respond, ResponseBody),
-            ("/tokenize", self.tokenize, TokenizeBody),
-            ("/detokenize", self.detokenize, DetokenizeBody),
+        for method, path, endpoint, body in (
+            ("POST", "/v1/chat/completions", self.chat, ChatBody),
+            ("POST", "/v1/completions", self.complete, CompletionBody),
+            ("POST", "/v1/responses", self.respond, ResponseBody),
+            ("POST", "/tokenize", self.tokenize, TokenizeBody),
+            ("POST", "/detokenize", self.detokenize, DetokenizeBody),
+            ("GET", "/v1/models", self.models, None),
+            ("GET", "/v1/models/{name:path}", self.model, None),
+            ("DELETE", "/v1/sessions/{name:path}", self.end_session, None),
+            ("GET", "/tokenizer_info", self.tokenizer_info, None),
+            ("GET", "/health", self.health, None),
+            ("GET", "/-/healthz", self.health, None),
+            ("GET", "/version", self.version, None),
+            ("GET", "/openapi.json", self.openapi, None),
         ):
             app.add_api_route(
                 path,
                 self._refusing(endpoint),
-                methods=["POST"],
-                openapi_extra={"requestBody": _described(body)},
+                methods=[method],
+                openapi_extra={"requestBody": _described(body)} if body else None,
                 response_class=Response,
                 summary=endpoint.__doc__,
                 name=endpoint.__name__,
             )
-        for path, endpoint in (
-            ("/v1/models", self.models),
-            ("/v1/models/{name:path}", self.model),
-            ("/tokenizer_info", self.tokenizer_info),
-            ("/health", self.health),
-            ("/-/healthz", self.health),
-            ("/version", self.version),
-            ("/openapi.json", self.openapi),
-        ):
-            app.add_api_route(
-                path,
-                self._refusing(endpoint),
-                methods=["GET"],
-                response_class=Response,
-                summary=endpoint.__doc__,
-                name=endpoint.__name__,
-            )
-        app.add_api_route(
-            "/v1/sessions/{name:path}",
-            self._refusing(self.end_session),
-            methods=["DELETE"],
-            response_class=Response,
-            summary=self.end_session.__doc__,
-            name="end_session",
-        )
         app.add_exception_handler(HTTPException, _no_such_route)
         self._app = app
         return app

@@ -3,33 +3,21 @@
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, TypedDict
 
 from cluster.http.bodies import (
     MOST_CHOICES,
     ChatBody,
     Choices,
     CompletionBody,
-    CompressionBody,
     MessageBody,
     ResponseBody,
-    Shared,
 )
 from cluster.http.constraints import constraint_of
+from cluster.http.settings import drawing, settings_of, stopping_of, whole_ids
 from pyramidserve.errors import InvalidRequestError
-from pyramidserve.types import Compression, Constraint, Priority, Sampling, Stopping
+from pyramidserve.types import Sampling
 from pyramidserve.v1 import inference_pb2 as pb
-from pyramidserve.wire import (
-    compression_to_message,
-    constraint_to_message,
-    priority_to_message,
-    sampling_to_message,
-    stopping_to_message,
-)
 
-# What is the deployment's where a body is silent.
-SILENT: tuple[Literal["temperature", "top_p", "top_k", "min_p", "repetition_penalty"], ...]
-SILENT = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 # What OpenAI has where a completion says nothing; chats go on to their ends.
 COMPLETION_TOKENS = 16
 # Templates know of "system" what OpenAI calls "developer" now.
@@ -75,7 +63,7 @@ def asked_in_completion(body: CompletionBody, name: str, scored: Sequence[Sequen
     prompts = [
         pb.GenerateRequest(text=each)
         if isinstance(each, str)
-        else pb.GenerateRequest(token_ids=pb.TokenIds(ids=_whole(each)))
+        else pb.GenerateRequest(token_ids=pb.TokenIds(ids=whole_ids(each)))
         for each in prompts_of(body)
     ]
     limit = COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
@@ -89,9 +77,9 @@ def asked_in_response(body: ResponseBody, name: str) -> Asked:
     if body.instructions:
         turns = [MessageBody(role="system", content=body.instructions), *turns]
     request = pb.GenerateRequest(chat=pb.ChatPrompt(messages=messages_of(turns)))
-    stopping = _stopping(body, body.max_output_tokens)
+    stopping = stopping_of(body, body.max_output_tokens)
     constraint = constraint_of(body.text.format if body.text else None, None)
-    request.MergeFrom(_settings(body, Sampling(**_drawing(body)), stopping, constraint))
+    request.MergeFrom(settings_of(body, Sampling(**drawing(body)), stopping, constraint))
     request.request_id = name
     return Asked(0, request, body.salt)
 
@@ -136,7 +124,7 @@ def _scored(body: CompletionBody, name: str, prompts: Sequence[Sequence[int]]) -
         if split > len(ids):
             raise InvalidRequestError(f"score_from is {split}, and prompt {prompt} has {len(ids)} tokens")
         request = pb.GenerateRequest(
-            token_ids=pb.TokenIds(ids=_whole(ids[:split])), given_output_ids=_whole(ids[split:])
+            token_ids=pb.TokenIds(ids=whole_ids(ids[:split])), given_output_ids=whole_ids(ids[split:])
         )
         if body.score_from is None:
             request.compression.policy = "full"
@@ -162,7 +150,7 @@ def _choices(
             f"ask for at most {MOST_CHOICES} at once"
         )
     sampling = Sampling(
-        **_drawing(body),
+        **drawing(body),
         presence_penalty=body.presence_penalty or 0.0,
         frequency_penalty=body.frequency_penalty or 0.0,
         repetition_penalty=1.0 if body.repetition_penalty is None else body.repetition_penalty,
@@ -170,12 +158,12 @@ def _choices(
         logprobs=logprobs,
     )
     stopping = replace(
-        _stopping(body, max_tokens),
+        stopping_of(body, max_tokens),
         min_tokens=body.min_tokens or 0,
         include_stop=bool(body.include_stop_str_in_output),
     )
     constraint = constraint_of(body.response_format, body.structured_outputs)
-    settings = _settings(body, sampling, stopping, constraint)
+    settings = settings_of(body, sampling, stopping, constraint)
     asked: list[Asked] = []
     for prompt, request in enumerate(prompts):
         for choice in range(count):
@@ -190,81 +178,3 @@ def _choices(
                     own.sampling.seed = (settings.sampling.seed + choice) % 2**63
             asked.append(Asked(prompt, own, None if choice else body.salt))
     return asked
-
-
-class _Drawing(TypedDict):
-    temperature: float
-    top_p: float
-    top_k: int | None
-    seed: int | None
-    min_p: float
-
-
-def _drawing(body: Shared) -> _Drawing:
-    """What all bodies say of sampling."""
-    return {
-        "temperature": body.temperature or 0.0,
-        "top_p": 1.0 if body.top_p is None else body.top_p,
-        "top_k": body.top_k if body.top_k and body.top_k > 0 else None,
-        "seed": body.seed,
-        "min_p": body.min_p or 0.0,
-    }
-
-
-def _stopping(body: Shared, max_tokens: int | None) -> Stopping:
-    ends = body.stop_token_ids
-    return Stopping(
-        max_tokens=max_tokens,
-        stop=body.stop or (),
-        ignore_eos=bool(body.ignore_eos),
-        stop_token_ids=() if ends is None else _whole([ends] if isinstance(ends, int) else ends),
-    )
-
-
-def _settings(
-    body: Shared, sampling: Sampling, stopping: Stopping, constraint: Constraint | None
-) -> pb.GenerateRequest:
-    """All but the prompt and the name."""
-    drawn = sampling_to_message(sampling)
-    for name in SILENT:
-        if getattr(body, name, None) is None:
-            drawn.ClearField(name)
-    asked = pb.GenerateRequest(
-        sampling=drawn,
-        stopping=stopping_to_message(stopping),
-        constraint=constraint_to_message(constraint),
-        session_id=body.session_id or "",
-        priority=priority_to_message(_priority(body.priority)),
-    )
-    if body.compression or body.recall:
-        asked.compression.CopyFrom(_compression(body.compression or CompressionBody(), body.recall))
-    return asked
-
-
-def _compression(body: CompressionBody, recall: str | None) -> pb.Compression:
-    if recall and body.recall and recall != body.recall:
-        raise InvalidRequestError(
-            f"recall is {recall!r:.40}, and that of compression {body.recall!r:.40}; give one of them"
-        )
-    return compression_to_message(
-        Compression(
-            policy=body.policy or "",
-            prefill=body.prefill or "",
-            kv_keep=body.kv_keep,
-            recall=recall or body.recall or "",
-            parameters=body.parameters or {},
-        )
-    )
-
-
-def _priority(given: str | int | None) -> Priority:
-    if isinstance(given, int):
-        return "normal" if given == 0 else "high" if given < 0 else "low"
-    return given or "normal"  # type: ignore[return-value]
-
-
-def _whole(ids: Sequence[int]) -> list[int]:
-    for each in ids:
-        if not 0 <= each < 2**31:
-            raise InvalidRequestError(f"token id {each} is none; ids are 0 to {2**31 - 1}")
-    return list(ids)

@@ -4,8 +4,9 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from cluster.http.choice import Choice, told, usage
 from cluster.http.errors import shape_of
-from cluster.http.shapes import Choice, Names, event, told, usage
+from cluster.http.reply import Names, event
 from pyramidserve.errors import PyramidServeError
 from pyramidserve.types import FinishReason, Receipt, Tokens
 

@@ -24,7 +24,10 @@ PURE = {
     "cluster.admit": "admission ledger lengths pace placement queue request sessions tuning",
     "cluster.deploy": "deployment guardian serve_names",
     "cluster.front": "tenants",
-    "cluster.http": "bodies errors shapes responses unsupported guard",
+    "cluster.http": (
+        "bodies chat_shape choice completion_shape constraints errors guard pieces reply responses served "
+        "unsupported"
+    ),
     "cluster.route": "live pacer tuning",
     "cluster.load": "trace",
     "cluster.simulation": "pipeline prefills run sequence setup timing turn",
