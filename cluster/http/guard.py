@@ -24,9 +24,13 @@ class Guard:
     """Refuses requests of pages that are not ours, and on the loopback those for other hosts."""
 
     def __init__(self, app: ASGIApp, host: str, origins: Sequence[str]) -> None:
-        """``origins``: of pages that may call too, as in "https://chat.example"; "*": all."""
+        """``origins``: of pages that may call too, as in "https://chat.example"; "*": all.
+
+        A proxy on this machine may call by their hosts.
+        """
         self._app, self._origins = app, frozenset(origins)
-        self._hosts = frozenset(LOOPBACK) if host in LOOPBACK else None
+        own = {*LOOPBACK, *(urlsplit(each).hostname for each in origins)}
+        self._hosts = own if host in LOOPBACK and "*" not in origins else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes on what is not refused."""
@@ -52,7 +56,7 @@ class Guard:
         if self._hosts is not None and name not in self._hosts:
             raise InvalidRequestError(
                 f"the request is for host {host!r:.80}, and this listens on the loopback alone; call it "
-                "by 127.0.0.1 or localhost, or set router_host",
+                "by 127.0.0.1 or localhost, or have the origin of a proxy before it in cors_origins",
                 reason="origin_refused",
             )
         if origin is None or urlsplit(origin).netloc == host or self._origins & {origin, "*"}:

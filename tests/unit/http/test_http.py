@@ -60,6 +60,8 @@ def test_pages_that_may_call() -> None:
             assert before.status_code == 204
             assert before.headers["access-control-allow-origin"] == "https://chat.example"
             assert before.headers["access-control-allow-headers"] == "content-type"
+            proxied = await client.get("/v1/models", headers={"host": "chat.example"})
+            assert proxied.status_code == 200
             models = await client.get("/v1/models")
             assert models.headers["access-control-allow-origin"] == "https://chat.example"
             assert models.headers["content-security-policy"].startswith("default-src 'self'")
