@@ -25,6 +25,14 @@ HI = [{"role": "user", "content": "What is a page?"}]
 def client(toy_cluster: RunningCluster) -> Iterator[Any]:
     with OpenAI(base_url=f"{toy_cluster.http}/v1", api_key="any", max_retries=0) as client:
         yield client
+    toy_cluster.check_empty()
+
+
+def end_session(cluster: RunningCluster, name: str) -> int:
+    """Ends a session, as others count what is left; returns its turns."""
+    ended = httpx2.delete(f"{cluster.http}/v1/sessions/{name}", trust_env=False)
+    turns: int = ended.json()["turns"]
+    return turns
 
 
 def test_it_says_what_the_sdk_is_told(client: Any, toy_cluster: RunningCluster) -> None:
@@ -47,12 +55,9 @@ def test_it_says_what_the_sdk_is_told(client: Any, toy_cluster: RunningCluster) 
             assert "".join(parts) == expected.text
             for session in "stu":
                 sdk.end_session(session)
-    toy_cluster.check_empty()
 
 
-def test_log_probabilities_are_those_of_the_engine(
-    client: Any, toy_cluster: RunningCluster, toy_engine: Callable[..., Engine]
-) -> None:
+def test_log_probabilities_are_those_of_the_engine(client: Any, toy_engine: Callable[..., Engine]) -> None:
     """As `lm-eval` asks for them, and behind a compressed prompt."""
     engine, ids = toy_engine(), [3 + 7 * i % 250 for i in range(90)]
     asked: dict[str, Any] = {"model": "toy", "prompt": [ids], "max_tokens": 1, "logprobs": 1, "echo": True}
@@ -78,7 +83,6 @@ def test_log_probabilities_are_those_of_the_engine(
         assert told.token_logprobs[split:] == pytest.approx([each.logprob for each in scored.logprobs])
         for logprob, top in zip(told.token_logprobs[split:], told.top_logprobs[split:], strict=True):
             assert logprob in top.values()
-    toy_cluster.check_empty()
 
 
 def test_a_history_that_is_sent_again_is_not_computed_again(
@@ -95,9 +99,7 @@ def test_a_history_that_is_sent_again_is_not_computed_again(
     assert cached[0] == 0
     assert 0 < cached[1] < cached[2]
     session = reply.model_extra["pyramidserve"]["session_id"]
-    ended = httpx2.delete(f"{toy_cluster.http}/v1/sessions/{session}", trust_env=False)
-    assert ended.json()["turns"] == 3
-    toy_cluster.check_empty()
+    assert end_session(toy_cluster, session) == 3
 
 
 def test_many_at_once(client: Any) -> None:
@@ -119,12 +121,13 @@ def test_what_cannot_be_is_refused_by_name(client: Any) -> None:
 
 
 def test_curl(toy_cluster: RunningCluster) -> None:
-    asked = '{"messages":[{"role":"user","content":"Hi"}],"max_tokens":4,"stream":true}'
+    asked = '{"messages":[{"role":"user","content":"Hi"}],"max_tokens":4,"stream":true,"session_id":"curl"}'
     command = ["curl", "-sN", f"{toy_cluster.http}/v1/chat/completions"]
     command += ["-H", "Content-Type: application/json", "-d", asked]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert said.startswith('data: {"id": "chatcmpl-')
     assert said.endswith("data: [DONE]\n\n")
+    assert end_session(toy_cluster, "curl") == 1
 
 
 def test_a_client_that_goes_leaves_nothing(client: Any, toy_cluster: RunningCluster) -> None:
@@ -134,7 +137,7 @@ def test_a_client_that_goes_leaves_nothing(client: Any, toy_cluster: RunningClus
     eventually(lambda: not toy_cluster.state().running, "the request of a client that has gone runs on")
 
 
-def test_replies_are_what_they_are_held_to(client: Any) -> None:
+def test_replies_are_what_they_are_held_to(client: Any, toy_cluster: RunningCluster) -> None:
     schema = {
         "type": "object",
         "properties": {"ok": {"type": "boolean"}, "n": {"type": "integer", "maximum": 99}},
@@ -161,6 +164,7 @@ def test_replies_are_what_they_are_held_to(client: Any) -> None:
         extra_body={"session_id": "held"},
     )
     assert json.loads(said.output_text).keys() == {"ok", "n"}
+    assert end_session(toy_cluster, "held") == 3
 
 
 def test_a_schema_of_pydantic(client: Any, toy_cluster: RunningCluster) -> None:
@@ -172,6 +176,4 @@ def test_a_schema_of_pydantic(client: Any, toy_cluster: RunningCluster) -> None:
         model="toy", messages=HI, max_tokens=200, response_format=Fruit, extra_body={"session_id": "held"}
     )
     assert isinstance(reply.choices[0].message.parsed, Fruit)
-    ended = httpx2.delete(f"{toy_cluster.http}/v1/sessions/held", trust_env=False)
-    assert ended.status_code == 200
-    toy_cluster.check_empty()
+    assert end_session(toy_cluster, "held") == 1

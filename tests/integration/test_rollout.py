@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cluster_process import PYRAMIDSERVE, eventually, running_cluster, write_config
+from cluster_process import PYRAMIDSERVE, eventually, free_port, running_cluster, write_config
+from openai import OpenAI
 
 from pyramidserve import Client, Reply, Stopping
 
@@ -57,9 +58,11 @@ def test_a_rollout_loses_no_stream(tmp_path: Path, toy: Callable[[str], Path]) -
         "cpus_per_shard": 0.25,
         "kv_bytes": 2_000_000,
         "compression": {"policy": "full"},
+        "http_port": free_port(),
+        "served_model_name": "toy",
     }
     over = threading.Event()
-    with running_cluster(tmp_path, **settings) as cluster, ThreadPoolExecutor(USERS) as users:
+    with running_cluster(tmp_path, **settings) as cluster, ThreadPoolExecutor(USERS + 1) as users:
 
         def pages() -> set[int]:
             stages = [stage for each in cluster.state().pipelines for stage in each.stages]
@@ -73,12 +76,23 @@ def test_a_rollout_loses_no_stream(tmp_path: Path, toy: Callable[[str], Path]) -
                     replies.append(client.generate(PROMPT, request_id=name, stopping=LONG))
             return replies
 
+        def use_http() -> list[str]:
+            said: list[str] = []
+            with OpenAI(base_url=f"{cluster.http}/v1", api_key="any", max_retries=8) as client:
+                while not over.wait(THINKING_SECONDS):
+                    reply = client.completions.create(
+                        model="toy", prompt=PROMPT, max_tokens=30, extra_body={"ignore_eos": True}
+                    )
+                    said.append(reply.choices[0].text)
+            return said
+
         def new_config(**changes: Any) -> Path:
             port = int(cluster.target.rpartition(":")[2])
             return write_config(tmp_path / "new.yaml", router_port=port, **settings | changes)
 
         (before,) = pages()
         using = [users.submit(use, user) for user in range(USERS)]
+        by_http = users.submit(use_http)
         try:
             failed = roll_out(new_config(kv_bytes=1), cluster.ray, tmp_path)
             assert failed.returncode != 0
@@ -87,13 +101,16 @@ def test_a_rollout_loses_no_stream(tmp_path: Path, toy: Callable[[str], Path]) -
             done = roll_out(new_config(kv_bytes=4_000_000), cluster.ray, tmp_path)
             assert done.returncode == 0, done.stderr
             eventually(lambda: len(pages()) == 1 and before not in pages(), "the old one still serves")
-            assert not any(user.done() for user in using)
+            assert not (by_http.done() or any(user.done() for user in using))
             deployed = {stage.pid for each in cluster.state().pipelines for stage in each.stages}
             assert deploy(new_config(kv_bytes=4_000_000), cluster.ray, tmp_path) == ["pyramidserve"]
             assert {stage.pid for each in cluster.state().pipelines for stage in each.stages} == deployed
         finally:
             over.set()
         replies = [reply for user in using for reply in user.result()]
+        texts = by_http.result()
+        assert len(texts) > 1
+        assert set(texts) == {texts[0]}
         # The old one, the stand-in and the new one; nothing may have ended on one that came and went.
         assert 2 <= len({reply.receipt.pipeline_id for reply in replies}) <= 3
         assert {reply.token_ids for reply in replies} == {replies[0].token_ids}
