@@ -2,7 +2,7 @@
 
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from cluster.http.bodies import (
     MOST_CHOICES,
@@ -13,10 +13,11 @@ from cluster.http.bodies import (
     ResponseBody,
 )
 from cluster.http.constraints import constraint_of
-from cluster.http.settings import drawing, settings_of, stopping_of, whole_ids
+from cluster.http.settings import settings_of, whole_ids
 from pyramidserve.errors import InvalidRequestError
-from pyramidserve.types import Sampling
+from pyramidserve.types import Stopping
 from pyramidserve.v1 import inference_pb2 as pb
+from pyramidserve.wire import stopping_to_message
 
 # What OpenAI has where a completion says nothing; chats go on to their ends.
 COMPLETION_TOKENS = 16
@@ -28,14 +29,17 @@ ROLES = {"developer": "system"}
 class Asked:
     """One choice of a request: the ``prompt``-th prompt's.
 
-    ``salt``: of the conversations that it may go on from; None: of none. ``given``: so many of the
-    prompt's ids, the last, are scored as output.
+    ``salt``: of the conversations that it may go on from; None: of none.
     """
 
     prompt: int
     request: pb.GenerateRequest
     salt: str | None = None
-    given: int = 0
+
+    @property
+    def given(self) -> int:
+        """So many of the prompt's ids, the last, are scored as output."""
+        return len(self.request.given_output_ids)
 
 
 def asked_in_chat(body: ChatBody, name: str) -> list[Asked]:
@@ -77,9 +81,8 @@ def asked_in_response(body: ResponseBody, name: str) -> Asked:
     if body.instructions:
         turns = [MessageBody(role="system", content=body.instructions), *turns]
     request = pb.GenerateRequest(chat=pb.ChatPrompt(messages=messages_of(turns)))
-    stopping = stopping_of(body, body.max_output_tokens)
     constraint = constraint_of(body.text.format if body.text else None, None)
-    request.MergeFrom(settings_of(body, Sampling(**drawing(body)), stopping, constraint))
+    request.MergeFrom(settings_of(body, body.max_output_tokens, constraint))
     request.request_id = name
     return Asked(0, request, body.salt)
 
@@ -118,22 +121,20 @@ def _scored(body: CompletionBody, name: str, prompts: Sequence[Sequence[int]]) -
             "compression with echo and logprobs needs score_from, which says how much is compressed; "
             "without it the whole prompt is scored with the full cache"
         )
-    more, asked = COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens, []
+    more, requests = COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens, []
     for prompt, ids in enumerate(prompts):
         split = body.score_from or 1
         if split > len(ids):
             raise InvalidRequestError(f"score_from is {split}, and prompt {prompt} has {len(ids)} tokens")
         request = pb.GenerateRequest(
-            token_ids=pb.TokenIds(ids=whole_ids(ids[:split])), given_output_ids=whole_ids(ids[split:])
+            token_ids=pb.TokenIds(ids=whole_ids(ids[:split])),
+            given_output_ids=whole_ids(ids[split:]),
+            stopping=stopping_to_message(Stopping(max_tokens=len(ids) - split + more)),
         )
         if body.score_from is None:
             request.compression.policy = "full"
-        given = len(ids) - split
-        asked += [
-            Asked(prompt, each.request, None, given)
-            for each in _choices(body, f"{name}-{prompt}", [request], given + more, body.logprobs)
-        ]
-    return asked
+        requests.append(request)
+    return _choices(body, name, requests, None, body.logprobs)
 
 
 def _choices(
@@ -143,27 +144,15 @@ def _choices(
     max_tokens: int | None,
     logprobs: int | None,
 ) -> list[Asked]:
+    """``max_tokens``: of each choice; None: as its prompt's request says."""
     count = body.n or 1
     if count * len(prompts) > MOST_CHOICES:
         raise InvalidRequestError(
             f"n is {count} and there are {len(prompts)} prompts, which are {count * len(prompts)} choices; "
             f"ask for at most {MOST_CHOICES} at once"
         )
-    sampling = Sampling(
-        **drawing(body),
-        presence_penalty=body.presence_penalty or 0.0,
-        frequency_penalty=body.frequency_penalty or 0.0,
-        repetition_penalty=1.0 if body.repetition_penalty is None else body.repetition_penalty,
-        logit_bias=body.logit_bias or {},
-        logprobs=logprobs,
-    )
-    stopping = replace(
-        stopping_of(body, max_tokens),
-        min_tokens=body.min_tokens or 0,
-        include_stop=bool(body.include_stop_str_in_output),
-    )
     constraint = constraint_of(body.response_format, body.structured_outputs)
-    settings = settings_of(body, sampling, stopping, constraint)
+    settings = settings_of(body, max_tokens, constraint, logprobs)
     asked: list[Asked] = []
     for prompt, request in enumerate(prompts):
         for choice in range(count):

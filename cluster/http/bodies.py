@@ -4,7 +4,7 @@ Unknown fields are passed over, and null is as good as nothing: only what would 
 refused, in ``asking.py``.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -49,7 +49,13 @@ class Shared(Body):
     top_p: float | None = None
     min_p: float | None = None
     top_k: int | None = Field(None, description="ours and vLLM's; 0 and -1: all")
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    logit_bias: dict[int, float] | None = None
     seed: int | None = None
+    min_tokens: int | None = None
+    include_stop_str_in_output: bool | None = None
     stop: str | list[str] | None = None
     stop_token_ids: int | Ids | None = None
     ignore_eos: bool | None = None
@@ -75,12 +81,6 @@ class Shared(Body):
 class Choices(Shared):
     """What chats and completions have."""
 
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    repetition_penalty: float | None = None
-    logit_bias: dict[int, float] | None = None
-    min_tokens: int | None = None
-    include_stop_str_in_output: bool | None = None
     response_format: FormatBody | None = None
     structured_outputs: OutputsBody | None = None
     n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = None
@@ -109,7 +109,6 @@ class ChatBody(Choices):
     max_completion_tokens: int | None = None
     continue_final_message: bool | None = None
     add_generation_prompt: bool | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
 
 
 class CompletionBody(Choices):

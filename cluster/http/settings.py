@@ -1,7 +1,7 @@
 """What bodies say of a reply beside its prompt."""
 
 from collections.abc import Sequence
-from typing import Literal, TypedDict
+from typing import Literal
 
 from cluster.http.bodies import CompressionBody, Shared
 from pyramidserve.errors import InvalidRequestError
@@ -18,49 +18,17 @@ from pyramidserve.wire import (
 # What is the deployment's where a body is silent.
 SILENT: tuple[Literal["temperature", "top_p", "top_k", "min_p", "repetition_penalty"], ...]
 SILENT = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
-
-
-class Drawing(TypedDict):
-    temperature: float
-    top_p: float
-    top_k: int | None
-    seed: int | None
-    min_p: float
-
-
-def drawing(body: Shared) -> Drawing:
-    """What all bodies say of sampling."""
-    return {
-        "temperature": body.temperature or 0.0,
-        "top_p": 1.0 if body.top_p is None else body.top_p,
-        "top_k": body.top_k if body.top_k and body.top_k > 0 else None,
-        "seed": body.seed,
-        "min_p": body.min_p or 0.0,
-    }
-
-
-def stopping_of(body: Shared, max_tokens: int | None) -> Stopping:
-    """What all bodies say of the end."""
-    ends = body.stop_token_ids
-    return Stopping(
-        max_tokens=max_tokens,
-        stop=body.stop or (),
-        ignore_eos=bool(body.ignore_eos),
-        stop_token_ids=() if ends is None else whole_ids([ends] if isinstance(ends, int) else ends),
-    )
+# All that bodies say of drawing, by the names of ``Sampling``.
+DRAWING = (*SILENT, "presence_penalty", "frequency_penalty", "logit_bias", "seed")
 
 
 def settings_of(
-    body: Shared, sampling: Sampling, stopping: Stopping, constraint: Constraint | None
+    body: Shared, max_tokens: int | None, constraint: Constraint | None, logprobs: int | None = None
 ) -> pb.GenerateRequest:
-    """All but the prompt and the name."""
-    drawn = sampling_to_message(sampling)
-    for name in SILENT:
-        if getattr(body, name, None) is None:
-            drawn.ClearField(name)
+    """All but the prompt and the name. Raises InvalidRequestError."""
     asked = pb.GenerateRequest(
-        sampling=drawn,
-        stopping=stopping_to_message(stopping),
+        sampling=_sampling(body, logprobs),
+        stopping=stopping_to_message(_stopping(body, max_tokens)),
         constraint=constraint_to_message(constraint),
         session_id=body.session_id or "",
         priority=priority_to_message(_priority(body.priority)),
@@ -68,6 +36,29 @@ def settings_of(
     if body.compression or body.recall:
         asked.compression.CopyFrom(_compression(body.compression or CompressionBody(), body.recall))
     return asked
+
+
+def _sampling(body: Shared, logprobs: int | None) -> pb.Sampling:
+    said = {name: value for name in DRAWING if (value := getattr(body, name)) is not None}
+    if body.top_k is not None and body.top_k <= 0:
+        del said["top_k"]
+    message = sampling_to_message(Sampling(**said, logprobs=logprobs))
+    for name in SILENT:
+        if getattr(body, name) is None:
+            message.ClearField(name)
+    return message
+
+
+def _stopping(body: Shared, max_tokens: int | None) -> Stopping:
+    ends = body.stop_token_ids
+    return Stopping(
+        max_tokens=max_tokens,
+        stop=body.stop or (),
+        ignore_eos=bool(body.ignore_eos),
+        stop_token_ids=() if ends is None else whole_ids([ends] if isinstance(ends, int) else ends),
+        min_tokens=body.min_tokens or 0,
+        include_stop=bool(body.include_stop_str_in_output),
+    )
 
 
 def _compression(body: CompressionBody, recall: str | None) -> pb.Compression:

@@ -13,6 +13,7 @@ HARMLESS: dict[str, tuple[object, ...]] = {
     "background": (),
     "bad_words": (),
     "best_of": (1,),
+    "chat_template_kwargs": (),
     "conversation": (),
     "function_call": ("none", "auto"),
     "functions": (),

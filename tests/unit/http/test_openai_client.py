@@ -204,6 +204,7 @@ def test_what_is_asked_arrives() -> None:
         ({"deadline": 0}, "deadline is 0", openai.BadRequestError),
         ({"max_tokens": 1000}, "max_tokens is 1000", openai.BadRequestError),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools is", openai.BadRequestError),
+        ({"chat_template_kwargs": {"x": 1}}, "chat_template_kwargs is", openai.BadRequestError),
         ({"stop_token_ids": [-1]}, "token id -1", openai.BadRequestError),
         ({"top_k": 2**40}, "top_k must be", openai.BadRequestError),
         ({"seed": 2**70}, "seed must be", openai.BadRequestError),
@@ -392,5 +393,27 @@ def test_what_a_body_does_not_say_is_left_to_the_deployment() -> None:
                 running.cancel()
             assert [each.HasField("temperature") for each in asked] == [False, True]
             assert [each.HasField("repetition_penalty") for each in asked] == [False, True]
+
+    run(whole)
+
+
+def test_choices_have_a_bound_where_prompts_are_scored_too() -> None:
+    async def scenario(at: Site, client: Any) -> None:
+        with pytest.raises(openai.BadRequestError, match="129 prompts, which are 129 choices"):
+            await client.completions.create(model="toy", prompt=["x"] * 129, echo=True, logprobs=1)
+
+    served(scenario)
+
+
+def test_responses_are_drawn_as_they_ask() -> None:
+    async def whole() -> None:
+        async with site() as at, at.head() as head, at.http() as client:
+            body = {"input": "Hi", "presence_penalty": 0.5, "logit_bias": {"7": 2.0}, "min_tokens": 2}
+            asking = asyncio.create_task(client.post("/v1/responses", json=body))
+            start = await head.started()
+            assert (start.sampling.presence_penalty, start.stopping.min_tokens) == (0.5, 2)
+            assert dict(start.sampling.logit_bias) == {7: 2.0}
+            asking.cancel()
+            assert await head.cancelled() == start.sequence_id
 
     run(whole)
