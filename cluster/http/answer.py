@@ -1,23 +1,24 @@
 """Begins what was asked for and sends what comes of it, until the client has gone."""
 
 import asyncio
-import json
 import math
-from collections.abc import AsyncGenerator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from cluster.front.front import Front
 from cluster.http.asking import Asked
 from cluster.http.choice import Choice
-from cluster.http.errors import body_of, headers_of, status_of
+from cluster.http.errors import response_of
 from cluster.route.live import Follower
 from pyramidserve.errors import PyramidServeError, RequestTimeoutError
 from pyramidserve.types import Event, Receipt, Started, Tokens
+
+Respond = Callable[[Response], Awaitable[None]]
 
 STREAM_HEADERS = {
     "Content-Type": "text/event-stream; charset=utf-8",
@@ -66,14 +67,18 @@ class Answer(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Runs all of it; nothing is left where the client goes before the end."""
-        await _unless_gone(self._run(send), receive)
 
-    async def _run(self, send: Send) -> None:
+        async def respond(response: Response) -> None:
+            await response(scope, receive, send)
+
+        await _unless_gone(self._run(send, respond), receive)
+
+    async def _run(self, send: Send, respond: Respond) -> None:
         call = self._call
         try:
             try:
                 async with asyncio.timeout(call.seconds), AsyncExitStack() as stack:
-                    await self._send_all(send, await self._begin(stack))
+                    await self._send_all(send, respond, await self._begin(stack))
             except TimeoutError as late:
                 raise RequestTimeoutError(
                     f"deadline is {call.seconds:g} s, and it passed before all was there; give more, or "
@@ -85,7 +90,7 @@ class Answer(Response):
             if self._begun:
                 await _more(send, self._reply.fail(error), last=True)
             else:
-                await _send(send, call, status_of(error)[0], body_of(error), headers_of(error))
+                await respond(response_of(error, self._named))
 
     async def _begin(self, stack: AsyncExitStack) -> list[Follower]:
         """A stream of each choice, in their order; all are closed with ``stack``."""
@@ -99,11 +104,15 @@ class Answer(Response):
             followers.append(follower)
         return followers
 
-    async def _send_all(self, send: Send, followers: Sequence[Follower]) -> None:
+    @property
+    def _named(self) -> dict[str, str]:
+        return {"X-Request-Id": self._call.name}
+
+    async def _send_all(self, send: Send, respond: Respond, followers: Sequence[Follower]) -> None:
         reply = self._reply
         if self._streams:
             self._begun = True
-            await _start(send, 200, STREAM_HEADERS | {"X-Request-Id": self._call.name})
+            await _start(send, STREAM_HEADERS | self._named)
         async with aclosing(_events(followers)) as events:
             async for index, new in events:
                 chunk = _taken(reply, reply.choices[index], new)
@@ -112,7 +121,7 @@ class Answer(Response):
         if self._streams:
             await _more(send, reply.done, last=True)
         else:
-            await _send(send, self._call, 200, json.dumps(reply.whole()).encode(), {})
+            await respond(JSONResponse(reply.whole(), headers=self._named))
 
 
 def _taken(reply: Reply, choice: Choice, new: Event) -> bytes:
@@ -172,16 +181,10 @@ async def _gone(receive: Receive) -> None:
         pass
 
 
-async def _start(send: Send, status: int, headers: dict[str, str]) -> None:
+async def _start(send: Send, headers: dict[str, str]) -> None:
     pairs = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
-    await send({"type": "http.response.start", "status": status, "headers": pairs})
+    await send({"type": "http.response.start", "status": 200, "headers": pairs})
 
 
 async def _more(send: Send, chunk: bytes, last: bool = False) -> None:
     await send({"type": "http.response.body", "body": chunk, "more_body": not last})
-
-
-async def _send(send: Send, call: Call, status: int, body: bytes, headers: dict[str, str]) -> None:
-    own = {"Content-Type": "application/json", "Content-Length": str(len(body))}
-    await _start(send, status, own | {"X-Request-Id": call.name} | headers)
-    await _more(send, body, last=True)

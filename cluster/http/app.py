@@ -30,7 +30,7 @@ from cluster.http.bodies import (
 from cluster.http.chat_shape import ChatShape
 from cluster.http.choice import Choice
 from cluster.http.completion_shape import CompletionShape
-from cluster.http.errors import headers_of, shape_of, status_of
+from cluster.http.errors import response_of
 from cluster.http.reading import Body, read_body
 from cluster.http.reply import Names, Reply
 from cluster.http.responses import ResponseReply
@@ -183,8 +183,7 @@ class Api:
                 return await endpoint(request)
             except Exception as raised:
                 # Whose call it is may be what is wrong.
-                error = self._front.refusal(raised, request.url.path, {})
-                return JSONResponse(shape_of(error), status_of(error)[0], headers_of(error))
+                return response_of(self._front.refusal(raised, request.url.path, {}))
 
         return answered
 

@@ -1,10 +1,12 @@
 """Errors in OpenAI's shape, with their HTTP status."""
 
-import json
 import math
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from pydantic import ValidationError
+from starlette.responses import JSONResponse
 
 from pyramidserve.errors import (
     ConfigurationError,
@@ -40,6 +42,7 @@ BY_REASON = {
     "not_json": (415, "invalid_request_error"),
     "origin_refused": (403, "permission_error"),
 }
+NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 SHOWN = 80  # characters of a value that is wrong
 
 
@@ -64,12 +67,12 @@ def shape_of(error: PyramidServeError) -> dict[str, Any]:
     }
 
 
-def body_of(error: PyramidServeError) -> bytes:
-    """The JSON of ``shape_of``."""
-    return json.dumps(shape_of(error)).encode()
+def response_of(error: PyramidServeError, headers: Mapping[str, str] = NO_HEADERS) -> JSONResponse:
+    """The answer that tells of ``error``, with ``headers`` beside its own."""
+    return JSONResponse(shape_of(error), status_of(error)[0], {**_headers(error), **headers})
 
 
-def headers_of(error: PyramidServeError) -> dict[str, str]:
+def _headers(error: PyramidServeError) -> dict[str, str]:
     """When trying again makes sense, as HTTP and OpenAI's clients know it."""
     headers = {"WWW-Authenticate": "Bearer"} if isinstance(error, UnauthenticatedError) else {}
     if error.retry_delay is None:

@@ -7,7 +7,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from cluster.http.errors import body_of, headers_of, status_of
+from cluster.http.errors import response_of
 from pyramidserve.errors import InvalidRequestError, PyramidServeError
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -42,8 +42,7 @@ class Guard:
         try:
             self._check(origin, host)
         except PyramidServeError as error:
-            refused = Response(body_of(error), status_of(error)[0], headers_of(error), "application/json")
-            await refused(scope, receive, send)
+            await response_of(error)(scope, receive, send)
             return
         crosses = origin if origin and urlsplit(origin).netloc != host else None
         if crosses and scope["method"] == "OPTIONS":

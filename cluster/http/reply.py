@@ -73,14 +73,11 @@ class Reply:
         """Takes the end of a choice in; its chunk, and those that end the stream if it was the last."""
         choice.receipt = receipt
         last = all(each.receipt for each in self.choices)
-        receipts = told(self.choices) if last else None
-        if not last or self._with_usage:
-            ended = self._chunk([self._shape.end(choice)])
-        else:
-            ended = self._chunk([self._shape.end(choice)], {"pyramidserve": receipts})
+        receipts = {"pyramidserve": told(self.choices)} if last else {}
+        own = [self._shape.end(choice)]
         if last and self._with_usage:
-            ended += self._chunk([], {"usage": usage(self.choices), "pyramidserve": receipts})
-        return ended
+            return self._chunk(own) + self._chunk([], {"usage": usage(self.choices)} | receipts)
+        return self._chunk(own, receipts)
 
     def fail(self, error: PyramidServeError) -> bytes:
         """The end of a stream that has begun."""

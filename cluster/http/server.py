@@ -10,8 +10,6 @@ from starlette.types import ASGIApp
 
 # Idle connections are kept for clients that come back.
 KEEP_ALIVE_SECONDS = 75
-# Of request line and headers.
-HEADER_BYTES = 64 << 10
 
 
 class _Server(uvicorn.Server):
@@ -40,7 +38,6 @@ class HttpServer:
                 server_header=False,
                 proxy_headers=False,
                 timeout_keep_alive=KEEP_ALIVE_SECONDS,
-                h11_max_incomplete_event_size=HEADER_BYTES,
                 ssl_certfile=certificate or None,
                 ssl_keyfile=key or None,
             )

@@ -46,9 +46,7 @@ class Grammars:
             raise InvalidRequestError(
                 f"constraint is a {kind} that cannot be: {' '.join(problem.split())[:300]}"
             )
-        reached = Matching(self, constraint)
-        fits = reached.fits(output_ids)
-        if fits < len(output_ids):
+        if output_ids and (fits := Matching(self, constraint).fits(output_ids)) < len(output_ids):
             raise InvalidRequestError(
                 f"resume_output_ids do not fit the constraint from number {fits} on; send what its stream "
                 "brought"

@@ -41,7 +41,7 @@ class Tokenizer:
             raise
         except Exception as error:  # the tokenizers library raises just that
             raise CheckpointError(f"the tokenizer of {checkpoint} cannot be read: {error}") from error
-        backend = getattr(self._tokenizer, "backend_tokenizer", None)
+        self._backend = backend = getattr(self._tokenizer, "backend_tokenizer", None)
         self.characters_per_token = None if backend is None else characters_per_token(backend)
         added = self._tokenizer.added_tokens_decoder
         self._special = {token: str(each) for token, each in added.items() if each.special}
@@ -59,10 +59,9 @@ class Tokenizer:
     @property
     def serialised(self) -> str | None:
         """As the tokenizers library writes it, without padding and truncation; None: it is none of that."""
-        backend = getattr(self._tokenizer, "backend_tokenizer", None)
-        if backend is None:
+        if self._backend is None:
             return None
-        alone = copy(backend)
+        alone = copy(self._backend)
         alone.no_padding()
         alone.no_truncation()
         return str(alone.to_str())
