@@ -25,6 +25,7 @@ from pyramidserve.errors import (
     UnknownSessionError,
     UnschedulableError,
 )
+from pyramidserve.tools import Tool, ToolCall, ToolCallPart
 from pyramidserve.types import (
     ChatMessage,
     ClusterState,
@@ -94,6 +95,9 @@ __all__ = [
     "Stopping",
     "TokenLogprob",
     "Tokens",
+    "Tool",
+    "ToolCall",
+    "ToolCallPart",
     "UnauthenticatedError",
     "UnavailableError",
     "UnknownSessionError",

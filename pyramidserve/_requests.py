@@ -1,15 +1,17 @@
 """What the blocking and the asyncio client share: building requests, assembling replies."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import Any, TypedDict
 from uuid import uuid4
 
 import grpc
 
+from pyramidserve.chat import Chat
 from pyramidserve.errors import EngineError, InvalidRequestError
 from pyramidserve.prompt import Prompt, goes_on, read_prompt, token_ids
+from pyramidserve.tools import Tool, ToolCallPart, read_tools, whole_calls
 from pyramidserve.types import (
     Compression,
     Constraint,
@@ -24,6 +26,7 @@ from pyramidserve.types import (
 )
 from pyramidserve.v1 import inference_pb2 as pb
 from pyramidserve.wire import (
+    chat_to_message,
     compression_to_message,
     constraint_to_message,
     error_from_rpc,
@@ -54,6 +57,10 @@ class RequestOptions(TypedDict, total=False):
             ``sampling`` asks for them: so text is scored. Nothing ends it but ``max_tokens``.
         constraint: what the text of the reply must be.
         priority: "high" counts as having arrived 30 seconds sooner, "low" 30 seconds later.
+        tools: what the reply to a conversation may call.
+        tool_choice: "auto", "none", "required", or the name of the tool that it calls.
+        single_tool_call: of several calls in a reply, the first alone counts.
+        template_variables: that the model's chat template knows of, beside the usual ones.
     """
 
     sampling: Sampling
@@ -66,6 +73,10 @@ class RequestOptions(TypedDict, total=False):
     given_output_ids: Sequence[int]
     constraint: Constraint | None
     priority: Priority
+    tools: Sequence[Tool | Mapping[str, Any]]
+    tool_choice: str
+    single_tool_call: bool
+    template_variables: Mapping[str, Any] | None
 
 
 def generate_request(
@@ -82,6 +93,10 @@ def generate_request(
     given_output_ids: Sequence[int] = (),
     constraint: Constraint | None = None,
     priority: Priority = "normal",
+    tools: Sequence[Tool | Mapping[str, Any]] = (),
+    tool_choice: str = "auto",
+    single_tool_call: bool = False,
+    template_variables: Mapping[str, Any] | None = None,
 ) -> pb.GenerateRequest:
     """The message of a request.
 
@@ -100,7 +115,14 @@ def generate_request(
             given_output_ids=token_ids("given_output_ids", given_output_ids),
             priority=priority_to_message(priority),
         )
-        _set_prompt(request, prompt, continue_final_message)
+        read = read_prompt(prompt)
+        asked = read_tools(tools, tool_choice, single_tool_call)
+        if isinstance(read, tuple):
+            chat = Chat.of(read, continue_final_message, asked, template_variables)
+            request.chat.CopyFrom(chat_to_message(chat))
+        else:
+            _check_alone(asked.tools, template_variables)
+            _set_plain(request, read, continue_final_message)
     except (TypeError, ValueError) as error:
         raise InvalidRequestError(f"the request cannot be put on the wire: {error}") from error
     size = request.ByteSize()
@@ -154,27 +176,30 @@ def assemble(events: Iterable[Event]) -> Reply:
     texts: list[str] = []
     token_ids: list[int] = []
     logprobs: list[TokenLogprob] = []
+    calls: list[ToolCallPart] = []
     for event in events:
         match event:
             case Tokens():
                 texts.append(event.text)
                 token_ids.extend(event.token_ids)
                 logprobs.extend(event.logprobs)
+                calls.extend(event.tool_calls)
             case Receipt():
-                return Reply("".join(texts), tuple(token_ids), event, tuple(logprobs))
+                return Reply("".join(texts), tuple(token_ids), event, tuple(logprobs), whole_calls(calls))
     raise EngineError("the reply ended without a receipt")
 
 
-def _set_prompt(request: pb.GenerateRequest, prompt: Prompt, continues: bool | None) -> None:
-    read = read_prompt(prompt)
-    continues = goes_on(read, continues)
-    if isinstance(read, str):
-        request.text = read
-    elif isinstance(read, tuple):
-        for message in read:
-            request.chat.messages.add(role=message.role, content=message.content)
-        request.chat.continue_final_message = continues
+def _set_plain(request: pb.GenerateRequest, prompt: str | list[int], continues: bool | None) -> None:
+    goes_on(prompt, continues)
+    if isinstance(prompt, str):
+        request.text = prompt
     else:
         # An empty prompt is sent as well: which prompts are too short is for the server to say.
         request.token_ids.SetInParent()
-        request.token_ids.ids.extend(read)
+        request.token_ids.ids.extend(prompt)
+
+
+def _check_alone(tools: Sequence[Tool], variables: Mapping[str, Any] | None) -> None:
+    if tools or variables:
+        what = "tools" if tools else "template_variables"
+        raise InvalidRequestError(f"{what} need a conversation, which the prompt is not; give messages")

@@ -5,10 +5,12 @@ from typing import Any, SupportsIndex, cast
 
 from pyramidserve.errors import InvalidRequestError
 from pyramidserve.integers import whole_number
+from pyramidserve.tools import read_tool_calls
 from pyramidserve.types import ChatMessage, Role
 
-# A text; token ids, of any integer type; or a conversation, in messages or {"role": …, "content": …}.
-Prompt = str | Sequence[SupportsIndex] | Sequence[ChatMessage | Mapping[str, str]]
+# A text; token ids, of any integer type; or a conversation, in messages or as OpenAI's API has them.
+Prompt = str | Sequence[SupportsIndex] | Sequence[ChatMessage | Mapping[str, Any]]
+MESSAGE = {"role", "content", "tool_calls", "tool_call_id"}
 
 
 def read_prompt(prompt: Prompt) -> str | tuple[ChatMessage, ...] | list[int]:
@@ -36,7 +38,7 @@ def goes_on(prompt: str | Sequence[ChatMessage] | Sequence[int], wanted: bool | 
     Raises InvalidRequestError where it is wanted and cannot be.
     """
     last = prompt[-1] if prompt and not isinstance(prompt, str) else None
-    begun = isinstance(last, ChatMessage) and last.role == "assistant"
+    begun = isinstance(last, ChatMessage) and last.role == "assistant" and not last.tool_calls
     if wanted and not begun:
         what = f"the last is the {last.role}'s" if isinstance(last, ChatMessage) else "there is none"
         raise InvalidRequestError(
@@ -52,13 +54,16 @@ def token_ids(name: str, values: Iterable[SupportsIndex]) -> list[int]:
     return [whole_number(each, value) for value in values]
 
 
-def _message(item: ChatMessage | Mapping[str, str]) -> ChatMessage:
+def _message(item: ChatMessage | Mapping[str, Any]) -> ChatMessage:
     if isinstance(item, ChatMessage):
         return item
-    role, content = item.get("role"), item.get("content")
-    if item.keys() != {"role", "content"} or not isinstance(role, str) or not isinstance(content, str):
+    role, content, calls = item.get("role"), item.get("content"), item.get("tool_calls") or ()
+    content = "" if content is None and calls else content
+    if item.keys() - MESSAGE or not isinstance(role, str) or not isinstance(content, str):
         raise InvalidRequestError(
-            "a message has a 'role' and a 'content', both of them text, and nothing else; this is "
-            f"{dict(item)!r:.200}"
+            "a message has a 'role' and a 'content', both of them text, 'tool_calls' or a 'tool_call_id' "
+            f"where it is about them, and nothing else; this is {dict(item)!r:.200}"
         )
-    return ChatMessage(cast(Role, role), content)
+    return ChatMessage(
+        cast(Role, role), content, read_tool_calls(calls), str(item.get("tool_call_id") or "")
+    )

@@ -1,13 +1,15 @@
 """The nouns of a request and its reply, shared by clients and servers."""
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Literal
 
 from pyramidserve.integers import whole_number
+from pyramidserve.tools import ToolCall, ToolCallPart
 
-Role = Literal["system", "user", "assistant"]
+Role = Literal["system", "user", "assistant", "tool"]
 Priority = Literal["high", "normal", "low"]
 Recall = Literal["off", "turn", "step", "exact"]
 # The value of a policy's knob; numbers may be one for each layer.
@@ -16,10 +18,23 @@ Parameter = bool | float | str | Sequence[float]
 
 @dataclass(frozen=True)
 class ChatMessage:
-    """One message of a conversation."""
+    """One message of a conversation.
+
+    Attributes:
+        tool_calls: what the assistant has called.
+        tool_call_id: which call's result a message of the role "tool" is.
+    """
 
     role: Role
     content: str
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str = ""
+
+    @property
+    def said(self) -> str:
+        """All that it says; equal where that is, however calls are written and named."""
+        calls = [call.said for call in self.tool_calls]
+        return json.dumps([self.content, calls]) if calls else self.content
 
 
 @dataclass(frozen=True)
@@ -168,13 +183,14 @@ class Tokens:
     """New output: ``token_ids`` from output index ``index`` on.
 
     ``text`` may lag behind the ids by an unfinished character or a possible stop string. ``logprobs``: one
-    for each id, where they were asked for.
+    for each id, where they were asked for. ``tool_calls``: what is no text, as it calls tools.
     """
 
     index: int
     token_ids: tuple[int, ...]
     text: str
     logprobs: tuple[TokenLogprob, ...] = ()
+    tool_calls: tuple[ToolCallPart, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -265,6 +281,7 @@ class Reply:
     token_ids: tuple[int, ...]
     receipt: Receipt
     logprobs: tuple[TokenLogprob, ...] = ()
+    tool_calls: tuple[ToolCall, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from pyramidserve.types import ChatMessage, Constraint
+from pyramidserve.chat import Chat
+from pyramidserve.types import Constraint
 from workers.model.shapes import SHAPES
 from workers.model.transcript import Transcript
+from workers.tools.forms import HERMES
 
 CONTEXT, VOCABULARY = 300, 100
 FACTS = replace(
@@ -38,15 +40,19 @@ class Letters:
     def encode(self, text: str) -> list[int]:
         return [0, *(ord(letter) % VOCABULARY for letter in text)]
 
-    def chat(
-        self, messages: Sequence[ChatMessage], last: Transcript | None = None, continues: bool | None = None
-    ) -> list[int]:
-        going_on = last.go_on(self, messages, continues) if last else None
-        return going_on or self.encode(self.render(messages, continues))
+    calls = HERMES
 
-    def render(self, messages: Sequence[ChatMessage], continues: bool | None = None) -> str:
-        text = "".join(f"{each.role}:{each.content};" for each in messages)
-        return text[:-1] if continues else text
+    def chat(self, chat: Chat, last: Transcript | None = None) -> list[int]:
+        going_on = last.go_on(self, chat) if last else None
+        return going_on or self.encode(self.render(chat))
+
+    def render(self, chat: Chat) -> str:
+        text = "".join(f"{tool.name}!" for tool in chat.tools.tools)
+        text += "".join(f"{each.role}:{each.said};" for each in chat.messages)
+        return text[:-1] if chat.continues else text
+
+    def call_mark(self, text: str) -> str:
+        return repr(text)
 
     def plain(self, content: str) -> str:
         return content

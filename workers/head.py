@@ -18,6 +18,7 @@ from workers.events import tell
 from workers.rendezvous import look_up
 from workers.schedule.sequence import SequenceRequest
 from workers.schedule.step import NOT_FINITE, ShardMemory
+from workers.tools.reader import CallSyntax
 
 if TYPE_CHECKING:  # the stubs' types alone have this name
     from pyramidserve.v1.pipeline_pb2_grpc import PipelineRegistryAsyncStub
@@ -130,7 +131,12 @@ def _request(start: messages.StartSequence) -> SequenceRequest:
         session_id=start.session_id,
         untold=start.untold_output_ids,
         constraint=wire.constraint_from_message(start),
+        calls=_calls(start.calls) if start.HasField("calls") else None,
     )
+
+
+def _calls(message: messages.CallSyntax) -> CallSyntax:
+    return CallSyntax(message.form, tuple(message.names), message.single)
 
 
 def _step_report(report: Report) -> messages.StepReport:

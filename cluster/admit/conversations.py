@@ -38,6 +38,6 @@ def _prefixes(owner: str, messages: Sequence[ChatMessage]) -> Iterator[tuple[Cha
     """Each message, with a digest of all up to it."""
     said = hashlib.sha256(owner.encode())
     for message in messages:
-        content = message.content.encode()
+        content = message.said.encode()
         said.update(f"\0{message.role}\0{len(content)}\0".encode() + content)
         yield message, said.digest()

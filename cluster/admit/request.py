@@ -3,7 +3,9 @@
 from dataclasses import dataclass, replace
 from typing import cast
 
-from pyramidserve.types import ChatMessage, Compression, Constraint, Priority, Sampling, Stopping
+from pyramidserve.chat import Chat
+from pyramidserve.types import Compression, Constraint, Priority, Sampling, Stopping
+from workers.tools.reader import CallSyntax
 
 
 @dataclass(frozen=True)
@@ -15,8 +17,8 @@ class ValidatedRequest:
         stopping: its ``max_tokens`` is always set.
         seed_given: the client chose the seed.
         limited: the client chose ``max_tokens``.
-        messages: what was asked, if it was a conversation.
-        continues: the reply goes on with the last of them.
+        chat: what was asked, if it was a conversation.
+        calls: how tools are called in the reply, if it may call any.
         given_output_ids: output that is not drawn.
         constraint: what the text of the reply must be.
         owner: among whose conversations its next turn is looked for by what was said; "": it is not.
@@ -32,8 +34,8 @@ class ValidatedRequest:
     seed_given: bool
     limited: bool = True
     priority: Priority = "normal"
-    messages: tuple[ChatMessage, ...] = ()
-    continues: bool = False
+    chat: Chat | None = None
+    calls: CallSyntax | None = None
     given_output_ids: tuple[int, ...] = ()
     constraint: Constraint | None = None
     owner: str = ""
@@ -50,7 +52,7 @@ class ValidatedRequest:
     def fingerprint(self) -> tuple[object, ...]:
         """All that decides the reply but what a client need not know yet: the seed, and ``max_tokens``."""
         sampling, stopping = replace(self.sampling, seed=None), replace(self.stopping, max_tokens=None)
-        told = self.session_id, self.given_output_ids, self.constraint
+        told = self.session_id, self.given_output_ids, self.constraint, self.calls
         return self.prompt_ids, sampling, stopping, self.compression, *told
 
     def same_reply(self, live: "ValidatedRequest") -> bool:

@@ -1,15 +1,16 @@
 """What a client asks for, checked before anything is queued for it."""
 
 from collections.abc import Sequence
-from typing import Protocol, cast, get_args
+from typing import Protocol
 
 from cluster.admit.request import ValidatedRequest
 from cluster.front.size import check_size
+from pyramidserve.chat import Chat
 from pyramidserve.errors import InvalidRequestError
-from pyramidserve.prompt import goes_on
-from pyramidserve.types import ChatMessage, Compression, Constraint, Role, Sampling
+from pyramidserve.types import Compression, Constraint, Sampling
 from pyramidserve.v1 import inference_pb2 as pb
 from pyramidserve.wire import (
+    chat_from_message,
     compression_from_message,
     constraint_from_message,
     priority_from_message,
@@ -19,6 +20,8 @@ from pyramidserve.wire import (
 from workers.model.config import ModelConfig
 from workers.model.transcript import Transcript
 from workers.schedule.validation import settle
+from workers.tools.forms import CallForm
+from workers.tools.settle import one_of, settle_tools
 
 IDENTIFIER_CHARACTERS = 128
 GREEDY = Sampling()
@@ -40,13 +43,20 @@ class Tokenizer(Protocol):
         """Characters of a text that one id stands for, at most; None: any number."""
         ...
 
+    @property
+    def calls(self) -> CallForm | None:
+        """The form in which the model calls tools."""
+        ...
+
+    def call_mark(self, text: str) -> str:
+        """What opens calls, as grammars name it."""
+        ...
+
     def encode(self, text: str) -> list[int]:
         """The ids of ``text`` as it stands."""
         ...
 
-    def chat(
-        self, messages: Sequence[ChatMessage], last: Transcript | None = None, continues: bool | None = None
-    ) -> list[int]:
+    def chat(self, chat: Chat, last: Transcript | None = None) -> list[int]:
         """The ids of a conversation in the model's chat template, going on from ``last`` if it does."""
         ...
 
@@ -71,13 +81,14 @@ def validate_request(
     _check_identifier("request_id", message.request_id, 1)
     _check_identifier("session_id", message.session_id, 0)
     check_size(message, facts.context, tokenizer.characters_per_token)
-    prompt_ids, messages, continues = _prompt(message, tokenizer, last)
+    prompt_ids, chat = _prompt(message, tokenizer, last)
     sampling = sampling_from_message(message.sampling, default_sampling)
     compression = compression_from_message(message.compression, default_compression)
     resumed = tuple(message.resume_output_ids)
     given, stopping = tuple(message.given_output_ids), stopping_from_message(message.stopping)
     terms = settle(prompt_ids, sampling, stopping, compression, resumed, facts, given)
-    constraint = constraint_from_message(message)
+    syntax, held = settle_tools(chat, tokenizer) if chat else (None, None)
+    constraint = one_of(constraint_from_message(message), held)
     if constraint:
         if given:
             raise InvalidRequestError("constraint holds what is drawn, and not given_output_ids; give one")
@@ -95,8 +106,8 @@ def validate_request(
         seed_given=sampling.seed is not None,
         limited=terms.limited,
         priority=priority_from_message(message.priority),
-        messages=messages,
-        continues=continues,
+        chat=chat,
+        calls=syntax,
     )
 
 
@@ -109,32 +120,17 @@ def _check_identifier(name: str, value: str, least: int) -> None:
 
 def _prompt(
     message: pb.GenerateRequest, tokenizer: Tokenizer, last: Transcript | None
-) -> tuple[tuple[int, ...], tuple[ChatMessage, ...], bool]:
-    """The prompt's ids, the conversation that it is, if any, and whether the reply continues that."""
+) -> tuple[tuple[int, ...], Chat | None]:
+    """The prompt's ids, and the conversation that it is, if any."""
     match message.WhichOneof("prompt"):
         case "text":
             if not message.text:
                 raise InvalidRequestError("text is empty; give at least one character")
-            return tuple(tokenizer.encode(message.text)), (), False
+            return tuple(tokenizer.encode(message.text)), None
         case "chat":
-            messages = chat_messages(message.chat)
-            given = message.chat.HasField("continue_final_message")
-            continues = goes_on(messages, message.chat.continue_final_message if given else None)
-            return tuple(tokenizer.chat(messages, last, continues)), messages, continues
+            chat = chat_from_message(message.chat)
+            return tuple(tokenizer.chat(chat, last)), chat
         case "token_ids":
-            return tuple(message.token_ids.ids), (), False
+            return tuple(message.token_ids.ids), None
         case None:
             raise InvalidRequestError("the request has no prompt; set one of text, chat and token_ids")
-
-
-def chat_messages(prompt: pb.ChatPrompt) -> tuple[ChatMessage, ...]:
-    """A conversation of a request. Raises InvalidRequestError."""
-    if not prompt.messages:
-        raise InvalidRequestError("chat has 0 messages; give at least one")
-    roles = get_args(Role)
-    for message in prompt.messages:
-        if message.role not in roles:
-            raise InvalidRequestError(
-                f"chat role is {message.role!r:.40}; it must be one of {', '.join(roles)}"
-            )
-    return tuple(ChatMessage(cast(Role, message.role), message.content) for message in prompt.messages)

@@ -3,6 +3,7 @@
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from cluster.http.bodies import (
     MOST_CHOICES,
@@ -10,14 +11,18 @@ from cluster.http.bodies import (
     Choices,
     CompletionBody,
     MessageBody,
+    NamedToolBody,
     ResponseBody,
+    Templated,
 )
 from cluster.http.constraints import constraint_of
 from cluster.http.settings import settings_of, whole_ids
+from pyramidserve.chat import Chat
 from pyramidserve.errors import InvalidRequestError
-from pyramidserve.types import Stopping
+from pyramidserve.tools import read_tool_calls, read_tools
+from pyramidserve.types import ChatMessage, Role, Stopping
 from pyramidserve.v1 import inference_pb2 as pb
-from pyramidserve.wire import stopping_to_message
+from pyramidserve.wire import chat_to_message, stopping_to_message
 
 # What OpenAI has where a completion says nothing; chats go on to their ends.
 COMPLETION_TOKENS = 16
@@ -45,9 +50,7 @@ class Asked:
 def asked_in_chat(body: ChatBody, name: str) -> list[Asked]:
     """A request a choice; ``name``: of all of them. Raises InvalidRequestError."""
     limit = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
-    chat = pb.ChatPrompt(
-        messages=messages_of(body.messages), continue_final_message=body.continue_final_message
-    )
+    chat = chat_to_message(chat_of(body, body.messages))
     if body.top_logprobs and not body.logprobs:
         raise InvalidRequestError(
             f"top_logprobs is {body.top_logprobs}, which needs logprobs; set that to true, or leave it out"
@@ -80,7 +83,7 @@ def asked_in_response(body: ResponseBody, name: str) -> Asked:
     turns = [MessageBody(role="user", content=given)] if isinstance(given, str) else given
     if body.instructions:
         turns = [MessageBody(role="system", content=body.instructions), *turns]
-    request = pb.GenerateRequest(chat=pb.ChatPrompt(messages=messages_of(turns)))
+    request = pb.GenerateRequest(chat=chat_to_message(Chat.of(messages_of(turns))))
     constraint = constraint_of(body.text.format if body.text else None, None)
     request.MergeFrom(settings_of(body, body.max_output_tokens, constraint))
     request.request_id = name
@@ -97,9 +100,36 @@ def prompts_of(body: CompletionBody) -> Sequence[str | Sequence[int]]:
     return [given] if isinstance(given[0], int) else given
 
 
-def messages_of(messages: Sequence[MessageBody]) -> list[pb.ChatMessage]:
+def chat_of(body: Templated, messages: Sequence[MessageBody]) -> Chat:
+    """A conversation as ``body`` wants it. Raises InvalidRequestError."""
+    if body.add_generation_prompt is False and not body.continue_final_message:
+        raise InvalidRequestError(
+            "add_generation_prompt is false, and a reply needs one; leave it out, or set "
+            "continue_final_message"
+        )
+    tools = read_tools(
+        [tool.model_dump() for tool in body.tools or ()],
+        _choice(body.tool_choice),
+        body.parallel_tool_calls is False,
+    )
+    return Chat.of(messages_of(messages), body.continue_final_message, tools, body.chat_template_kwargs)
+
+
+def messages_of(messages: Sequence[MessageBody]) -> list[ChatMessage]:
     """A conversation, its parts joined."""
-    return [pb.ChatMessage(role=ROLES.get(each.role, each.role), content=_text(each)) for each in messages]
+    return [
+        ChatMessage(
+            cast(Role, ROLES.get(each.role, each.role)),  # which role there is, is seen where it is read
+            _text(each),
+            read_tool_calls(call.model_dump() for call in each.tool_calls or ()),
+            each.tool_call_id or "",
+        )
+        for each in messages
+    ]
+
+
+def _choice(asked: str | NamedToolBody | None) -> str:
+    return asked.function.name if isinstance(asked, NamedToolBody) else asked or "auto"
 
 
 def new_name(prefix: str) -> str:

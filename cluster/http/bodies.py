@@ -4,7 +4,7 @@ Unknown fields are passed over, and null is as good as nothing: only what would 
 refused, in ``asking.py``.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -95,20 +95,63 @@ class TextPart(Body):
     refusal: str | None = None
 
 
+class FunctionCallBody(Body):
+    name: str
+    arguments: str = ""
+
+
+class CallBody(Body):
+    id: str | None = None
+    function: FunctionCallBody
+
+
 class MessageBody(Body):
     role: str
     content: str | list[TextPart] | None = None
+    tool_calls: list[CallBody] | None = None
+    tool_call_id: str | None = None
 
 
-class ChatBody(Choices):
+class FunctionBody(Body):
+    name: str
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+
+
+class ToolBody(Body):
+    type: Literal["function"]
+    function: FunctionBody
+
+
+class NamedBody(Body):
+    name: str
+
+
+class NamedToolBody(Body):
+    """A tool that is to be called."""
+
+    type: Literal["function"]
+    function: NamedBody
+
+
+class Templated(Body):
+    """What chats and /tokenize have beside messages."""
+
+    continue_final_message: bool | None = None
+    add_generation_prompt: bool | None = None
+    tools: list[ToolBody] | None = None
+    tool_choice: str | NamedToolBody | None = None
+    parallel_tool_calls: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+
+
+class ChatBody(Templated, Choices):
     """POST /v1/chat/completions"""
 
     messages: list[MessageBody]
     logprobs: bool | None = None
     top_logprobs: int | None = None
     max_completion_tokens: int | None = None
-    continue_final_message: bool | None = None
-    add_generation_prompt: bool | None = None
 
 
 class CompletionBody(Choices):
@@ -137,15 +180,13 @@ class ResponseBody(Shared):
     text: TextBody | None = None
 
 
-class TokenizeBody(Body):
+class TokenizeBody(Templated):
     """POST /tokenize"""
 
     model: str | None = None
     prompt: str | None = None
     messages: list[MessageBody] | None = None
     add_special_tokens: bool | None = None
-    add_generation_prompt: bool | None = None
-    continue_final_message: bool | None = None
 
 
 class DetokenizeBody(Body):

@@ -5,6 +5,8 @@ from typing import Any
 
 from cluster.http.choice import Choice, Told, finish
 from cluster.http.pieces import Piece, shown
+from pyramidserve.tools import ToolCall, ToolCallPart, whole_calls
+from pyramidserve.types import Tokens
 
 
 class ChatShape:
@@ -19,19 +21,24 @@ class ChatShape:
         """The choice of a first chunk."""
         return self.delta(choice, {"role": "assistant", "content": ""})
 
-    def more(self, choice: Choice, text: str, told: Sequence[Told]) -> dict[str, Any]:
-        """The choice of a chunk that brings ``text``."""
-        return self.delta(choice, {"content": text}) | {"logprobs": self._logprobs(told)}
+    def more(self, choice: Choice, tokens: Tokens, told: Sequence[Told]) -> dict[str, Any]:
+        """The choice of a chunk that brings ``tokens``."""
+        delta: dict[str, Any] = {"content": tokens.text} if tokens.text or not tokens.tool_calls else {}
+        if tokens.tool_calls:
+            delta["tool_calls"] = [_part(each) for each in tokens.tool_calls]
+        return self.delta(choice, delta) | {"logprobs": self._logprobs(told)}
 
     def end(self, choice: Choice) -> dict[str, Any]:
         """The choice of its last chunk."""
-        return self.delta(choice, {}) | finish(choice.ended)
+        return self.delta(choice, {}) | finish(choice)
 
     def choice(self, choice: Choice) -> dict[str, Any]:
         """A choice that is there as a whole."""
-        message = {"role": "assistant", "content": choice.text, "refusal": None, "tool_calls": None}
+        calls = [_call(each) for each in whole_calls(choice.calls)] or None
+        content = choice.text if choice.text or not calls else None
+        message = {"role": "assistant", "content": content, "refusal": None, "tool_calls": calls}
         told = self._logprobs(choice.told)
-        return {"index": choice.index, "message": message, "logprobs": told} | finish(choice.ended)
+        return {"index": choice.index, "message": message, "logprobs": told} | finish(choice)
 
     def delta(self, choice: Choice, delta: dict[str, Any]) -> dict[str, Any]:
         """The choice of a chunk."""
@@ -56,3 +63,15 @@ class ChatShape:
     def _named(self, token: int, logprob: float) -> dict[str, Any]:
         piece = self._piece(token)
         return {"token": shown(piece), "logprob": logprob, "bytes": list(piece)}
+
+
+def _call(call: ToolCall) -> dict[str, Any]:
+    function = {"name": call.name, "arguments": call.arguments}
+    return {"id": call.id, "type": "function", "function": function}
+
+
+def _part(part: ToolCallPart) -> dict[str, Any]:
+    """What is new of a call; what names it is in the first part alone."""
+    if not part.name:
+        return {"index": part.index, "function": {"arguments": part.arguments}}
+    return {"index": part.index} | _call(ToolCall(part.id, part.name, part.arguments))

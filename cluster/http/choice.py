@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from pyramidserve.tools import ToolCallPart
 from pyramidserve.types import FinishReason, Receipt, TokenLogprob, Tokens
 
 # An output id, and how likely it was.
@@ -24,6 +25,7 @@ class Choice:
     output_tokens: int = 0
     session_id: str = ""
     told: list[Told] = field(default_factory=list)
+    calls: list[ToolCallPart] = field(default_factory=list)
     receipt: Receipt | None = None
 
     def begin(self, prompt_tokens: int) -> None:
@@ -35,6 +37,7 @@ class Choice:
         self.output_tokens += len(tokens.token_ids)
         self.parts.append(tokens.text)
         self.told += zip(tokens.token_ids, tokens.logprobs, strict=False)
+        self.calls += tokens.tool_calls
 
     @property
     def text(self) -> str:
@@ -47,10 +50,12 @@ class Choice:
         return self.receipt
 
 
-def finish(receipt: Receipt) -> dict[str, Any]:
+def finish(choice: Choice) -> dict[str, Any]:
     """Why it ended, as a choice says it."""
+    receipt = choice.ended
+    reason = FINISHED[receipt.finish_reason]
     return {
-        "finish_reason": FINISHED[receipt.finish_reason],
+        "finish_reason": "tool_calls" if choice.calls and reason == "stop" else reason,
         "stop_reason": receipt.stop_string or None,
     }
 

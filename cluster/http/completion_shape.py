@@ -6,7 +6,7 @@ from typing import Any
 
 from cluster.http.choice import Choice, Told, finish
 from cluster.http.pieces import Piece, shown
-from pyramidserve.types import TokenLogprob
+from pyramidserve.types import TokenLogprob, Tokens
 
 
 class CompletionShape:
@@ -30,19 +30,19 @@ class CompletionShape:
             return None
         return self._part(choice, echo) | {"logprobs": self._logprobs(choice, self._before(choice))}
 
-    def more(self, choice: Choice, text: str, told: Sequence[Told]) -> dict[str, Any]:
-        """The choice of a chunk that brings ``text``."""
-        return self._part(choice, text) | {"logprobs": self._logprobs(choice, told)}
+    def more(self, choice: Choice, tokens: Tokens, told: Sequence[Told]) -> dict[str, Any]:
+        """The choice of a chunk that brings ``tokens``."""
+        return self._part(choice, tokens.text) | {"logprobs": self._logprobs(choice, told)}
 
     def end(self, choice: Choice) -> dict[str, Any]:
         """The choice of its last chunk."""
-        return self._part(choice, "") | finish(choice.ended)
+        return self._part(choice, "") | finish(choice)
 
     def choice(self, choice: Choice) -> dict[str, Any]:
         """A choice that is there as a whole."""
         told = self._logprobs(choice, [*self._before(choice), *choice.told])
         part = self._part(choice, self._echo(choice) + choice.text)
-        return part | {"logprobs": told} | finish(choice.ended)
+        return part | {"logprobs": told} | finish(choice)
 
     def _part(self, choice: Choice, text: str) -> dict[str, Any]:
         return {

@@ -67,7 +67,9 @@ class Reply:
         before = len(choice.told)
         choice.take(tokens)
         told = choice.told[before:]
-        return self._chunk([self._shape.more(choice, tokens.text, told)]) if tokens.text or told else b""
+        if not (tokens.text or told or tokens.tool_calls):
+            return b""
+        return self._chunk([self._shape.more(choice, tokens, told)])
 
     def end(self, choice: Choice, receipt: Receipt) -> bytes:
         """Takes the end of a choice in; its chunk, and those that end the stream if it was the last."""

@@ -3,12 +3,10 @@
 from collections.abc import Sequence
 from typing import Any, Protocol, cast
 
-from cluster.front.validation import chat_messages
-from cluster.http.asking import messages_of
+from cluster.http.asking import chat_of
 from cluster.http.bodies import TokenizeBody
+from pyramidserve.chat import Chat
 from pyramidserve.errors import InvalidRequestError
-from pyramidserve.types import ChatMessage
-from pyramidserve.v1 import inference_pb2 as pb
 from workers.model.transcript import Transcript
 
 
@@ -17,9 +15,7 @@ class Tokenizer(Protocol):
 
     def encode(self, text: str) -> list[int]: ...
     def encode_part(self, text: str) -> list[int]: ...
-    def chat(
-        self, messages: Sequence[ChatMessage], last: Transcript | None = None, continues: bool | None = None
-    ) -> list[int]: ...
+    def chat(self, chat: Chat, last: Transcript | None = None) -> list[int]: ...
     def decode(self, ids: Sequence[int]) -> str: ...
     def piece(self, token: int) -> bytes: ...
     def about(self) -> dict[str, Any]: ...
@@ -36,9 +32,7 @@ class Text:
         if (body.prompt is None) == (body.messages is None):
             raise InvalidRequestError("prompt or messages must be there, and not both; give one of them")
         if body.messages is not None:
-            chat = pb.ChatPrompt(messages=messages_of(body.messages))
-            continues = body.continue_final_message
-            return self._tokenizer.chat(chat_messages(chat), continues=continues)
+            return self._tokenizer.chat(chat_of(body, body.messages))
         whole = body.add_special_tokens is not False
         prompt = cast(str, body.prompt)
         return self._tokenizer.encode(prompt) if whole else self._tokenizer.encode_part(prompt)

@@ -13,7 +13,6 @@ HARMLESS: dict[str, tuple[object, ...]] = {
     "background": (),
     "bad_words": (),
     "best_of": (1,),
-    "chat_template_kwargs": (),
     "conversation": (),
     "function_call": ("none", "auto"),
     "functions": (),

@@ -59,6 +59,7 @@ class AttachedPipeline:
             compression=compression_to_message(request.compression),
             session_id=live.session_id,
             constraint=constraint_to_message(request.constraint),
+            calls=pb.CallSyntax(**vars(request.calls)) if request.calls else None,
         )
         self.orders.put_nowait(pb.RouterOrder(start=[start], queued=queued))
         place = {"pipeline": self.pipeline_id, "sequence": admitted.sequence_id}

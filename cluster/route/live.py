@@ -8,6 +8,7 @@ from itertools import pairwise
 from cluster.admit.request import ValidatedRequest
 from cluster.route.pacer import Pacer
 from pyramidserve.errors import EngineError, PyramidServeError, RequestConflictError
+from pyramidserve.tools import whole_calls
 from pyramidserve.types import Event, Receipt, Started, Tokens
 from workers.model.transcript import Transcript
 from workers.percentile import percentile
@@ -81,12 +82,11 @@ class LiveRequest:
     def transcript(self) -> Transcript | None:
         """What it consisted of, if it was a turn of a conversation and all its text is known here."""
         request = self.request
-        if not request.messages or request.resume_output_ids:
+        if request.chat is None or request.resume_output_ids:
             return None
         reply = "".join(chunk.text for chunk in self._chunks)
-        return Transcript.of(
-            request.messages, request.continues, reply, request.prompt_ids, self.output_ids
-        )
+        calls = whole_calls(part for chunk in self._chunks for part in chunk.tool_calls)
+        return Transcript.of(request.chat, reply, request.prompt_ids, self.output_ids, calls)
 
     @property
     def followers(self) -> int:
@@ -211,6 +211,7 @@ class Follower(AsyncIterator[Event]):
                 tuple(token_id for chunk in chunks for token_id in chunk.token_ids),
                 "".join(chunk.text for chunk in chunks),
                 tuple(each for chunk in chunks for each in chunk.logprobs),
+                tuple(part for chunk in chunks for part in chunk.tool_calls),
             )
         if self._ended or live._end is None:
             raise StopAsyncIteration

@@ -399,6 +399,7 @@ class StartSequence(_message.Message):
     SESSION_ID_FIELD_NUMBER: _builtins.int
     UNTOLD_OUTPUT_IDS_FIELD_NUMBER: _builtins.int
     CONSTRAINT_FIELD_NUMBER: _builtins.int
+    CALLS_FIELD_NUMBER: _builtins.int
     sequence_id: _builtins.int
     """The router's name for the sequence; never used twice."""
     request_id: _builtins.str
@@ -433,6 +434,10 @@ class StartSequence(_message.Message):
     def constraint(self) -> _inference_pb2.Constraint:
         """What the text of its output must be, if it is held to anything."""
 
+    @_builtins.property
+    def calls(self) -> Global___CallSyntax:
+        """How tools are called in it, if it may call any."""
+
     def __init__(
         self,
         *,
@@ -447,11 +452,44 @@ class StartSequence(_message.Message):
         session_id: _builtins.str = ...,
         untold_output_ids: _builtins.int = ...,
         constraint: _inference_pb2.Constraint | None = ...,
+        calls: Global___CallSyntax | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["compression", b"compression", "constraint", b"constraint", "sampling", b"sampling", "stopping", b"stopping"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "compression", b"compression", "constraint", b"constraint", "sampling", b"sampling", "stopping", b"stopping"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["compression", b"compression", "constraint", b"constraint", "expected_tokens", b"expected_tokens", "forced_output_ids", b"forced_output_ids", "prompt_ids", b"prompt_ids", "request_id", b"request_id", "sampling", b"sampling", "sequence_id", b"sequence_id", "session_id", b"session_id", "stopping", b"stopping", "untold_output_ids", b"untold_output_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "compression", b"compression", "constraint", b"constraint", "expected_tokens", b"expected_tokens", "forced_output_ids", b"forced_output_ids", "prompt_ids", b"prompt_ids", "request_id", b"request_id", "sampling", b"sampling", "sequence_id", b"sequence_id", "session_id", b"session_id", "stopping", b"stopping", "untold_output_ids", b"untold_output_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StartSequence: _TypeAlias = StartSequence  # noqa: Y015
+
+@_typing.final
+class CallSyntax(_message.Message):
+    """How a model writes calls of tools."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FORM_FIELD_NUMBER: _builtins.int
+    NAMES_FIELD_NUMBER: _builtins.int
+    SINGLE_FIELD_NUMBER: _builtins.int
+    form: _builtins.str
+    """The form that its chat template has."""
+    single: _builtins.bool
+    """Of several calls, the first alone counts."""
+    @_builtins.property
+    def names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Tools that it may call."""
+
+    def __init__(
+        self,
+        *,
+        form: _builtins.str = ...,
+        names: _abc.Iterable[_builtins.str] | None = ...,
+        single: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["form", b"form", "names", b"names", "single", b"single"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CallSyntax: _TypeAlias = CallSyntax  # noqa: Y015

@@ -1,5 +1,6 @@
 """Conversions between the generated messages and the dataclasses of ``pyramidserve.types``."""
 
+from pyramidserve.wire.chat import chat_from_message, chat_to_message
 from pyramidserve.wire.error import error_from_rpc, error_to_metadata
 from pyramidserve.wire.reply import (
     event_from_message,
@@ -33,6 +34,8 @@ from pyramidserve.wire.state import (
 )
 
 __all__ = [
+    "chat_from_message",
+    "chat_to_message",
     "cluster_state_from_message",
     "cluster_state_to_message",
     "compression_from_message",

@@ -12,6 +12,7 @@ from pyramidserve.types import (
     Tokens,
 )
 from pyramidserve.v1 import inference_pb2 as pb
+from pyramidserve.wire.chat import parts_from_messages, parts_to_messages
 
 _FINISH_REASON_TO_MESSAGE = {
     FinishReason.EOS: pb.FINISH_REASON_EOS,
@@ -33,7 +34,12 @@ def started_from_message(message: pb.Started) -> Started:
 
 def tokens_to_message(tokens: Tokens) -> pb.Tokens:
     """The message of ``tokens``."""
-    message = pb.Tokens(index=tokens.index, token_ids=tokens.token_ids, text=tokens.text)
+    message = pb.Tokens(
+        index=tokens.index,
+        token_ids=tokens.token_ids,
+        text=tokens.text,
+        tool_calls=parts_to_messages(tokens.tool_calls),
+    )
     for each in tokens.logprobs:
         message.logprobs.add(logprob=each.logprob, top_ids=each.top_ids, top_logprobs=each.top_logprobs)
     return message
@@ -45,7 +51,8 @@ def tokens_from_message(message: pb.Tokens) -> Tokens:
         TokenLogprob(each.logprob, tuple(each.top_ids), tuple(each.top_logprobs))
         for each in message.logprobs
     )
-    return Tokens(message.index, tuple(message.token_ids), message.text, logprobs)
+    calls = parts_from_messages(message.tool_calls)
+    return Tokens(message.index, tuple(message.token_ids), message.text, logprobs, calls)
 
 
 def receipt_to_message(receipt: Receipt) -> pb.Receipt:

@@ -19,10 +19,15 @@ reply = chat.invoke("Name a fruit.")
 parts = [each.content for each in chat.stream("Name a fruit.")]
 longer = ChatOpenAI(base_url=sys.argv[1], api_key="any", model="smollm2-135m-instruct", max_tokens=60)
 held = longer.with_structured_output(Fruit, method="json_schema").invoke("Name a fruit.")
+by_calling = longer.with_structured_output(Fruit, method="function_calling").invoke("Name a fruit.")
+tools = longer.bind_tools([Fruit], tool_choice="Fruit")
+(call,) = tools.invoke("Name a fruit.").tool_calls
 told = {
     "text": reply.content,
     "streamed": "".join(parts),
     "completion_tokens": reply.usage_metadata["output_tokens"],
+    "called": Fruit(**call["args"]).model_dump(),
+    "by_calling": by_calling.model_dump(),
     "held": held.model_dump(),
 }
 print(json.dumps(told))

@@ -3,7 +3,7 @@
 import json
 import sys
 
-from openai import OpenAI
+from openai import OpenAI, pydantic_function_tool
 from pydantic import BaseModel, Field
 
 
@@ -19,10 +19,18 @@ reply = client.chat.completions.create(**asked)
 stream = client.chat.completions.create(**asked, stream=True)
 parts = [each.choices[0].delta.content or "" for each in stream if each.choices]
 held = client.chat.completions.parse(**asked | {"max_tokens": 60}, response_format=Fruit)
+tools = [pydantic_function_tool(Fruit, name="fruit")]
+called = client.chat.completions.create(**asked | {"max_tokens": 80}, tools=tools, tool_choice="required")
+(call, *_) = called.choices[0].message.tool_calls
+result = {"role": "tool", "tool_call_id": call.id, "content": "Thanks."}
+later = [*asked["messages"], called.choices[0].message, result]
+after = client.chat.completions.create(**asked | {"messages": later}, tools=tools)
 told = {
     "text": reply.choices[0].message.content,
     "streamed": "".join(parts),
     "completion_tokens": reply.usage.completion_tokens,
+    "called": json.loads(call.function.arguments),
+    "cached_after_call": after.usage.prompt_tokens_details.cached_tokens,
     "held": held.choices[0].message.parsed.model_dump(),
 }
 print(json.dumps(told))

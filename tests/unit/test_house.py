@@ -31,6 +31,7 @@ FLOORS = (
     "workers.kv",
     "workers.policies",
     "workers.model",
+    "workers.tools",
     "workers.budget",
     "workers.device",
     "workers.host_memory workers.events workers.percentile workers.tuning",

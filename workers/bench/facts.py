@@ -4,6 +4,7 @@ import random
 from dataclasses import dataclass
 from typing import Any
 
+from pyramidserve.chat import Chat
 from pyramidserve.errors import InvalidRequestError
 from pyramidserve.types import ChatMessage, Compression, Stopping
 from workers.bench.likelihood import Judge, Likelihood
@@ -107,7 +108,7 @@ class Asking:
     def begin(self, document: str) -> tuple[list[int], list[int]]:
         """The ids of a first question about a document, and of the full cache's reply."""
         asked = f"{document}\n\n{FIRST_QUESTION}" if document else FIRST_QUESTION
-        ids = self.tokenizer.chat([ChatMessage("user", asked)])
+        ids = self.tokenizer.chat(Chat.of([ChatMessage("user", asked)]))
         (reply,) = self._engine.generate([EngineRequest(ids, stopping=Stopping(max_tokens=32))])
         return ids, [token for token in reply.token_ids if not self.tokenizer.decode_special(token)]
 
@@ -129,7 +130,7 @@ class Asking:
     def _turn(self, question: str) -> list[int]:
         """The ids between a reply and the next one, as the chat template has them."""
         before = [ChatMessage("user", FIRST_QUESTION), ChatMessage("assistant", REPLY)]
-        text = self.tokenizer.render([*before, ChatMessage("user", question)])
+        text = self.tokenizer.render(Chat.of([*before, ChatMessage("user", question)]))
         return self.tokenizer.encode_part(text.rpartition(REPLY)[2])
 
 

@@ -4,7 +4,8 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from pyramidserve.types import ChatMessage
+from pyramidserve.chat import Chat
+from pyramidserve.tools import ToolCallPart, whole_calls
 from workers.engine.loop import (
     LoopEvent,
     SequenceBroken,
@@ -20,10 +21,10 @@ class _Turn:
     """A turn that runs, and what has come of it."""
 
     session_id: str
-    messages: tuple[ChatMessage, ...]
+    chat: Chat
     prompt_ids: Sequence[int]
-    continues: bool
     text: str = ""
+    calls: list[ToolCallPart] = field(default_factory=list)
     output_ids: list[int] = field(default_factory=list)
 
 
@@ -46,19 +47,9 @@ class Conversations:
             self._last_turns.move_to_end(session_id)
         return self._last_turns.get(session_id)
 
-    def begin(
-        self,
-        sequence: int,
-        session_id: str,
-        messages: tuple[ChatMessage, ...],
-        prompt_ids: Sequence[int],
-        continues: bool = False,
-    ) -> None:
-        """Takes note of a turn that ``messages`` ask for, the whole conversation so far.
-
-        ``continues``: it goes on with the last of them.
-        """
-        self._running[sequence] = _Turn(session_id, messages, prompt_ids, continues)
+    def begin(self, sequence: int, session_id: str, chat: Chat, prompt_ids: Sequence[int]) -> None:
+        """Takes note of a turn that ``chat`` asks for, the whole conversation so far."""
+        self._running[sequence] = _Turn(session_id, chat, prompt_ids)
 
     def take_down(self, event: LoopEvent) -> None:
         """Takes note of what has come of a turn; one that has ended well is its session's last."""
@@ -67,10 +58,11 @@ class Conversations:
             return
         if isinstance(event, SequenceTokens):
             turn.text += event.tokens.text
+            turn.calls += event.tokens.tool_calls
             turn.output_ids += event.tokens.token_ids
         elif isinstance(event, SequenceFinished):
             self._last_turns[turn.session_id] = Transcript.of(
-                turn.messages, turn.continues, turn.text, turn.prompt_ids, turn.output_ids
+                turn.chat, turn.text, turn.prompt_ids, turn.output_ids, whole_calls(turn.calls)
             )
             self._last_turns.move_to_end(turn.session_id)
             if len(self._last_turns) > self._limit:

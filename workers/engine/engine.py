@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from pyramidserve.chat import NO_TOOLS, Chat
 from pyramidserve.errors import ConfigurationError, RequestTooLargeError
 from pyramidserve.prompt import Prompt, goes_on, read_prompt
+from pyramidserve.tools import Tools, whole_calls
 from pyramidserve.types import (
     Compression,
     Constraint,
@@ -39,6 +41,7 @@ from workers.model.grammar import Grammars
 from workers.model.tokenizer import Tokenizer, end_ids
 from workers.schedule.sequence import SequenceRequest
 from workers.schedule.validation import lowered, settle
+from workers.tools.settle import one_of, settle_tools
 
 GREEDY, UNTIL_EOS, FULL = Sampling(), Stopping(), Compression()
 
@@ -72,6 +75,7 @@ class EngineRequest:
             assistant's.
         given_output_ids: output that is given, and told with its log-probabilities; nothing ends it.
         constraint: what the text of the reply must be.
+        tools: what the reply to a conversation may call.
     """
 
     prompt: Prompt
@@ -84,6 +88,7 @@ class EngineRequest:
     trace: bool = False
     given_output_ids: tuple[int, ...] = ()
     constraint: Constraint | None = None
+    tools: Tools = NO_TOOLS
 
 
 class Engine:
@@ -117,15 +122,17 @@ class Engine:
 
         Raises InvalidRequestError, or RequestTooLargeError when the pool could never hold it.
         """
-        prompt = read_prompt(request.prompt)
+        prompt, chat = read_prompt(request.prompt), None
         continues = goes_on(prompt, request.continue_final_message)
         if isinstance(prompt, str):
             prompt_ids = self.tokenizer.encode(prompt)
         elif isinstance(prompt, tuple):
-            last = self.conversations.last_turn(request.session_id)
-            prompt_ids = self.tokenizer.chat(prompt, last, continues)
+            chat = Chat(prompt, continues, request.tools)
+            prompt_ids = self.tokenizer.chat(chat, self.conversations.last_turn(request.session_id))
         else:
             prompt_ids = prompt
+        calls, held = settle_tools(chat, self.tokenizer) if chat else (None, None)
+        constraint = one_of(request.constraint, held)
         terms = settle(
             prompt_ids,
             request.sampling,
@@ -136,8 +143,8 @@ class Engine:
             request.given_output_ids,
         )
         forced = max(request.resume_output_ids, request.given_output_ids, key=len)
-        if request.constraint:
-            self._grammars.check(request.constraint, request.resume_output_ids)
+        if constraint:
+            self._grammars.check(constraint, request.resume_output_ids)
         self._submitted += 1
         sequence = SequenceRequest(
             sequence=self._submitted,
@@ -151,7 +158,8 @@ class Engine:
             expected_tokens=terms.expected_tokens,
             session_id=request.session_id,
             trace=request.trace,
-            constraint=request.constraint,
+            constraint=constraint,
+            calls=calls,
         )
         memory = self.loop.scheduler.memory
         if not terms.limited:
@@ -164,10 +172,8 @@ class Engine:
                 "engine more kv_bytes or host_bytes, or ask for recall 'off'"
             )
         self._waiting.append(sequence)
-        if isinstance(prompt, tuple) and request.session_id and not request.resume_output_ids:
-            self.conversations.begin(
-                self._submitted, request.session_id, prompt, sequence.prompt_ids, continues
-            )
+        if chat and request.session_id and not request.resume_output_ids:
+            self.conversations.begin(self._submitted, request.session_id, chat, sequence.prompt_ids)
         return self._submitted, Started(len(prompt_ids), terms.sampling.seed or 0)
 
     def step(self) -> list[LoopEvent]:
@@ -259,6 +265,7 @@ class Engine:
                     token_ids=tuple(token for part in tokens[number] for token in part.token_ids),
                     receipt=finished[number].receipt,
                     logprobs=tuple(each for part in tokens[number] for each in part.logprobs),
+                    tool_calls=whole_calls(call for part in tokens[number] for call in part.tool_calls),
                 ),
                 traced.get(number),
                 finished[number].positions,

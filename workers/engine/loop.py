@@ -1,8 +1,9 @@
 """The engine's loop: what the scheduler decides goes through the pipeline, what comes back is accepted."""
 
+import hashlib
 import math
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +23,7 @@ from workers.schedule.receipt import receipt
 from workers.schedule.scheduler import Scheduler
 from workers.schedule.sequence import RunningSequence, SequenceRequest
 from workers.schedule.step import NOT_FINITE, PrefillTrace, ShardMemory, Step, StepKind, TopLogits
+from workers.tools.reader import ToolReader
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,7 @@ class EngineLoop:
                 started=time.monotonic(),
                 drafting=Drafting(keep.drafts, self.scheduler.layout.tuning) if keep.drafts else None,
                 banned=self._banned(request.stopping),
+                reader=ToolReader(request.calls, call_names(request)) if request.calls else None,
             )
         )
 
@@ -187,3 +190,10 @@ class EngineLoop:
             elif sequence.broken:
                 events.append(SequenceBroken(key, sequence.broken))
         return events
+
+
+def call_names(request: SequenceRequest) -> Callable[[int], str]:
+    """How the calls in a reply are named: the same in a replay, and others in other turns."""
+    asked = np.asarray(request.prompt_ids, np.int32).tobytes() + str(request.sampling.seed).encode()
+    # Nine letters and digits, as Mistral's templates want them.
+    return lambda number: hashlib.sha256(asked + b" %d" % number).hexdigest()[:9]

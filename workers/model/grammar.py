@@ -10,18 +10,12 @@ import numpy.typing as npt
 from pyramidserve.errors import InvalidRequestError
 from pyramidserve.types import Constraint
 from workers.model.tokenizer import Tokenizer
+from workers.tools.forced import JSON_FORM
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
-    from llguidance._lib import JsonCompileOptions
 
 MOST_CHARACTERS = 64 << 10
-# As models have read most of it; blanks that are free are written without end by some.
-JSON_FORM: "JsonCompileOptions" = {
-    "whitespace_flexible": False,
-    "item_separator": ", ",
-    "key_separator": ": ",
-}
 
 
 class Grammars:

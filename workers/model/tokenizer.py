@@ -1,12 +1,14 @@
 """Text to token ids and back."""
 
+import json
 from collections.abc import Sequence
 from copy import copy
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from pyramidserve.chat import Chat
 from pyramidserve.errors import CheckpointError, InvalidRequestError
-from pyramidserve.prompt import goes_on
 from pyramidserve.types import ChatMessage
 from workers.model.config import ModelConfig
 from workers.model.control_tokens import ControlTokens
@@ -14,6 +16,8 @@ from workers.model.longest_token import characters_per_token
 from workers.model.pieces import Pieces
 from workers.model.sentencepiece_model import has_model_alone, tokenizer_of_model
 from workers.model.transcript import Transcript
+from workers.tools.forms import HERMES, CallForm, form_of
+from workers.tools.told import described, told_in_messages
 
 
 class Tokenizer:
@@ -23,6 +27,7 @@ class Tokenizer:
     Where a message has typed one it is encoded as text, unless it is wanted there.
 
     Attributes:
+        calls: the form in which the model calls tools; None: in none that is known here.
         characters_per_token: see ``workers.model.longest_token``; None: nothing is known of it.
     """
 
@@ -45,7 +50,13 @@ class Tokenizer:
         self.characters_per_token = None if backend is None else characters_per_token(backend)
         added = self._tokenizer.added_tokens_decoder
         self._special = {token: str(each) for token, each in added.items() if each.special}
-        template = self._tokenizer.chat_template or ""
+        template = self._template()
+        # Where the template knows of no tools, messages tell of them.
+        self._tells = "tools" not in template
+        self.calls: CallForm | None = HERMES if self._tells else form_of(template)
+        # What opens calls is text, also where the tokenizer calls it special.
+        marks = [token for token, text in self._special.items() if self.calls and text == self.calls.opens]
+        self._mark = marks[0] if marks else None
         control = [str(each) for each in added.values() if each.special or str(each).strip() in template]
         self._pieces = None if backend is None else Pieces(backend)
         self._control = None if control_tokens_in_messages else ControlTokens(filter(str.strip, control))
@@ -95,35 +106,42 @@ class Tokenizer:
             raise InvalidRequestError(f"a message cannot be encoded as text: {error}") from error
         return ids
 
-    def chat(
-        self, messages: Sequence[ChatMessage], last: Transcript | None = None, continues: bool | None = None
-    ) -> list[int]:
-        """Ids of a conversation, up to where the assistant speaks next.
+    def chat(self, chat: Chat, last: Transcript | None = None) -> list[int]:
+        """Ids of a conversation, up to where the assistant speaks next, or goes on speaking.
 
         Args:
             last: a turn; where the conversation goes on from it, its own ids come first.
-            continues: the assistant goes on with the last message; None: where that is its own.
 
         Raises InvalidRequestError when the model has no chat template or the template refuses.
         """
-        going_on = last.go_on(self, messages, continues) if last else None
-        return going_on or self.encode_part(self.render(messages, continues))
+        going_on = last.go_on(self, chat) if last else None
+        return going_on or self.encode_part(self.render(chat))
 
-    def render(self, messages: Sequence[ChatMessage], continues: bool | None = None) -> str:
+    def render(self, chat: Chat) -> str:
         """The text that ``chat`` gives the ids of, contents made ``plain``. Raises as ``chat`` does."""
         import jinja2
 
-        continues = goes_on(messages, continues)
-        turns = [{"role": message.role, "content": self.plain(message.content)} for message in messages]
+        tools, messages = chat.tools.tools, chat.messages
+        if self._tells:
+            tools, messages = (), told_in_messages(messages, tools)
         try:
             text = self._tokenizer.apply_chat_template(
-                turns, tokenize=False, add_generation_prompt=not continues, continue_final_message=continues
+                [self._turn(message) for message in messages],
+                tools=[described(tool) for tool in tools] or None,
+                tokenize=False,
+                add_generation_prompt=not chat.continues,
+                continue_final_message=chat.continues,
+                **chat.variables,
             )
-        except (ValueError, jinja2.TemplateError) as error:
+        except (ValueError, TypeError, jinja2.TemplateError) as error:
             raise InvalidRequestError(
                 f"the conversation does not fit the model's chat template: {error}"
             ) from error
         return str(text)
+
+    def call_mark(self, text: str) -> str:
+        """What opens calls, as grammars name it."""
+        return json.dumps(text) if self._mark is None else f"<[{self._mark}]>"
 
     def plain(self, content: str) -> str:
         """What a message says, marked so that ``encode_part`` takes it as text alone."""
@@ -134,11 +152,58 @@ class Tokenizer:
         return self._special.get(token, "")
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of ``ids``, special tokens left out."""
+        """Text of ``ids``, special tokens left out but for what opens calls of tools."""
+        if self._mark in ids:
+            parts = groupby(ids, key=lambda token: token == self._mark)
+            return "".join(
+                self._special[own[0]] * len(own) if marks else self.decode(own)
+                for marks, own in ((marks, list(group)) for marks, group in parts)
+            )
         text = self._tokenizer.decode(
             list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
         return str(text)
+
+    def _template(self) -> str:
+        """The chat template for conversations with tools; "": there is none."""
+        templates = self._tokenizer.chat_template or ""
+        if isinstance(templates, str):
+            return templates
+        return str(templates.get("tool_use") or templates.get("default") or "")
+
+    def _turn(self, message: ChatMessage) -> dict[str, Any]:
+        """A message as templates read it, with nothing in it that could be a control token."""
+        turn: dict[str, Any] = {"role": message.role, "content": self.plain(message.content)}
+        if message.tool_calls:
+            turn["tool_calls"] = [
+                {
+                    "id": call.id,
+                    "type": "function",
+                    "function": {"name": call.name, "arguments": self._plain_json(call.arguments)},
+                }
+                for call in message.tool_calls
+            ]
+        if message.role == "tool":
+            turn["tool_call_id"] = message.tool_call_id
+        return turn
+
+    def _plain_json(self, text: str) -> Any:
+        """Arguments of a call as templates read them, with plain texts; "" is none."""
+        try:
+            return self._plain_value(json.loads(text or "{}"))
+        except (ValueError, RecursionError) as error:
+            raise InvalidRequestError(
+                f"arguments of a call are {text!r:.80}, which is no JSON: {error}"
+            ) from error
+
+    def _plain_value(self, value: Any) -> Any:
+        if isinstance(value, str):
+            return self.plain(value)
+        if isinstance(value, list):
+            return [self._plain_value(each) for each in value]
+        if isinstance(value, dict):
+            return {self.plain(name): self._plain_value(each) for name, each in value.items()}
+        return value
 
 
 def end_ids(model: ModelConfig, tokenizer: Tokenizer) -> set[int]:

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pyramidserve.types import TokenLogprob, Tokens
 from workers.schedule.sequence import RunningSequence
 from workers.schedule.step import NO_TOKEN, NOT_FINITE, Step, StepKind
+from workers.tools.reader import Said
 
 
 def accept(
@@ -62,7 +63,7 @@ def _output(
     """
     new: list[int] = []
     told: list[TokenLogprob] = []
-    text = ""
+    said = Said()
     for place, token in enumerate(ids):
         if token == NO_TOKEN:
             sequence.broken = sequence.broken or NOT_FINITE
@@ -72,8 +73,8 @@ def _output(
         if not known:
             new.append(token)
             told += logprobs[place : place + 1]
-            text += added
+            said += added
         if sequence.finish_reason is not None:
             break
     first = len(sequence.output_ids) - len(new)
-    return Tokens(first, tuple(new), text, tuple(told)) if new else None
+    return Tokens(first, tuple(new), said.text, tuple(told), said.calls) if new else None

@@ -8,6 +8,7 @@ from workers.budget.plan import KeepPlan
 from workers.schedule.detokenizer import Detokenizer
 from workers.schedule.drafts import Drafting
 from workers.schedule.phase import Phase
+from workers.tools.reader import CallSyntax, Said, ToolReader
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class SequenceRequest:
     session_id: str = ""
     untold: int = 0
     constraint: Constraint | None = None
+    calls: CallSyntax | None = None
 
     @property
     def max_tokens(self) -> int:
@@ -62,6 +64,7 @@ class RunningSequence:
         overfed: a step fed known output behind where it ended, which none may go on from.
         session_ended: its session was ended since it came, so that what it leaves is nobody's.
         banned: ids that are not drawn before its ``min_tokens``.
+        reader: tells calls of tools from text; None: there are none.
     """
 
     request: SequenceRequest
@@ -84,6 +87,7 @@ class RunningSequence:
     overfed: bool = False
     session_ended: bool = False
     banned: tuple[int, ...] = ()
+    reader: ToolReader | None = None
 
     @property
     def ended(self) -> bool:
@@ -163,12 +167,12 @@ class RunningSequence:
         self.drafts = []
         return list(drawn[: right + 1])
 
-    def accept(self, token: int, now: float, eos_ids: Collection[int]) -> str:
-        """Takes one output id; sets ``finish_reason`` if it is the last. Returns the new text."""
+    def accept(self, token: int, now: float, eos_ids: Collection[int]) -> Said:
+        """Takes one output id; sets ``finish_reason`` if it is the last. Returns what it says."""
         stopping = self.request.stopping
         self.reached += 1
         if self.reached <= len(self.output_ids):
-            return ""
+            return Said()
         given = self.told <= len(self.output_ids) < len(self.request.forced_output_ids)
         self.output_ids.append(token)
         self.token_times.append(now)
@@ -187,4 +191,7 @@ class RunningSequence:
         # Behind the flush, which may bring a stop string to light.
         if self.detokenizer.stop_string:
             self.finish_reason = FinishReason.STOP
-        return text
+        if self.reader is None:
+            return Said(text)
+        said = self.reader.push(text)
+        return said if self.finish_reason is None else said + self.reader.finish()

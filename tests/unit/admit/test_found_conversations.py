@@ -1,6 +1,7 @@
 """Conversations that are found by what was said."""
 
 from cluster.admit.conversations import Conversations
+from pyramidserve.chat import Chat
 from pyramidserve.types import ChatMessage
 from workers.model.transcript import Transcript
 
@@ -13,7 +14,7 @@ def asks(*contents: str) -> tuple[ChatMessage, ...]:
 
 def turn(*contents: str) -> Transcript:
     """The turn whose reply is the last of ``contents``."""
-    return Transcript.of(asks(*contents[:-1]), False, contents[-1], [1], [2])
+    return Transcript.of(Chat(asks(*contents[:-1])), contents[-1], [1], [2])
 
 
 def always(session_id: str) -> bool:

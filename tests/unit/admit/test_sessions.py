@@ -3,6 +3,7 @@
 import pytest
 
 from cluster.admit.sessions import Sessions
+from pyramidserve.chat import Chat
 from pyramidserve.errors import UnknownSessionError
 from pyramidserve.types import ChatMessage
 from workers.model.transcript import Transcript
@@ -71,7 +72,7 @@ def test_an_old_session_is_forgotten() -> None:
 
 def test_what_was_said_has_a_bound() -> None:
     sessions = Sessions(8, 60, Clock(), most_bytes=1000)
-    said = Transcript.of((ChatMessage("user", "x" * 300),), False, "y" * 100, [1] * 10, [2] * 10)
+    said = Transcript.of(Chat((ChatMessage("user", "x" * 300),)), "y" * 100, [1] * 10, [2] * 10)
     for name in "abc":
         sessions.place(name, "p")
         sessions.count_turn(name, said)

@@ -2,6 +2,7 @@
 
 from fake_pipeline import FakePipeline, Spoken, layout, request
 
+from pyramidserve.chat import Chat
 from pyramidserve.types import ChatMessage
 from workers.engine.conversations import Conversations
 from workers.engine.loop import EngineLoop
@@ -21,7 +22,7 @@ class Talking:
         self.turns += 1
         wanted = request(self.turns, max_tokens=answer)
         assert self.loop.admit(wanted)
-        self.conversations.begin(self.turns, session_id, ASKED, wanted.prompt_ids)
+        self.conversations.begin(self.turns, session_id, Chat(ASKED), wanted.prompt_ids)
         return self.turns
 
     def end(self) -> None:
@@ -45,7 +46,7 @@ def test_a_turn_that_has_ended_is_its_sessions_last() -> None:
     talking.end()
     last = talking.conversations.last_turn("a")
     assert last is not None
-    assert (last.messages, last.reply) == (ASKED, "AAA")
+    assert (last.chat.messages, last.reply) == (ASKED, "AAA")
     assert list(last.prompt_ids) == [1000 * sequence, 1000 * sequence + 1, 1000 * sequence + 2]
     assert list(last.output_ids) == [65, 65, 65]
 

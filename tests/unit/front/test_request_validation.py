@@ -33,6 +33,12 @@ def going_on(*turns: tuple[str, str]) -> pb.ChatPrompt:
     return pb.ChatPrompt(messages=chat(*turns).messages, continue_final_message=True)
 
 
+def continues(asked: pb.GenerateRequest) -> bool:
+    chat = validated(asked).chat
+    assert chat is not None
+    return chat.continues
+
+
 def test_what_is_left_open_is_settled() -> None:
     request = validated(message())
     assert request.prompt_ids == (1, 2, 3)
@@ -72,12 +78,12 @@ def test_text_and_chat_are_tokenised() -> None:
     assert validated(conversation).prompt_ids == tuple(Letters().encode("user:a;"))
     begun = pb.GenerateRequest(request_id="r", chat=going_on(("user", "a"), ("assistant", "b")))
     assert validated(begun).prompt_ids == tuple(Letters().encode("user:a;assistant:b"))
-    assert validated(begun).continues
+    assert continues(begun)
     begun.chat.ClearField("continue_final_message")
-    assert validated(begun).continues
+    assert continues(begun)
     begun.chat.continue_final_message = False
     assert validated(begun).prompt_ids == tuple(Letters().encode("user:a;assistant:b;"))
-    assert not validated(begun).continues
+    assert not continues(begun)
 
 
 @pytest.mark.parametrize(

@@ -203,8 +203,6 @@ def test_what_is_asked_arrives() -> None:
         ({"priority": "urgent"}, "priority is 'urgent'", openai.BadRequestError),
         ({"deadline": 0}, "deadline is 0", openai.BadRequestError),
         ({"max_tokens": 1000}, "max_tokens is 1000", openai.BadRequestError),
-        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools is", openai.BadRequestError),
-        ({"chat_template_kwargs": {"x": 1}}, "chat_template_kwargs is", openai.BadRequestError),
         ({"stop_token_ids": [-1]}, "token id -1", openai.BadRequestError),
         ({"top_k": 2**40}, "top_k must be", openai.BadRequestError),
         ({"seed": 2**70}, "seed must be", openai.BadRequestError),

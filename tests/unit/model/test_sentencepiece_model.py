@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from pyramidserve.chat import Chat
 from pyramidserve.errors import CheckpointError
 from pyramidserve.types import ChatMessage
 from workers.model.tokenizer import Tokenizer
@@ -62,7 +63,7 @@ def test_its_settings_are_obeyed(tmp_path: Path) -> None:
     more = {"add_bos_token": False, "chat_template": chat}
     tokenizer = Tokenizer(write_model(tmp_path, LLAMA | more))
     assert tokenizer.encode("he") == [SPACE_HE]
-    assert tokenizer.chat([ChatMessage("user", "he")]) == [1, SPACE, INST, HE]
+    assert tokenizer.chat(Chat.of([ChatMessage("user", "he")])) == [1, SPACE, INST, HE]
     tokenizer = Tokenizer(write_model(tmp_path, LLAMA | {"legacy": False}))
     assert tokenizer.encode("he</s>he") == [1, SPACE_HE, 2, HE]
     assert Tokenizer(write_model(tmp_path, LLAMA)).encode("he</s>he") == [1, SPACE_HE, 2, SPACE_HE]
