@@ -97,6 +97,18 @@ def test_what_the_path_to_the_engine_costs_is_measured(
     assert all(0 < seconds < math.inf for both in told["first_tokens"] for seconds in both)
 
 
+def test_what_holding_output_to_a_schema_costs_is_measured(
+    toy: Callable[[str], Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "out.json"
+    sizes = ["--workload", "2x64+16", "--pairs", 2, "--output", out]
+    said = run(sys.executable, "-m", "bench.masks", "--model", toy("long"), *sizes)
+    assert "where all output is held to one" in said
+    pairs = json.loads(out.read_text())
+    assert len(pairs) == 2
+    assert all(0 < pair["masks"] < pair["held"] and 0 < pair["free"] < math.inf for pair in pairs)
+
+
 def test_pools_of_several_sizes_are_saturated(toy: Callable[[str], Path], tmp_path: Path) -> None:
     trace, out, plot = tmp_path / "trace.json", tmp_path / "out.json", tmp_path / "out.png"
     write_trace([Session((Turn(200, 40, 0.1), Turn(20, 40, 0.1)))], trace)

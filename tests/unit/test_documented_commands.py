@@ -16,6 +16,7 @@ RUN_BY = {
     "bench.gpu.check": ("Makefile", "-m bench.gpu.check --device cpu --tiny"),
     "bench.gpu.profile": ("Makefile", "-m bench.gpu.profile --device cpu --tiny"),
     "bench.gpu.report": ("Makefile", "-m bench.gpu.report"),
+    "bench.masks": (CLAIMS, '"bench.masks"'),
     "bench.path": (CLAIMS, '"bench.path"'),
     "bench.pools": (CLAIMS, '"bench.pools"'),
     "bench.recall.exact": (RECALL, 'measured("exact"'),

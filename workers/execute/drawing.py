@@ -1,8 +1,7 @@
 """Draws the next tokens of sequences: what changes their logits, and what is told of them."""
 
 from collections import Counter
-from collections.abc import Sequence
-from itertools import groupby
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -50,7 +49,7 @@ class Drawing:
         if index < self._min_tokens and self._banned and (allowed is None or self._has_others(allowed)):
             logits[self._banned] = -torch.inf
         if allowed is not None:
-            logits[~torch.from_numpy(allowed).to(logits.device)] = -torch.inf
+            logits.masked_fill_(torch.from_numpy(~allowed).to(logits.device), -torch.inf)
         if self._repeats and (seen := sorted(self._prompt.union(outputs))):
             old, penalty = logits[seen], sampling.repetition_penalty
             logits[seen] = torch.where(old > 0, old / penalty, old * penalty)
@@ -87,17 +86,14 @@ def draw(
     told = [row for row, drawing in enumerate(drawings) if drawing.sampling.logprobs is not None]
     before = {row: logits[row].log_softmax(dim=-1) for row in told}
     tokens: list[int] = []
-    # Of one that looks at its outputs, each row needs what the row before it has drawn.
-    alone = groupby(range(len(drawings)), lambda row: row if drawings[row].changes else -1)
-    for _, rows in alone:
-        group = list(rows)
-        for row in group:
+    for span in _spans(drawings):
+        rows = range(span.start, span.stop)
+        for row in rows:
             if drawings[row].changes:
                 drawings[row].change(logits[row], indices[row])
-        span = slice(group[0], group[-1] + 1)
         samplings = [drawing.sampling for drawing in drawings[span]]
         drawn = sample(logits[span], samplings, indices[span])
-        for row, token in zip(group, drawn, strict=True):
+        for row, token in zip(rows, drawn, strict=True):
             tokens.append(token if forced[row] < 0 else forced[row])
             drawings[row].drew(indices[row], tokens[-1])
     if not told:
@@ -106,6 +102,18 @@ def draw(
         _told(before[row], tokens[row], drawing.sampling.logprobs) if row in before else None
         for row, drawing in enumerate(drawings)
     )
+
+
+def _spans(drawings: Sequence[Drawing]) -> Iterator[slice]:
+    """Rows that can be drawn together: a sequence that looks at its outputs has one in each span."""
+    begin, looking = 0, set[Drawing]()
+    for row, drawing in enumerate(drawings):
+        if drawing in looking:
+            yield slice(begin, row)
+            begin, looking = row, set()
+        if drawing.changes:
+            looking.add(drawing)
+    yield slice(begin, len(drawings))
 
 
 def _told(logprobs: torch.Tensor, token: int, count: int | None) -> TokenLogprob | None:
