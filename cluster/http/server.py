@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import uvicorn
 from starlette.types import ASGIApp
 
+from cluster.http.protocol import BoundedProtocol
+
 # Idle connections are kept for clients that come back.
 KEEP_ALIVE_SECONDS = 75
 
@@ -30,7 +32,7 @@ class HttpServer:
             uvicorn.Config(
                 app,
                 loop="none",
-                http="httptools",
+                http=BoundedProtocol,
                 ws="none",
                 lifespan="off",
                 log_config=None,
