@@ -9,10 +9,10 @@ from pathlib import Path
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha.reflection_pb2_grpc import add_ServerReflectionServicer_to_server
 from starlette.types import ASGIApp
 
-from cluster.edge.servicer import INFERENCE, Inference, PipelineRegistry
+from cluster.edge.servicer import INFERENCE, Inference, PipelineRegistry, Reflection
 from cluster.front.front import Front
 from cluster.http.server import HttpServer, bind
 from cluster.route.router import Router
@@ -119,7 +119,7 @@ async def serve(
     add_InferenceServicer_to_server(Inference(front), public)
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, public)
     health_name = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
-    reflection.enable_server_reflection((INFERENCE, health_name, reflection.SERVICE_NAME), public)
+    add_ServerReflectionServicer_to_server(Reflection(front, (INFERENCE, health_name)), public)
     add_PipelineRegistryServicer_to_server(registry, internal)
     inside = internal.add_insecure_port(endpoint(registry_host, 0))
     await internal.start()

@@ -2,13 +2,15 @@
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
+from google.protobuf.message import Message
 from grpc_health.v1.health import aio as health_aio
 from grpc_health.v1.health_pb2 import HealthCheckResponse
+from grpc_reflection.v1alpha import reflection
 
 from cluster.front.front import Front
 from cluster.front.refusal import refusal
@@ -68,7 +70,7 @@ class Inference(InferenceServicer):
         async with refusals(
             context, self._front.refusal, "Generate", request_id=request.request_id
         ) as about:
-            about["tenant"] = tenant = self._tenant(context)
+            about["tenant"] = tenant = tenant_of(self._front, context)
             seconds_left = context.time_remaining()
             follower = await self._front.begin(
                 tenant, request, math.inf if seconds_left is None else seconds_left
@@ -85,19 +87,38 @@ class Inference(InferenceServicer):
         async with refusals(
             context, self._front.refusal, "EndSession", session_id=request.session_id
         ) as about:
-            about["tenant"] = tenant = self._tenant(context)
+            about["tenant"] = tenant = tenant_of(self._front, context)
             return pb.EndSessionResponse(turns=self._front.end_session(tenant, request.session_id))
 
     async def GetClusterState(  # noqa: N802
         self, request: pb.GetClusterStateRequest, context: Context
     ) -> pb.GetClusterStateResponse:
         async with refusals(context, self._front.refusal, "GetClusterState"):
-            self._tenant(context)
+            tenant_of(self._front, context)
             return cluster_state_to_message(self._front.state())
 
-    def _tenant(self, context: Context) -> str:
-        metadata: Mapping[str, str | bytes] = dict(context.invocation_metadata() or ())
-        return self._front.identify(str(metadata.get(HEADER, "")))
+
+class Reflection(reflection.aio.ReflectionServicer):  # type: ignore[misc]
+    """What programs call that bring no stubs of the services, as grpcurl."""
+
+    def __init__(self, front: Front, services: Sequence[str]) -> None:
+        """Tells of ``services`` by their full names, and of itself."""
+        super().__init__((*services, reflection.SERVICE_NAME))
+        self._front = front
+
+    async def ServerReflectionInfo(  # noqa: N802
+        self, request_iterator: AsyncIterator[Message], context: Context
+    ) -> AsyncIterator[Message]:
+        async with refusals(context, self._front.refusal, "ServerReflectionInfo"):
+            tenant_of(self._front, context)
+        async for answer in super().ServerReflectionInfo(request_iterator, context):
+            yield answer
+
+
+def tenant_of(front: Front, context: Context) -> str:
+    """The tenant who calls. Raises UnauthenticatedError."""
+    metadata: Mapping[str, str | bytes] = dict(context.invocation_metadata() or ())
+    return front.identify(str(metadata.get(HEADER, "")))
 
 
 class PipelineRegistry(PipelineRegistryServicer):

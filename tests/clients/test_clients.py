@@ -1,6 +1,7 @@
 """Clients that other people wrote, untouched, each in an environment of its own: `make clients`."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ CLIENTS = {
     "langchain": ["langchain-openai"],
     "litellm": ["litellm"],
     "lm_eval": ["lm-eval[api]"],
+    "guidellm": ["guidellm"],
 }
 
 
@@ -58,6 +60,44 @@ def test_it_talks(name: str, cluster: RunningCluster) -> None:
     assert told["text"] == told["streamed"] != ""
     assert told["completion_tokens"] > 0
     assert told["held"].keys() == {"name", "ripe"}
+
+
+def test_curl_shows_text_before_the_end(cluster: RunningCluster) -> None:
+    if shutil.which("curl") is None:
+        pytest.skip("curl is not installed")
+    asked = {
+        "messages": [{"role": "user", "content": "Name a fruit."}],
+        "max_tokens": 100,
+        "ignore_eos": True,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    command = ["curl", "-N", "-sS", f"{cluster.http}/v1/chat/completions"]
+    command += ["-H", "Content-Type: application/json", "-d", json.dumps(asked)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as curl:
+        assert curl.stdout is not None
+        events = (line.removeprefix("data: ").strip() for line in curl.stdout if line.strip())
+        first = [json.loads(next(events)) for _ in range(2)]
+        assert first[1]["choices"][0]["delta"]["content"] != ""
+        assert cluster.state().running == 1
+        *_, cut, last, done = events
+    assert (curl.returncode, done) == (0, "[DONE]")
+    assert json.loads(cut)["choices"][0]["finish_reason"] == "length"
+    assert json.loads(last)["usage"]["completion_tokens"] == 100
+
+
+def test_guidellm_gets_all_that_it_asks_for(
+    cluster: RunningCluster, embedded: Path, tmp_path: Path
+) -> None:
+    told = said_by("guidellm", cluster, str(embedded), str(tmp_path))
+    assert told.keys() == {"chat/completions", "completions", "responses"}
+    for each in told.values():
+        assert each["requests"] == {"successful": 6, "errored": 0, "incomplete": 0, "total": 6}
+        assert each["outputs"] == [16] * 6
+    assert told["completions"]["prompts"] == [48] * 6
+    # In the others the model's template is around them.
+    chats = told["chat/completions"]["prompts"] + told["responses"]["prompts"]
+    assert len(set(chats)) == 1
 
 
 def test_lm_eval_scores_as_the_engine_does(cluster: RunningCluster, embedded: Path, tmp_path: Path) -> None:

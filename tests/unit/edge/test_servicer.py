@@ -12,7 +12,6 @@ import grpc.aio
 import pytest
 from fake_head import PATIENCE, cancelled, failed, finished, hello, tokens, until
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from served_router import GREEDY, LONG, MAX_MESSAGE_BYTES, NOBODY, Site, events_of, run, site
 
 from cluster.admit.request import ValidatedRequest
@@ -352,21 +351,6 @@ def test_health_follows_the_pipelines() -> None:
             whole = await stub.Check(health_pb2.HealthCheckRequest())
             assert whole.status == serving
             watch.cancel()
-
-    run(scenario)
-
-
-def test_reflection_names_the_services() -> None:
-    async def scenario() -> None:
-        async with site() as at, grpc.aio.insecure_channel(at.target) as channel:
-            stub = reflection_pb2_grpc.ServerReflectionStub(channel)
-            call = stub.ServerReflectionInfo(
-                iter([reflection_pb2.ServerReflectionRequest(list_services="")]), timeout=PATIENCE
-            )
-            answer = await call.read()
-            names = {service.name for service in answer.list_services_response.service}
-            assert names >= {"pyramidserve.v1.Inference", "grpc.health.v1.Health"}
-            assert "pyramidserve.v1.PipelineRegistry" not in names  # it is inside
 
     run(scenario)
 
