@@ -4,7 +4,7 @@ READY := $(VENV)/.ready
 # A process a core, each of which computes with its share of them.
 SPREAD := --numprocesses auto --maxprocesses 4 --dist worksteal
 
-.PHONY: demo serve test test-fast clients fuzz soak gpu-check lint format stubs stubs-check
+.PHONY: demo serve test test-fast clients browser fuzz soak gpu-check lint format stubs stubs-check
 
 $(READY): pyproject.toml
 	python3 -m venv $(VENV)
@@ -27,6 +27,9 @@ test-fast: $(READY)  ## pure and unit tests
 
 clients: $(READY) ## clients that other people wrote, each in an environment of its own
 	$(BIN)/pytest -m clients tests/clients
+
+browser: $(READY) ## the page in headless Chromium, which must be installed; screenshots go to build/browser
+	$(BIN)/pytest -m browser tests/browser
 
 fuzz: $(READY)    ## property tests at random, with 20 times as many examples
 	FUZZ=20 $(BIN)/pytest -m hypothesis --timeout 7200 tests/unit tests/conformance

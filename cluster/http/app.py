@@ -29,8 +29,10 @@ from cluster.http.bodies import (
 )
 from cluster.http.chat_shape import ChatShape
 from cluster.http.choice import Choice
+from cluster.http.cluster_shape import cluster_shape
 from cluster.http.completion_shape import CompletionShape
 from cluster.http.errors import response_of
+from cluster.http.page import page_routes
 from cluster.http.reading import Body, read_body
 from cluster.http.reply import Names, Reply
 from cluster.http.responses import ResponseReply
@@ -52,7 +54,7 @@ class Api:
         self._front, self._text, self._served, self._most_bytes = front, text, served, most_bytes
 
     def application(self) -> FastAPI:
-        """All routes, and their description at /openapi.json."""
+        """All routes, with their description at /openapi.json, and the page for browsers."""
         app = FastAPI(
             title="PyramidServe",
             version=version(PACKAGE),
@@ -69,6 +71,7 @@ class Api:
             ("GET", "/v1/models", self.models, None),
             ("GET", "/v1/models/{name:path}", self.model, None),
             ("DELETE", "/v1/sessions/{name:path}", self.end_session, None),
+            ("GET", "/v1/cluster", self.cluster, None),
             ("GET", "/tokenizer_info", self.tokenizer_info, None),
             ("GET", "/health", self.health, None),
             ("GET", "/-/healthz", self.health, None),
@@ -84,6 +87,7 @@ class Api:
                 summary=endpoint.__doc__,
                 name=endpoint.__name__,
             )
+        app.router.routes.extend(page_routes())
         app.add_exception_handler(HTTPException, _no_such_route)
         self._app = app
         return app
@@ -161,6 +165,11 @@ class Api:
         name = request.path_params["name"]
         turns = self._front.end_session(self._identify(request), name)
         return JSONResponse({"id": name, "object": "session", "deleted": True, "turns": turns})
+
+    async def cluster(self, request: Request) -> Response:
+        """What waits and runs, and what the pools of all pipelines hold."""
+        self._identify(request)
+        return JSONResponse(cluster_shape(self._front.state()))
 
     async def health(self, request: Request) -> Response:
         """200 while a pipeline is there, else 503."""

@@ -3,13 +3,13 @@
 import json
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cluster_process import RunningCluster, free_port, running_cluster
+from environments import python_with
 
 from pyramidserve.types import Sampling, Stopping
 from workers.engine.engine import Engine, EngineConfig, EngineRequest
@@ -34,20 +34,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, embedded: Path) -> Iterato
         yield cluster
 
 
-def python_with(name: str, packages: list[str]) -> Path:
-    """The interpreter of an environment that has ``packages``, made once."""
-    folder = ENVIRONMENTS / name
-    python = folder / "bin" / "python"
-    if not (folder / "ready").exists():
-        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", *packages], check=True)
-        (folder / "ready").touch()
-    return python
-
-
 def said_by(name: str, cluster: RunningCluster, *more: str) -> Any:
     """What the program of a client prints at its end, as JSON."""
-    python = python_with(name, CLIENTS[name])
+    python = python_with(ENVIRONMENTS / name, CLIENTS[name])
     command: list[str | Path] = [python, HERE / f"with_{name}.py", f"{cluster.http}/v1", *more]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ENVIRONMENTS)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]

@@ -68,6 +68,8 @@ def test_the_wheel_holds_the_packages_and_nothing_else(installation: Installatio
     }
     assert {"pyramidserve", "cluster", "workers"} <= tops
     assert {"pyramidserve/py.typed", "pyramidserve/v1/inference_pb2.pyi"} <= set(names)
+    page = "cluster/http/page_files"
+    assert {f"{page}/{file.name}" for file in (REPOSITORY / page).iterdir()} <= set(names)
 
 
 def test_the_floors_are_what_is_installed(installation: Installation) -> None:

@@ -25,8 +25,8 @@ PURE = {
     "cluster.deploy": "deployment guardian serve_names",
     "cluster.front": "tenants",
     "cluster.http": (
-        "bodies chat_shape choice completion_shape constraints errors guard pieces reply responses served "
-        "unsupported"
+        "bodies chat_shape choice cluster_shape completion_shape constraints errors guard page pieces "
+        "reply responses served unsupported"
     ),
     "cluster.route": "live pacer tuning",
     "cluster.load": "trace",

@@ -21,6 +21,7 @@ from google.protobuf.descriptor_pool import Default, DescriptorPool
 from letters import Letters
 from served_router import run, site
 
+from pyramidserve.chat import Chat
 from pyramidserve.types import ChatMessage
 from pyramidserve.v1 import inference_pb2 as pb
 
@@ -169,7 +170,7 @@ def test_an_old_client_is_served(old: FileDescriptorSet) -> None:
                     compression={"policy": "pyramid", "prefill": "evict", "pyramid": KNOBS},
                 )
             )
-            prompt = Letters().chat([ChatMessage("user", "Hi")])
+            prompt = Letters().chat(Chat.of([ChatMessage("user", "Hi")]))
             started = (await anext(events)).started
             assert (started.prompt_tokens, started.seed) == (len(prompt), 7)
             start = await head.started()
