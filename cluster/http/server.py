@@ -69,10 +69,11 @@ class HttpServer:
 
 def bind(host: str, port: int) -> socket.socket:
     """A socket that listens, also beside one that is to be taken over. Raises OSError."""
-    (family, kind, *_, address), *_ = socket.getaddrinfo(
+    (family, kind, protocol, _, address), *_ = socket.getaddrinfo(
         host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )
-    listener = socket.socket(family, kind)
+    # asyncio sends at once where the protocol is named, and else waits 40 ms for a client's word.
+    listener = socket.socket(family, kind, protocol)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -34,11 +34,25 @@ ANYTHING = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
     max_leaves=6,
 )
+
+
+def called(name: str, arguments: str) -> dict[str, Any]:
+    """A call of a tool."""
+    return {"id": "a", "type": "function", "function": {"name": name, "arguments": arguments}}
+
+
+def tool(name: str) -> dict[str, Any]:
+    """A tool, whose parameters are another of its name."""
+    return {"type": "function", "function": {"name": name, "parameters": {"properties": {name: {}}}}}
+
+
 MESSAGES = st.lists(
     st.fixed_dictionaries(
         {"role": st.sampled_from(["system", "user", "assistant", "developer", "tool", "x"])},
         optional={
-            "content": TEXT | st.lists(st.fixed_dictionaries({"type": st.just("text"), "text": TEXT}))
+            "content": TEXT | st.lists(st.fixed_dictionaries({"type": st.just("text"), "text": TEXT})),
+            "tool_calls": st.lists(st.builds(called, TEXT, TEXT), max_size=2),
+            "tool_call_id": TEXT,
         },
     ),
     max_size=3,
@@ -56,6 +70,9 @@ LIKELY: dict[str, st.SearchStrategy[Any]] = {
     "temperature": st.floats(0, 2),
     "tokens": st.lists(st.integers(0, 99), max_size=5),
     "logit_bias": st.dictionaries(st.integers(0, 99).map(str), st.floats(-100, 100), max_size=2),
+    "tools": st.none() | st.lists(st.sampled_from(["a", "b", "c d", "auto"]).map(tool), max_size=2),
+    "tool_choice": st.sampled_from([None, "auto", "none", "required", "a", "b"]),
+    "chat_template_kwargs": st.none() | st.dictionaries(TEXT, ANYTHING, max_size=1),
     "stop": TEXT | st.lists(TEXT, max_size=3),
 }
 
@@ -66,7 +83,7 @@ def posts(draw: st.DrawFn) -> tuple[str, bytes]:
     path = draw(st.sampled_from(list(BODIES)))
     known = list(BODIES[path].model_fields)
     body: dict[str, Any] = {name: draw(LIKELY[name]) for name in known if name in LIKELY}
-    for name in draw(st.lists(st.sampled_from([*known, "tools", "suffix", "?"]), max_size=3)):
+    for name in draw(st.lists(st.sampled_from([*known, "suffix", "?"]), max_size=3)):
         body[name] = draw(ANYTHING)
     whole = json.dumps(body).encode()
     return path, draw(st.sampled_from([whole] * 8 + [whole[:-1], whole[: len(whole) // 2], b"", b"\xff"]))
@@ -114,7 +131,7 @@ def requests(draw: st.DrawFn) -> pb.GenerateRequest:
 
 
 @settings(max_examples=examples(10))
-@given(st.lists(posts(), min_size=20, max_size=20))
+@given(st.lists(posts(), min_size=30, max_size=30))
 def test_any_body_is_answered_or_refused(asked: list[tuple[str, bytes]]) -> None:
     async def whole() -> None:
         async with site(queue_limit=200) as at, at.head(hello(pages=(64, 64))) as head, at.http() as client:
@@ -134,7 +151,7 @@ def test_any_body_is_answered_or_refused(asked: list[tuple[str, bytes]]) -> None
 
 
 @settings(max_examples=examples(10))
-@given(st.lists(requests(), min_size=20, max_size=20))
+@given(st.lists(requests(), min_size=30, max_size=30))
 def test_any_message_is_answered_or_refused(asked: list[pb.GenerateRequest]) -> None:
     async def whole() -> None:
         async with site(queue_limit=200) as at, at.head(hello(pages=(64, 64))) as head:

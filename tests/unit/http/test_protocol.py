@@ -1,12 +1,14 @@
 """Heads of requests are bounded, in bytes and in time."""
 
 import asyncio
+import socket
 
 import pytest
 from served_router import Site, run, site
 
 from cluster.http import protocol
 from cluster.http.protocol import MOST_HEAD_BYTES
+from cluster.http.server import bind
 
 ASKS = b"GET /health HTTP/1.1\r\nHost: localhost\r\n"
 LINE = b"X-More: " + b"x" * 1014 + b"\r\n"
@@ -76,5 +78,24 @@ def test_who_says_nothing_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> 
                 writer.write(begun)
                 assert await asyncio.wait_for(reader.read(), 20) == b""
                 writer.close()
+
+    run(scenario)
+
+
+def test_what_is_written_is_sent_at_once() -> None:
+    async def scenario() -> None:
+        options: list[int] = []
+
+        async def met(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            accepted = writer.get_extra_info("socket")
+            options.append(accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+            writer.close()
+
+        listener = bind("127.0.0.1", 0)
+        async with await asyncio.start_server(met, sock=listener):
+            reader, writer = await asyncio.open_connection(*listener.getsockname())
+            assert await reader.read() == b""
+            writer.close()
+        assert options == [1]
 
     run(scenario)
