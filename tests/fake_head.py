@@ -169,7 +169,7 @@ class FakeHead:
             if orders.done():
                 order = orders.result()
                 for start in order.start:
-                    done = len(start.forced_output_ids)
+                    done = len(start.forced_output_ids) - start.untold_output_ids
                     running[start.sequence_id] = start.request_id, done, start.stopping.max_tokens
                 for sequence_id in order.cancel:
                     if running.pop(sequence_id, None):
