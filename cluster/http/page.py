@@ -1,4 +1,4 @@
-"""The page for browsers, and the files that it is made of."""
+"""The pages for browsers, and the files that they are made of."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 FOLDER = Path(__file__).parent / "page_files"
-INDEX = "index.html"
+PAGES = {"index.html": "/", "docs.html": "/docs"}
 TYPES = {".css": "text/css", ".html": "text/html", ".js": "text/javascript", ".svg": "image/svg+xml"}
 # Browsers ask every time, so that a page is never older than its server.
 HEADERS = {"Cache-Control": "no-cache"}
@@ -24,4 +24,4 @@ def _route(file: Path) -> Route:
     async def sent(request: Request) -> Response:
         return Response(content, media_type=kind, headers=HEADERS)
 
-    return Route("/" if file.name == INDEX else f"/page/{file.name}", sent)
+    return Route(PAGES.get(file.name, f"/page/{file.name}"), sent)

@@ -107,6 +107,10 @@ def test_the_charts_have_lines(seen: dict[str, Any]) -> None:
         assert len({height for _, height in points}) > 1
 
 
+def test_the_api_is_described(seen: dict[str, Any]) -> None:
+    assert {"messages", "tools", "compression"} <= set(seen["documented"])
+
+
 def test_it_is_light_dark_and_narrow(seen: dict[str, Any]) -> None:
     assert seen["light"] != seen["dark"]
     assert seen["overflow"] <= 0

@@ -121,7 +121,12 @@ def chat(page: Page, out: Path) -> dict[str, Any]:
     # Refusals and broken connections are the browser's own to complain of.
     told["errors"] = list(errors)
     told |= refuse(page) | outlive(page)
-    return told | {"violations": page.evaluate("violations")}
+    violations = page.evaluate("violations")
+    page.goto(page.url + "docs")
+    page.click("text=POST /v1/chat/completions")
+    told["documented"] = page.locator("details[open] td code").all_inner_texts()
+    page.screenshot(path=out / "docs.png")
+    return told | {"violations": violations + page.evaluate("violations")}
 
 
 def token(page: Page, out: Path) -> dict[str, Any]:

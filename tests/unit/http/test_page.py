@@ -7,7 +7,7 @@ from fake_head import hello
 from served_router import run, site
 
 from cluster.front.tenants import Tenant, Tenants
-from cluster.http.page import FOLDER, INDEX
+from cluster.http.page import FOLDER, PAGES
 from pyramidserve.types import Recall
 from workers.policies.registry import BUILT_IN
 
@@ -24,7 +24,7 @@ def test_its_files_are_served_to_everybody() -> None:
     async def whole() -> None:
         async with site(tenants=TENANTS) as at, at.http() as client:
             for file in FOLDER.iterdir():
-                reply = await client.get("/" if file.name == INDEX else f"/page/{file.name}")
+                reply = await client.get(PAGES.get(file.name, f"/page/{file.name}"))
                 assert reply.status_code == 200, file
                 assert reply.content == file.read_bytes()
                 assert reply.headers["content-type"] == KINDS[file.suffix[1:]]
@@ -39,15 +39,16 @@ def test_its_files_are_served_to_everybody() -> None:
 
 
 def test_it_asks_for_files_that_there_are() -> None:
-    asked = set(re.findall(r'(?:href|src)="page/([^"]+)"', (FOLDER / INDEX).read_text()))
+    pages = "".join((FOLDER / page).read_text() for page in PAGES)
+    asked = set(re.findall(r'(?:href|src)="page/([^"]+)"', pages))
     for file in FOLDER.glob("*.js"):
         asked |= set(re.findall(r'from "\./([^"]+)"', file.read_text()))
-    assert asked | {INDEX} == {file.name for file in FOLDER.iterdir()}
+    assert asked | set(PAGES) == {file.name for file in FOLDER.iterdir()}
 
 
 def test_it_has_nothing_that_the_guard_keeps_browsers_from() -> None:
-    index = (FOLDER / INDEX).read_text()
-    assert not re.search(r"<style|\s(style|on\w+)=|<script(?![^>]* src=)", index)
+    for page in PAGES:
+        assert not re.search(r"<style|\s(style|on\w+)=|<script(?![^>]* src=)", (FOLDER / page).read_text())
 
 
 def test_what_is_said_becomes_no_markup() -> None:
@@ -56,7 +57,7 @@ def test_what_is_said_becomes_no_markup() -> None:
 
 
 def test_it_offers_all_policies_and_ways_of_recall() -> None:
-    index = (FOLDER / INDEX).read_text()
+    index = (FOLDER / "index.html").read_text()
     offered = {
         name: re.findall(r"<option>(.+)</option>", options)
         for name, options in re.findall(r'<select id="(\w+)">(.*?)</select>', index, re.DOTALL)
