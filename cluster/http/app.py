@@ -128,7 +128,7 @@ class Api:
         """Replies to a conversation, as OpenAI's newer API has it."""
         tenant, body = await self._read(request, ResponseBody)
         name = new_name("resp")
-        reply = ResponseReply(Names(name, self._served.name), body.instructions)
+        reply = ResponseReply(Names(name, self._served.name), body.instructions, self._text.piece)
         call = Call(request.url.path, tenant, name, body.deadline)
         return Answer(self._front, call, [asked_in_response(body, name)], reply, bool(body.stream))
 

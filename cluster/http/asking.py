@@ -28,6 +28,8 @@ from pyramidserve.wire import chat_to_message, stopping_to_message
 COMPLETION_TOKENS = 16
 # Templates know of "system" what OpenAI calls "developer" now.
 ROLES = {"developer": "system"}
+# What responses are asked to include, of all that OpenAI's have.
+LOGPROBS = "message.output_text.logprobs"
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,9 @@ def asked_in_response(body: ResponseBody, name: str) -> Asked:
         turns = [MessageBody(role="system", content=body.instructions), *turns]
     request = pb.GenerateRequest(chat=chat_to_message(Chat.of(messages_of(turns))))
     constraint = constraint_of(body.text.format if body.text else None, None)
-    request.MergeFrom(settings_of(body, body.max_output_tokens, constraint))
+    told = LOGPROBS in (body.include or ()) or body.top_logprobs
+    logprobs = body.top_logprobs or 0 if told else None
+    request.MergeFrom(settings_of(body, body.max_output_tokens, constraint, logprobs))
     request.request_id = name
     return Asked(0, request, body.salt)
 

@@ -178,6 +178,8 @@ class ResponseBody(Shared):
     instructions: str | None = None
     max_output_tokens: int | None = None
     text: TextBody | None = None
+    include: list[str] | None = None
+    top_logprobs: int | None = None
 
 
 class TokenizeBody(Templated):

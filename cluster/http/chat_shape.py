@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from cluster.http.choice import Choice, Told, finish
-from cluster.http.pieces import Piece, shown
+from cluster.http.pieces import Piece, likely
 from pyramidserve.tools import ToolCall, ToolCallPart, whole_calls
 from pyramidserve.types import Tokens
 
@@ -51,18 +51,7 @@ class ChatShape:
         }
 
     def _logprobs(self, told: Sequence[Told]) -> dict[str, Any] | None:
-        if not told:
-            return None
-        content = []
-        for token, told_of in told:
-            top = zip(told_of.top_ids, told_of.top_logprobs, strict=True)
-            named = [self._named(other, logprob) for other, logprob in top]
-            content.append(self._named(token, told_of.logprob) | {"top_logprobs": named})
-        return {"content": content, "refusal": None}
-
-    def _named(self, token: int, logprob: float) -> dict[str, Any]:
-        piece = self._piece(token)
-        return {"token": shown(piece), "logprob": logprob, "bytes": list(piece)}
+        return {"content": likely(self._piece, told), "refusal": None} if told else None
 
 
 def _call(call: ToolCall) -> dict[str, Any]:

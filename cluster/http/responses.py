@@ -6,6 +6,7 @@ from typing import Any
 
 from cluster.http.choice import Choice, told, usage
 from cluster.http.errors import shape_of
+from cluster.http.pieces import Piece, likely
 from cluster.http.reply import Names, event
 from pyramidserve.errors import PyramidServeError
 from pyramidserve.types import FinishReason, Receipt, Tokens
@@ -16,8 +17,8 @@ class ResponseReply:
 
     done = b""
 
-    def __init__(self, names: Names, instructions: str | None) -> None:
-        self._names, self._instructions = names, instructions
+    def __init__(self, names: Names, instructions: str | None, piece: Piece) -> None:
+        self._names, self._instructions, self._piece = names, instructions, piece
         self._choice = Choice(0, 0)
         self._item = names.name.replace("resp-", "msg-", 1)
         self._sequence = 0
@@ -41,18 +42,21 @@ class ResponseReply:
 
     def add(self, choice: Choice, tokens: Tokens) -> bytes:
         """Takes output in."""
+        before = len(choice.told)
         choice.take(tokens)
-        if not tokens.text:
+        told = likely(self._piece, choice.told[before:])
+        if not (tokens.text or told):
             return b""
-        return self._event("output_text.delta", delta=tokens.text, logprobs=[], **self._place)
+        return self._event("output_text.delta", delta=tokens.text, logprobs=told, **self._place)
 
     def end(self, choice: Choice, receipt: Receipt) -> bytes:
         """Takes the end in."""
         choice.receipt, text = receipt, choice.text
         whole, place = self.whole(), {"output_index": 0}
+        told = likely(self._piece, choice.told)
         return b"".join(
             (
-                self._event("output_text.done", text=text, logprobs=[], **self._place),
+                self._event("output_text.done", text=text, logprobs=told, **self._place),
                 self._event("content_part.done", part=self._part(text), **self._place),
                 self._event("output_item.done", item=whole["output"][0], **place),
                 self._event(str(whole["status"]), response=whole),
@@ -115,7 +119,8 @@ class ResponseReply:
         }
 
     def _part(self, text: str) -> dict[str, Any]:
-        return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+        told = likely(self._piece, self._choice.told)
+        return {"type": "output_text", "text": text, "annotations": [], "logprobs": told}
 
     def _event(self, kind: str, **facts: Any) -> bytes:
         name = f"response.{kind}"

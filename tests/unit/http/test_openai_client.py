@@ -411,7 +411,29 @@ def test_responses_are_drawn_as_they_ask() -> None:
             start = await head.started()
             assert (start.sampling.presence_penalty, start.stopping.min_tokens) == (0.5, 2)
             assert dict(start.sampling.logit_bias) == {7: 2.0}
+            assert not start.sampling.HasField("logprobs")
             asking.cancel()
             assert await head.cancelled() == start.sequence_id
+
+    run(whole)
+
+
+def test_responses_tell_of_likelihoods() -> None:
+    async def whole() -> None:
+        async with site() as at, at.head() as head, at.openai() as client:
+            asking = asyncio.create_task(
+                client.responses.create(
+                    model="toy", input="Hi", include=["message.output_text.logprobs"], top_logprobs=2
+                )
+            )
+            start = await head.started()
+            assert start.sampling.logprobs == 2
+            likely = pb.TokenLogprob(logprob=-0.5, top_ids=[65, 66], top_logprobs=[-0.5, -1.5])
+            said = tokens(start.sequence_id, 0, 65)
+            said.tokens.logprobs.append(likely)
+            await head.report(StepReport(tokens=[said], finished=[finished(start.sequence_id, "r", 1)]))
+            ((told,),) = ([part.logprobs for part in item.content] for item in (await asking).output)
+            assert [(each.token, each.logprob) for each in told] == [("A", -0.5)]
+            assert [(each.token, each.bytes) for each in told[0].top_logprobs] == [("A", [65]), ("B", [66])]
 
     run(whole)
