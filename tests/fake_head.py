@@ -176,9 +176,11 @@ class FakeHead:
                         step.failed.append(cancelled(sequence_id))
                 orders = asyncio.create_task(self._order())
             for sequence_id, (request_id, done, most) in list(running.items()):
-                step.tokens.append(tokens(sequence_id, done, done))
-                running[sequence_id] = request_id, done + 1, most
-                if done + 1 == most:
+                if done < most:  # else all of it was known
+                    step.tokens.append(tokens(sequence_id, done, done))
+                    done += 1
+                running[sequence_id] = request_id, done, most
+                if done == most:
                     del running[sequence_id]
                     step.finished.append(finished(sequence_id, request_id, most))
             await self.report(step)
