@@ -4,7 +4,7 @@ READY := $(VENV)/.ready
 # A process a core, each of which computes with its share of them.
 SPREAD := --numprocesses auto --maxprocesses 4 --dist worksteal
 
-.PHONY: demo serve test test-fast clients browser fuzz soak gpu-check lint format stubs stubs-check
+.PHONY: demo serve test test-fast clients browser fuzz soak gpu-check humaneval lint format stubs stubs-check
 
 $(READY): pyproject.toml
 	python3 -m venv $(VENV)
@@ -38,6 +38,9 @@ gpu-check: $(READY)  ## rehearse on the CPU what `python -m bench.gpu.check` doe
 	$(BIN)/python -m bench.gpu.check --device cpu --tiny --out build/gpu-check.json
 	$(BIN)/python -m bench.gpu.report build/gpu-check.json
 	$(BIN)/python -m bench.gpu.profile --device cpu --tiny
+
+humaneval: $(READY)  ## HumanEval by HTTP, compressed and not, on a cluster of its own; goes on where it was stopped
+	$(BIN)/python -m bench.humaneval --out build/humaneval.json
 
 soak: $(READY)    ## what takes long: random kills under load
 	$(BIN)/pytest -m soak tests/soak

@@ -149,6 +149,7 @@ def test_the_demo_answers_and_shows_what_that_took(tmp_path: Path) -> None:
     ("target", "runs"),
     [
         ("demo", ".venv/bin/pyramidserve demo --config deploy/serve.yaml"),
+        ("humaneval", ".venv/bin/python -m bench.humaneval --out build/humaneval.json"),
         ("serve", ".venv/bin/pyramidserve serve --config deploy/serve.yaml"),
         ("soak", ".venv/bin/pytest -m soak tests/soak"),
     ],

@@ -1,6 +1,9 @@
 """The embedded model on a cluster of two shards."""
 
+import json
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -81,6 +84,27 @@ def test_answers_are_those_of_the_engine_in_this_process(cluster: RunningCluster
                 if question is questions[1] and compression.kv_keep:
                     assert reply.receipt.prompt_tokens > 1024
                     assert reply.receipt.kv_keep_reached == pytest.approx(0.45, abs=0.01)
+    cluster.check_empty()
+
+
+def test_problems_of_humaneval_are_answered_in_every_setting(
+    cluster: RunningCluster, tmp_path: Path
+) -> None:
+    out = tmp_path / "out.json"
+    command = [sys.executable, "-m", "bench.humaneval", "--url", cluster.http, "--out", str(out)]
+    command += ["--problems", "2", "--max-tokens", "6"]
+    said = [subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True) for _ in range(2)]
+    assert "the authors' own solutions pass in the sandbox, 2 of 2" in said[0].stderr
+    assert "evict-exact: 2 of 2 problems are to be answered" in said[0].stderr
+    assert "evict-exact: 0 of 2 problems are to be answered" in said[1].stderr
+    assert said[0].stdout == said[1].stdout
+    results = json.loads(out.read_text())["results"]
+    assert list(results) == ["full", "prune", "evict", "evict-turn", "evict-exact"]
+    for name, told in results.items():
+        assert 1 < told["output_tokens"] <= 6
+        assert (told["kv_keep_reached"] == 1) == (name == "full")
+        assert (told["recalled_bytes"] > 0) == (name == "evict-turn")
+    assert results["evict-exact"]["identical"] == 1
     cluster.check_empty()
 
 
