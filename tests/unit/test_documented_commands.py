@@ -49,6 +49,7 @@ RUN_BY = {
 EXCEPTIONS = {
     "bench.peers.compare": "wants other engines, 8 GB of them",
     "make browser": "wants Chromium",
+    "make clients": "wants environments of 10 GB",
     "make soak": "takes hours",
     "serve deploy": "is Ray's, for its dashboard; tests/unit/deploy reads the file as it does",
 }
