@@ -169,7 +169,7 @@ class Api:
     async def cluster(self, request: Request) -> Response:
         """What waits and runs, and what the pools of all pipelines hold."""
         self._identify(request)
-        return JSONResponse(cluster_shape(self._front.state()))
+        return JSONResponse(cluster_shape(self._front.state()) | {"model": self._served.name})
 
     async def health(self, request: Request) -> Response:
         """200 while a pipeline is there, else 503."""
