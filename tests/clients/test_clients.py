@@ -49,6 +49,10 @@ def test_it_talks(name: str, cluster: RunningCluster) -> None:
     assert told["text"] == told["streamed"] != ""
     assert told["completion_tokens"] > 0
     assert told["held"].keys() == {"name", "ripe"}
+    if name != "litellm":
+        assert told["called"].keys() == {"name", "ripe"}
+    if name == "openai":
+        assert told["cached_after_call"] > 0
 
 
 def test_curl_shows_text_before_the_end(cluster: RunningCluster) -> None:
