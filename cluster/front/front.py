@@ -16,7 +16,7 @@ from cluster.route.router import Router
 from pyramidserve.errors import PyramidServeError
 from pyramidserve.types import ClusterState
 from pyramidserve.v1 import inference_pb2 as pb
-from pyramidserve.wire import chat_from_message
+from pyramidserve.wire import messages_from_chat
 from workers.model.transcript import Transcript
 
 
@@ -67,7 +67,7 @@ class Front:
         session_id, owner = _own(tenant, request.session_id), ""
         if salt is not None and not session_id and request.HasField("chat"):
             owner = json.dumps([tenant, salt])
-            known = self._router.conversation(owner, chat_from_message(request.chat).messages)
+            known = self._router.conversation(owner, messages_from_chat(request.chat))
             session_id = known or _own(tenant, f"~{uuid.uuid4().hex}")
         last = self._router.last_turn(session_id) if session_id else None
         work = partial(self._validate, request, last)

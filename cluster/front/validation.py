@@ -20,8 +20,7 @@ from pyramidserve.wire import (
 from workers.model.config import ModelConfig
 from workers.model.transcript import Transcript
 from workers.schedule.validation import settle
-from workers.tools.forms import CallForm
-from workers.tools.settle import one_of, settle_tools
+from workers.tools.settle import Calling, one_of, settle_tools
 
 IDENTIFIER_CHARACTERS = 128
 GREEDY = Sampling()
@@ -35,21 +34,12 @@ class Grammars(Protocol):
         ...
 
 
-class Tokenizer(Protocol):
+class Tokenizer(Calling, Protocol):
     """Turns what people write into token ids."""
 
     @property
     def characters_per_token(self) -> int | None:
         """Characters of a text that one id stands for, at most; None: any number."""
-        ...
-
-    @property
-    def calls(self) -> CallForm | None:
-        """The form in which the model calls tools."""
-        ...
-
-    def call_mark(self, text: str) -> str:
-        """What opens calls, as grammars name it."""
         ...
 
     def encode(self, text: str) -> list[int]:

@@ -19,7 +19,7 @@ from cluster.http.constraints import constraint_of
 from cluster.http.settings import settings_of, whole_ids
 from pyramidserve.chat import Chat
 from pyramidserve.errors import InvalidRequestError
-from pyramidserve.tools import read_tool_calls, read_tools
+from pyramidserve.tools import Tool, ToolCall, Tools
 from pyramidserve.types import ChatMessage, Role, Stopping
 from pyramidserve.v1 import inference_pb2 as pb
 from pyramidserve.wire import chat_to_message, stopping_to_message
@@ -111,8 +111,11 @@ def chat_of(body: Templated, messages: Sequence[MessageBody]) -> Chat:
             "add_generation_prompt is false, and a reply needs one; leave it out, or set "
             "continue_final_message"
         )
-    tools = read_tools(
-        [tool.model_dump() for tool in body.tools or ()],
+    tools = Tools(
+        tuple(
+            Tool(each.function.name, each.function.description or "", each.function.parameters or {})
+            for each in body.tools or ()
+        ),
         _choice(body.tool_choice),
         body.parallel_tool_calls is False,
     )
@@ -125,7 +128,10 @@ def messages_of(messages: Sequence[MessageBody]) -> list[ChatMessage]:
         ChatMessage(
             cast(Role, ROLES.get(each.role, each.role)),  # which role there is, is seen where it is read
             _text(each),
-            read_tool_calls(call.model_dump() for call in each.tool_calls or ()),
+            tuple(
+                ToolCall(call.id or "", call.function.name, call.function.arguments)
+                for call in each.tool_calls or ()
+            ),
             each.tool_call_id or "",
         )
         for each in messages

@@ -53,11 +53,11 @@ class ResponseReply:
         """Takes the end in."""
         choice.receipt, text = receipt, choice.text
         whole, place = self.whole(), {"output_index": 0}
-        told = likely(self._piece, choice.told)
+        part = self._part(text)
         return b"".join(
             (
-                self._event("output_text.done", text=text, logprobs=told, **self._place),
-                self._event("content_part.done", part=self._part(text), **self._place),
+                self._event("output_text.done", text=text, logprobs=part["logprobs"], **self._place),
+                self._event("content_part.done", part=part, **self._place),
                 self._event("output_item.done", item=whole["output"][0], **place),
                 self._event(str(whole["status"]), response=whole),
             )

@@ -1,6 +1,6 @@
 """Conversions between the generated messages and the dataclasses of ``pyramidserve.types``."""
 
-from pyramidserve.wire.chat import chat_from_message, chat_to_message
+from pyramidserve.wire.chat import chat_from_message, chat_to_message, messages_from_chat
 from pyramidserve.wire.error import error_from_rpc, error_to_metadata
 from pyramidserve.wire.reply import (
     event_from_message,
@@ -46,6 +46,7 @@ __all__ = [
     "error_to_metadata",
     "event_from_message",
     "event_to_message",
+    "messages_from_chat",
     "pipeline_state_from_message",
     "pipeline_state_to_message",
     "priority_from_message",

@@ -29,8 +29,7 @@ def chat_to_message(chat: Chat) -> pb.ChatPrompt:
 
 def chat_from_message(message: pb.ChatPrompt) -> Chat:
     """What ``message`` asks for. Raises InvalidRequestError."""
-    if not message.messages:
-        raise InvalidRequestError("chat has 0 messages; give at least one")
+    messages = messages_from_chat(message)
     given = message.HasField("continue_final_message")
     tools = Tools(
         tuple(Tool(each.name, each.description, _parameters(each)) for each in message.tools),
@@ -39,11 +38,18 @@ def chat_from_message(message: pb.ChatPrompt) -> Chat:
     )
     variables: dict[str, Any] = MessageToDict(message.template_variables)
     return Chat.of(
-        [_message_from(each) for each in message.messages],
+        messages,
         message.continue_final_message if given else None,
         tools,
         variables,
     )
+
+
+def messages_from_chat(message: pb.ChatPrompt) -> tuple[ChatMessage, ...]:
+    """What was said, without what the reply may call. Raises InvalidRequestError."""
+    if not message.messages:
+        raise InvalidRequestError("chat has 0 messages; give at least one")
+    return tuple(map(_message_from, message.messages))
 
 
 def parts_to_messages(parts: Iterable[ToolCallPart]) -> list[pb.ToolCallPart]:

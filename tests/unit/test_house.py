@@ -34,7 +34,7 @@ FLOORS = (
     "workers.tools",
     "workers.budget",
     "workers.device",
-    "workers.host_memory workers.events workers.percentile workers.tuning",
+    "workers.host_memory workers.events workers.overlap workers.percentile workers.tuning",
     "pyramidserve.cli",
     "pyramidserve.commands",
     "pyramidserve",

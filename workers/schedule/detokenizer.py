@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from itertools import compress
 
 from workers.model.vocabulary import CONTEXT_IDS, Vocabulary
+from workers.overlap import overlap
 
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 
@@ -68,13 +69,7 @@ class Detokenizer:
             end, self.stop_string = min(found)
             end += len(self.stop_string) if self._include_stop else 0
         else:
-            keep = 0 if final else max((_overlap(text, stop) for stop in stops), default=0)
+            keep = 0 if final else max((overlap(text, stop) for stop in stops), default=0)
             end = len(text) - keep
         self._held, self._shown = text[end:], shown[end:]
         return "".join(compress(text[:end], shown))
-
-
-def _overlap(text: str, stop: str) -> int:
-    """Characters at the end of ``text`` that ``stop`` may go on from."""
-    longest = min(len(text), len(stop) - 1)
-    return next((size for size in range(longest, 0, -1) if text.endswith(stop[:size])), 0)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from pyramidserve.tools import ToolCallPart
+from workers.overlap import overlap
 from workers.tools.forms import FORMS, CallForm
 from workers.tools.json_end import JsonEnd
 
@@ -91,7 +92,7 @@ class ToolReader:
             self._said, self._held, self._opened = self._said + before, behind, opens
             self._state = self._between
             return True
-        keep = _overlap(self._held, opens)
+        keep = overlap(self._held, opens)
         end = len(self._held) - keep
         self._said, self._held = self._said + self._held[:end], self._held[end:]
         return False
@@ -179,8 +180,3 @@ class ToolReader:
             self._calls[-1] = ToolCallPart(last.index, last.id, last.name, last.arguments + part.arguments)
         else:
             self._calls.append(part)
-
-
-def _overlap(text: str, mark: str) -> int:
-    longest = min(len(text), len(mark) - 1)
-    return next((size for size in range(longest, 0, -1) if text.endswith(mark[:size])), 0)
