@@ -8,7 +8,7 @@ import pytest
 from black_hole import way_to
 from fake_head import FakeHead, hello, tokens
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from served_router import GREEDY, events_of, run, site
+from served_router import GREEDY, run, site
 
 from pyramidserve import AsyncClient, Client
 from pyramidserve.types import Event, Receipt, Stopping, Tokens
@@ -48,12 +48,14 @@ def test_streams_whose_connections_are_lost_without_a_word_go_on() -> None:
             def read(target: str) -> None:
                 with Client(target) as client:
                     stream = client.stream([1], request_id="blocking", sampling=GREEDY, stopping=THREE)
-                    events["blocking"].extend(stream)
+                    for event in stream:
+                        events["blocking"].append(event)
 
             async def read_async(target: str) -> None:
                 async with AsyncClient(target) as client:
                     stream = client.stream([1], request_id="asyncio", sampling=GREEDY, stopping=THREE)
-                    events["asyncio"].extend(await events_of(stream))
+                    async for event in stream:
+                        events["asyncio"].append(event)
 
             with way_to(at.target) as way:
                 reading = asyncio.gather(asyncio.to_thread(read, way.target), read_async(way.target))
@@ -61,6 +63,10 @@ def test_streams_whose_connections_are_lost_without_a_word_go_on() -> None:
                 for start in starts:
                     report = pipeline_pb2.StepReport(tokens=[tokens(start.sequence_id, 0, 0)])
                     await head.report(report)
+                # What has not begun would not go on.
+                await soon(
+                    _holds(lambda: all(each and isinstance(each[-1], Tokens) for each in events.values()))
+                )
                 way.swallow()
                 running = asyncio.create_task(head.run(*((start, 1) for start in starts)))
                 await soon(reading)
