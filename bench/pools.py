@@ -1,10 +1,11 @@
-"""How many requests pools of several sizes serve, compressed and not, saturated, on one shard."""
+"""How many requests pools of several sizes serve, compressed or in fewer bits or not, saturated."""
 
 import argparse
 import json
 import tempfile
 from copy import deepcopy
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from cluster.commands.serve import say
 from cluster.deploy.deployment import Deployment, read_deployment
 from cluster.deploy.serving import serving
 from pyramidserve.cli import main as command
+from workers.budget.kv_format import KV_DTYPES
 
 CONFIG = Path(__file__).parent / "chat.yaml"
 # A deployment file has a pool of so many sequences of the trace's mean length.
@@ -23,11 +25,12 @@ POLICIES = {
 }
 
 
-def with_pool(deployment: Deployment, sequences: int) -> Deployment:
-    """The same with a pool of ``sequences`` full ones."""
-    config = replace(deployment.config, kv_bytes=deployment.config.kv_bytes * sequences // FULL_SEQUENCES)
+def with_pool(deployment: Deployment, sequences: int, kv_dtype: str) -> Deployment:
+    """The same with a pool of ``sequences`` full ones in 16 bits, whatever the type of KV."""
+    kv_bytes = deployment.config.kv_bytes * sequences // FULL_SEQUENCES
+    config = replace(deployment.config, kv_bytes=kv_bytes, kv_dtype=kv_dtype)
     raw = deepcopy(deployment.raw)
-    raw["applications"][0]["args"]["kv_bytes"] = config.kv_bytes
+    raw["applications"][0]["args"] |= {"kv_bytes": kv_bytes, "kv_dtype": kv_dtype}
     return Deployment(raw, config)
 
 
@@ -54,16 +57,17 @@ def draw(results: list[dict[str, Any]], file: Path) -> None:
     matplotlib.use("Agg")
     figure = Figure(figsize=(9, 4), layout="constrained")
     served, used = figure.subplots(1, 2)
-    for policy in POLICIES:
-        runs = [each for each in results if each["policy"] == policy]
-        pools = [each["pool"] for each in runs]
-        served.plot(pools, [each["requests_per_second"] for each in runs], "o-", label=policy)
-        used.plot(pools, [100 * (each["pool_used_when_queued"] or 0) for each in runs], "o-", label=policy)
+    for policy, kv_dtype in dict.fromkeys((each["policy"], each["kv_dtype"]) for each in results):
+        runs = [each for each in results if (each["policy"], each["kv_dtype"]) == (policy, kv_dtype)]
+        pools, label = [each["pool"] for each in runs], f"{policy}, {kv_dtype}"
+        served.plot(pools, [each["requests_per_second"] for each in runs], "o-", label=label)
+        used.plot(pools, [100 * (each["pool_used_when_queued"] or 0) for each in runs], "o-", label=label)
     served.set(ylabel="requests a second, saturated", ylim=(0, None))
     used.set(ylabel="pool in use while requests waited, %", ylim=(0, 100))
     for panel in (served, used):
         panel.set(xlabel="pool, in full sequences of the mean length", xscale="log")
-        panel.set_xticks([each["pool"] for each in results], [str(each["pool"]) for each in results])
+        sizes = sorted({each["pool"] for each in results})
+        panel.set_xticks(sizes, list(map(str, sizes)))
         panel.minorticks_off()
         panel.legend()
     figure.savefig(file, dpi=110)
@@ -75,19 +79,20 @@ def main() -> None:
     parser.add_argument("--config", type=Path, default=CONFIG, metavar="FILE", help="default: chat.yaml")
     parser.add_argument("--trace", type=Path, default=TRACE, metavar="FILE", help="default: chat.json")
     parser.add_argument("--pools", type=int, nargs="+", default=[2, 4, 8, 16], metavar="N")
+    parser.add_argument("--kv-dtypes", nargs="+", default=["auto"], choices=KV_DTYPES, metavar="NAME")
     parser.add_argument("--rate", type=float, default=4.0, help="turns a second: more than can be served")
     parser.add_argument("--seconds", type=float, default=72.0)
     parser.add_argument("--json", type=Path, metavar="OUT")
     parser.add_argument("--plot", type=Path, metavar="OUT")
     arguments = parser.parse_args()
     results = []
-    for pool in arguments.pools:
-        deployment = with_pool(read_deployment(arguments.config), pool)
+    for pool, kv_dtype in product(arguments.pools, arguments.kv_dtypes):
+        deployment = with_pool(read_deployment(arguments.config), pool, kv_dtype)
         load = deployment.config.model, arguments.trace
         with serving(deployment, "", say) as target:
             for policy in POLICIES:
                 told = measure(target, *load, policy, arguments.rate, arguments.seconds)
-                results.append({"pool": pool, "policy": policy, **told})
+                results.append({"pool": pool, "kv_dtype": kv_dtype, "policy": policy, **told})
     if arguments.json:
         arguments.json.write_text(json.dumps(results, indent=1))
     if arguments.plot:

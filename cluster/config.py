@@ -13,6 +13,7 @@ from cluster.route.tuning import RouteTuning
 from pyramidserve.errors import ConfigurationError, InvalidRequestError
 from pyramidserve.types import Compression
 from workers.backends import BACKENDS
+from workers.budget.kv_format import KV_DTYPES
 from workers.engine.settings import EngineSettings
 from workers.model.config import DTYPES
 from workers.policies.registry import enable, validate
@@ -142,8 +143,11 @@ class ClusterConfig(EngineSettings):
             raise ConfigurationError(
                 f"backend is {self.backend!r}; it must be one of {', '.join(BACKENDS)}"
             )
-        if self.dtype not in DTYPES:
-            raise ConfigurationError(f"dtype is {self.dtype!r}; it must be one of {', '.join(DTYPES)}")
+        for name, known in (("dtype", DTYPES), ("kv_dtype", KV_DTYPES)):
+            if getattr(self, name) not in known:
+                raise ConfigurationError(
+                    f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(known)}"
+                )
         for name in ("router_port", "http_port", "metrics_port"):
             if not 0 <= getattr(self, name) <= 65535:
                 raise ConfigurationError(f"{name} is {getattr(self, name)}; it must be 0 to 65535")

@@ -290,7 +290,7 @@ class StageState:
 
     ``workspace_bytes`` is what a step may need beside weights and pages, for as long as it runs;
     ``device_bytes`` is what the device's allocator has handed out, ``device_peak_bytes`` the most of it so
-    far, both 0 on CPUs. ``dtype`` is of weights and KV, ``backend`` has the kernels.
+    far, both 0 on CPUs. ``dtype`` is of weights, ``kv_dtype`` of KV; ``backend`` has the kernels.
     """
 
     first_layer: int
@@ -311,6 +311,7 @@ class StageState:
     dtype: str = ""
     backend: str = ""
     kv_heads: int = 1
+    kv_dtype: str = "float32"
 
 
 @dataclass(frozen=True)

@@ -50,17 +50,24 @@ def embedded() -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def toy_engine(toy: Callable[[str], Path]) -> Callable[..., Engine]:
-    """An engine on a toy, by kind, shards, dtype and rows of a block; built once, empty between tests."""
-    built: dict[tuple[str, int, str, int], Engine] = {}
+    """An engine on a toy, by kind, shards, dtypes and rows of a block; built once, empty between tests."""
+    built: dict[tuple[str, int, str, int, str], Engine] = {}
 
-    def engine(kind: str = "gqa", shards: int = 1, dtype: str = "float32", block_rows: int = 512) -> Engine:
-        key = (kind, shards, dtype, block_rows)
+    def engine(
+        kind: str = "gqa",
+        shards: int = 1,
+        dtype: str = "float32",
+        block_rows: int = 512,
+        kv_dtype: str = "auto",
+    ) -> Engine:
+        key = (kind, shards, dtype, block_rows, kv_dtype)
         if key not in built:
             boundaries = {1: (), 2: (2,), 3: (1, 4)}[shards]
             built[key] = Engine(
                 EngineConfig(
                     checkpoint=str(toy(kind)),
                     dtype=dtype,
+                    kv_dtype=kv_dtype,
                     boundaries=boundaries,
                     kv_bytes=8 << 20,
                     host_bytes=8 << 20,

@@ -13,12 +13,16 @@ from workers.kv.link import Finished
 
 
 class PoisoningAllocator(PageAllocator):
-    """Keeps NaN in every row that nobody owns, and fails when somebody else wrote there."""
+    """Keeps NaN in every row that nobody owns, and fails when somebody else wrote there.
+
+    Rows of codes are filled with bytes of 255: codes of any number, whose scale is NaN.
+    """
 
     def __init__(self, pages: int, rows: torch.Tensor) -> None:
         super().__init__(pages)
-        self._memory = rows.view(pages, PAGE_TOKENS, *rows.shape[1:])
-        self._memory.fill_(float("nan"))
+        page = rows.shape[1:].numel() * rows.dtype.itemsize * PAGE_TOKENS
+        self._memory = rows.view(torch.uint8).view(pages, page)
+        self._memory.fill_(255)
 
     def allocate(self, count: int, owner: Hashable) -> npt.NDArray[np.int32]:
         self._check_poison()
@@ -26,14 +30,14 @@ class PoisoningAllocator(PageAllocator):
 
     def release(self, pages: Sequence[int] | npt.NDArray[np.int32], owner: Hashable) -> None:
         super().release(pages, owner)
-        self._memory[torch.tensor([*pages], dtype=torch.int64)] = float("nan")
+        self._memory[torch.tensor([*pages], dtype=torch.int64)] = 255
 
     def check_integrity(self) -> None:
         super().check_integrity()
         self._check_poison()
 
     def _check_poison(self) -> None:
-        poisoned = self._memory.isnan().flatten(1).all(1).numpy()
+        poisoned = (self._memory == 255).all(dim=1).numpy()
         if not poisoned[self._free].all():
             raise IntegrityError("something was written to a page that nobody owns")
 

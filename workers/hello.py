@@ -49,4 +49,5 @@ def first_state(fact: StageFacts) -> StageState:
         dtype=fact.dtype,
         backend=fact.backend,
         kv_heads=fact.layout.kv_heads,
+        kv_dtype=fact.layout.kv_dtype,
     )

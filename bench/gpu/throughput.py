@@ -109,7 +109,7 @@ def _room(model: ModelConfig, dtype: torch.dtype, device: torch.device) -> int:
     longest = max(MAX_PREFILL_TOKENS, model.context)
     workspace = step_workspace_bytes(
         *(model, ReferenceBackend(dtype, device=device), longest, MAX_SEQUENCES, dtype.itemsize),
-        ExecuteTuning().block_rows,
+        *(dtype, ExecuteTuning().block_rows),
     )
     return free_bytes(device) - weights - workspace - RESERVE
 

@@ -47,7 +47,7 @@ class PipelineLedger(Forecast):
         self.memory: Sequence[pb.StageMemory] = ()
         self._stages = tuple(stages)
         self._layouts = tuple(
-            ShardLayout(s.first_layer, s.end_layer, s.page_bytes, s.kv_heads) for s in stages
+            ShardLayout(s.first_layer, s.end_layer, s.page_bytes, s.kv_heads, s.kv_dtype) for s in stages
         )
         ends = [0, *(stage.end_layer for stage in stages)]
         if not (

@@ -24,6 +24,7 @@ from workers.bench.measure import Run, TurnLog, measure, warm_up
 from workers.bench.roofline import floor, machine_limits
 from workers.bench.stall import measure_stall
 from workers.bench.workload import LATE_PROMPT, STREAMS, WORKLOADS, Workload, named_workload, requests
+from workers.budget.kv_format import KV_DTYPES
 from workers.device import device_memory, open_device
 from workers.engine.choose import choose_dtype
 from workers.engine.engine import Engine, EngineConfig
@@ -60,6 +61,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         subject.add_argument("--model", default=EMBEDDED, help="checkpoint; default: the embedded model")
         add_policy_arguments(subject, "full")
         subject.add_argument("--dtype", default="auto", choices=DTYPES)
+        subject.add_argument(
+            "--kv-dtype", default="auto", choices=KV_DTYPES, help="of KV; default: --dtype"
+        )
         subject.add_argument("--device", default="cpu", help="cpu (default) or cuda")
         subject.add_argument("--threads", type=int, default=torch.get_num_threads(), metavar="N")
         subject.add_argument("--repetitions", type=int, default=3, metavar="N")
@@ -93,7 +97,8 @@ def run_engine(arguments: argparse.Namespace) -> dict[str, Any]:
             say(f"run {number + 1}: {runs[-1].output_tokens_per_second:.1f} output tokens/s")
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         engine.check_integrity()
-    dtype = engine.stages[0].cache.device.pool.rows.dtype
+    facts = engine.facts[0]
+    dtype: torch.dtype = getattr(torch, facts.dtype)
     device = engine.stages[0].device
     limits = machine_limits(engine.model, dtype, device)
     keep = plan(compression, workload.prompt, engine.model.layers)
@@ -105,7 +110,8 @@ def run_engine(arguments: argparse.Namespace) -> dict[str, Any]:
         "compression": dataclasses.asdict(compression),
         "model": dataclasses.asdict(engine.model),
         "pool_bytes": workload.pool_bytes(engine.model, dtype.itemsize),
-        "dtype": str(dtype).removeprefix("torch."),
+        "dtype": facts.dtype,
+        "kv_dtype": facts.layout.kv_dtype,
         "threads": arguments.threads,
         "shards": arguments.shards,
         **middle,
@@ -175,6 +181,7 @@ def _engine(
     config = EngineConfig(
         str(checkpoint),
         dtype=str(dtype).removeprefix("torch."),
+        kv_dtype=arguments.kv_dtype,
         device=str(device),
         kv_bytes=pool_bytes,
         host_bytes=pool_bytes,
@@ -224,8 +231,8 @@ def describe(results: dict[str, Any]) -> str:
     return "\n".join(
         (
             f"{of['name']}: {of['requests']} x ({of['prompt']} + {of['output']}) tokens, "
-            f"{results['compression']['policy']}, {results['dtype']}, {results['threads']} threads, "
-            f"{results['shards']} shard(s)",
+            f"{results['compression']['policy']}, {results['dtype']}, KV {results['kv_dtype']}, "
+            f"{results['threads']} threads, {results['shards']} shard(s)",
             f"  output     {results['output_tokens_per_second']:.1f} tokens/s over the wall clock of "
             f"{results['wall_seconds']:.2f} s (spread {results['spread']:.0%})",
             f"  prefill    {rate('prefill_tokens_per_second', '{:.0f} tokens/s'.format)}, "

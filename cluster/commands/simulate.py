@@ -19,6 +19,7 @@ from cluster.simulation.run import Simulation
 from cluster.simulation.setup import MODELS, SHARDS, USUAL, Scaling, gpu_setup
 from cluster.simulation.timing import Costs
 from pyramidserve.errors import InvalidRequestError
+from workers.budget.kv_format import KV_DTYPES
 from workers.model.work import Limits
 from workers.policies.registry import validate
 
@@ -32,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--pipelines", type=int, nargs="+", default=[1], metavar="N", help="several are run one by one"
     )
+    parser.add_argument("--kv-dtype", default="auto", choices=KV_DTYPES, help="auto: that of weights")
     parser.add_argument("--max-pipelines", type=int, metavar="N", help="lets the autoscaler add some")
     parser.add_argument("--trace", type=Path, default=TRACE, help="sessions to play; default: chat.json")
     parser.add_argument("--arrivals", choices=("poisson", "bursty", "diurnal"), default="poisson")
@@ -105,7 +107,9 @@ def _simulate(arguments: argparse.Namespace, costs: Costs) -> list[dict[str, Any
     scaling = Scaling(arguments.max_pipelines) if arguments.max_pipelines else None
     compression, results = kept_at_most(compression_here(arguments)), []
     for pipelines, rate in itertools.product(arguments.pipelines, arguments.rate):
-        setup = gpu_setup(arguments.model, shards, compression, costs, pipelines, scaling)
+        setup = gpu_setup(
+            arguments.model, shards, compression, costs, pipelines, scaling, arguments.kv_dtype
+        )
         setup = dataclasses.replace(setup, queue_limit=setup.queue_limit * pipelines)
         begins = arrivals(arguments.arrivals, rate * pipelines / turns, arguments.seconds, arguments.seed)
         plan = zip(begins, itertools.cycle(sessions), strict=False)

@@ -23,6 +23,6 @@ def introduction(deployment: Deployment) -> Iterator[str]:
         fits = capacity(pipeline.stages, pipeline.max_sequences, model.context, config.compression)
         yield (
             f"pipeline {pipeline.pipeline_id}: {config.model}, {model.layers} layers, "
-            f"context {model.context:,}, vocabulary {model.vocabulary:,}, {head.dtype} on "
-            f"{head.backend} kernels; room for {fits}"
+            f"context {model.context:,}, vocabulary {model.vocabulary:,}, {head.dtype} with KV in "
+            f"{head.kv_dtype} on {head.backend} kernels; room for {fits}"
         )

@@ -37,6 +37,7 @@ class Measured:
     model: ModelConfig
     limits: Limits
     itemsize: int
+    kv_dtype: str
     workload: Workload
     compression: Compression
     pool_bytes: int
@@ -65,6 +66,7 @@ def read_measured(file: Path) -> Measured:
             model=ModelConfig(**{name: _hashable(value) for name, value in told["model"].items()}),
             limits=Limits(**told["machine"]),
             itemsize=ITEMSIZE[told["dtype"]],
+            kv_dtype=told.get("kv_dtype", told["dtype"]),
             workload=workload,
             compression=Compression(
                 **{key: told["compression"][key] for key in ("policy", "prefill", "kv_keep")}
@@ -116,7 +118,10 @@ def fit(measured: list[Measured]) -> Costs:
 def predict(each: Measured, costs: Costs, limits: Limits) -> float:
     """Seconds that the simulation takes for the workload of ``each``."""
     workload = each.workload
-    setup = Setup(each.model, each.itemsize, 1, limits, costs, each.pool_bytes, each.compression)
+    setup = Setup(
+        *(each.model, each.itemsize, 1, limits, costs, each.pool_bytes, each.compression),
+        kv_dtype=each.kv_dtype,
+    )
     sizes = workload.prompt, workload.output, workload.output
     turns = [simulated_turn(*sizes, each.compression, "", 0.0) for _ in range(workload.requests)]
     return Simulation(setup).run_batch(turns).seconds

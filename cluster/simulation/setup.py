@@ -7,7 +7,7 @@ from cluster.partition import boundaries, layer_costs
 from cluster.simulation.timing import Costs
 from pyramidserve.errors import InvalidRequestError
 from pyramidserve.types import Compression, StageState
-from workers.budget.pages import PAGE_TOKENS
+from workers.budget.kv_format import KV_FORMATS, KVFormat
 from workers.engine.settings import EngineSettings
 from workers.model.config import ModelConfig
 from workers.model.shapes import SHAPES
@@ -18,6 +18,8 @@ MODELS = {size: SHAPES[f"llama-2-{size}"] for size in ("7b", "13b", "70b")}
 SHARDS = {"7b": 1, "13b": 1, "70b": 3}
 # The data sheet of an A100 with 80 GB: bytes and bf16 operations a second.
 GPU, GPU_BYTES = Limits(2.0e12, 312e12), 80_000_000_000
+# The type of KV that has as many bytes a number as weights.
+PLAIN = {2: "bfloat16", 4: "float32"}
 # What is not for weights and KV: activations, the runtime.
 RESERVED = 0.1
 # What servers reach of that: 70 % of the bandwidth, half of the operations.
@@ -45,11 +47,12 @@ class Setup:
     """A cluster.
 
     Attributes:
-        itemsize: bytes of a weight, and of a number in the KV.
+        itemsize: bytes of a weight.
         shards: devices of a pipeline.
         limits, costs: of a device.
         pool_bytes: memory for KV of each device.
         pipelines: how many there are, or at least with ``scaling``.
+        kv_dtype: of KV, one of KV_DTYPES; "auto" has as many bytes as a weight.
     """
 
     model: ModelConfig
@@ -64,11 +67,17 @@ class Setup:
     max_sequences: int = 256
     max_prefill_tokens: int = EngineSettings.max_prefill_tokens
     queue_limit: int = 1024
+    kv_dtype: str = "auto"
+
+    @property
+    def kv_format(self) -> KVFormat:
+        """How KV is stored."""
+        return KV_FORMATS[PLAIN[self.itemsize] if self.kv_dtype == "auto" else self.kv_dtype]
 
     @property
     def page_bytes(self) -> int:
         """Bytes of a page of one layer."""
-        return PAGE_TOKENS * 2 * self.model.kv_heads * self.model.head_size * self.itemsize
+        return self.kv_format.page_bytes(self.model.kv_heads, self.model.head_size)
 
     def stages(self) -> list[StageState]:
         """A pipeline's stages, idle."""
@@ -90,6 +99,7 @@ class Setup:
                 device_bytes=0,
                 device_peak_bytes=0,
                 kv_heads=self.model.kv_heads,
+                kv_dtype=self.kv_format.name,
             )
             for first, end in pairwise((0, *cuts, self.model.layers))
         ]
@@ -102,6 +112,7 @@ def gpu_setup(
     costs: Costs,
     pipelines: int,
     scaling: Scaling | None,
+    kv_dtype: str = "auto",
 ) -> Setup:
     """A cluster of 80 GB GPUs. Raises InvalidRequestError if ``shards`` of them cannot hold the model."""
     config, itemsize = MODELS[model], 2
@@ -112,4 +123,6 @@ def gpu_setup(
             f"{shards} GPUs of {GPU_BYTES / 1e9:.0f} GB cannot hold the {weights / 1e9:.0f} GB of "
             f"{model}; give more --shards"
         )
-    return Setup(config, itemsize, shards, GPU, costs, pool, compression, pipelines, scaling)
+    return Setup(
+        *(config, itemsize, shards, GPU, costs, pool, compression, pipelines, scaling), kv_dtype=kv_dtype
+    )

@@ -1304,6 +1304,7 @@ class StageState(_message.Message):
     DTYPE_FIELD_NUMBER: _builtins.int
     BACKEND_FIELD_NUMBER: _builtins.int
     KV_HEADS_FIELD_NUMBER: _builtins.int
+    KV_DTYPE_FIELD_NUMBER: _builtins.int
     first_layer: _builtins.int
     """First layer and the one behind the last."""
     end_layer: _builtins.int
@@ -1333,11 +1334,13 @@ class StageState(_message.Message):
     device_peak_bytes: _builtins.int
     """See device_bytes."""
     dtype: _builtins.str
-    """Type of weights and KV, and whose kernels compute, as in "bfloat16" and "cpu"."""
+    """Type of weights, and whose kernels compute, as in "bfloat16" and "cpu"."""
     backend: _builtins.str
     """See dtype."""
     kv_heads: _builtins.int
     """KV heads of a layer."""
+    kv_dtype: _builtins.str
+    """Type of KV, as in "int8"."""
     @_builtins.property
     def tensor_names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Names of the checkpoint's tensors that the shard loaded."""
@@ -1363,10 +1366,11 @@ class StageState(_message.Message):
         dtype: _builtins.str = ...,
         backend: _builtins.str = ...,
         kv_heads: _builtins.int = ...,
+        kv_dtype: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "device_bytes", b"device_bytes", "device_peak_bytes", b"device_peak_bytes", "dtype", b"dtype", "end_layer", b"end_layer", "first_layer", b"first_layer", "host_bytes", b"host_bytes", "host_bytes_limit", b"host_bytes_limit", "kv_heads", b"kv_heads", "node", b"node", "page_bytes", b"page_bytes", "pages_in_use", b"pages_in_use", "pages_reserved", b"pages_reserved", "pages_total", b"pages_total", "pid", b"pid", "resident_bytes", b"resident_bytes", "tensor_names", b"tensor_names", "workspace_bytes", b"workspace_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "device_bytes", b"device_bytes", "device_peak_bytes", b"device_peak_bytes", "dtype", b"dtype", "end_layer", b"end_layer", "first_layer", b"first_layer", "host_bytes", b"host_bytes", "host_bytes_limit", b"host_bytes_limit", "kv_dtype", b"kv_dtype", "kv_heads", b"kv_heads", "node", b"node", "page_bytes", b"page_bytes", "pages_in_use", b"pages_in_use", "pages_reserved", b"pages_reserved", "pages_total", b"pages_total", "pid", b"pid", "resident_bytes", b"resident_bytes", "tensor_names", b"tensor_names", "workspace_bytes", b"workspace_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -30,6 +30,7 @@ def stage_state_from_message(message: pb.StageState) -> StageState:
         dtype=message.dtype,
         backend=message.backend,
         kv_heads=message.kv_heads,
+        kv_dtype=message.kv_dtype,
     )
 
 

@@ -1,4 +1,4 @@
-"""Every policy of the registry, prefill, heads, recall, shards and dtypes: each pair of them once."""
+"""Every policy of the registry, prefill, heads, recall, shards, dtypes and types of KV: each pair once."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -15,6 +15,8 @@ from workers.policies.policy import describe
 from workers.policies.registry import BUILT_IN, validate
 
 CONTEXT, OUTPUT = 140, 40
+# Those that may let go of the newest tokens, which are finer than others on the device alone.
+DROP_NEW = ("tova", "h2o", "scissorhands")
 PROMPTS = ([5], list(range(3, 33)), list(range(3, CONTEXT + 3)))
 
 
@@ -28,6 +30,7 @@ class Cell:
     recall: str
     shards: int
     dtype: str
+    kv_dtype: str
 
     @property
     def compression(self) -> Compression:
@@ -46,7 +49,8 @@ def possible() -> list[Cell]:
     for policy in BUILT_IN:
         heads = ["each", "all"] if any(name == "heads" for name, *_ in describe(policy)) else [""]
         for rest in product(
-            policy.prefills or ("",), heads, get_args(Recall), (1, 3), ("float32", "bfloat16")
+            *(policy.prefills or ("",), heads, get_args(Recall), (1, 3), ("float32", "bfloat16")),
+            ("auto", "int8", "int4"),
         ):
             cell = Cell(policy.name, *rest)
             try:
@@ -73,7 +77,7 @@ CELLS = pairwise(possible())
 def test_every_policy_is_there_in_each_way() -> None:
     assert {cell.policy for cell in CELLS} == {policy.name for policy in BUILT_IN}
     assert {(cell.policy, cell.recall) for cell in CELLS} == {(c.policy, c.recall) for c in possible()}
-    assert len(CELLS) < 80
+    assert len(CELLS) < 90
 
 
 def ask(engine: Engine, prompt: list[int], cell: Cell, session: str = "") -> TracedReply:
@@ -90,8 +94,10 @@ def ask(engine: Engine, prompt: list[int], cell: Cell, session: str = "") -> Tra
 
 @pytest.mark.parametrize("cell", CELLS, ids=lambda cell: "-".join(map(str, vars(cell).values())))
 def test_what_a_cell_keeps_spills_and_says_is_right(cell: Cell, toy_engine: Callable[..., Engine]) -> None:
-    engine = toy_engine("gqa", cell.shards, cell.dtype)
-    same = toy_engine("gqa", 4 - cell.shards, cell.dtype)
+    # Heads of whole vectors of pairs, which compiled kernels want.
+    kind = "wide-heads" if cell.kv_dtype == "int4" else "gqa"
+    engine = toy_engine(kind, cell.shards, cell.dtype, kv_dtype=cell.kv_dtype)
+    same = toy_engine(kind, 4 - cell.shards, cell.dtype, kv_dtype=cell.kv_dtype)
     for prompt in PROMPTS:
         traced, other = ask(engine, prompt, cell), ask(same, prompt, cell)
         fed = len(prompt) + OUTPUT - 1
@@ -127,7 +133,7 @@ def goes_on_as_it_should(engine: Engine, cell: Cell) -> None:
     )
     (rest,) = engine.generate([resumed])
     assert rest.token_ids == said[23:]
-    if cell.recall == "exact":
+    if cell.recall == "exact" and (cell.kv_dtype != "int4" or cell.policy not in DROP_NEW):
         whole = EngineRequest(prompt, stopping=Stopping(OUTPUT, ignore_eos=True))
         assert engine.generate([whole])[0].token_ids == said
     first = ask(engine, PROMPTS[1], cell, "s").reply
@@ -135,6 +141,7 @@ def goes_on_as_it_should(engine: Engine, cell: Cell) -> None:
     second = ask(engine, history, cell, "s")
     assert second.reply.receipt.reused_tokens == len(history) - 4
     engine.end_session("s")
-    if cell.recall == "exact":
+    # Where KV is rounded, a prompt that is computed anew is not what was stored of it.
+    if cell.recall == "exact" and cell.kv_dtype == "auto":
         whole = EngineRequest(history, stopping=Stopping(OUTPUT, ignore_eos=True))
         assert engine.generate([whole])[0].token_ids == second.reply.token_ids

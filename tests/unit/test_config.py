@@ -77,6 +77,7 @@ def test_the_scheduler_is_tuned_by_settings_too() -> None:
             ("compression", "min_context_length", "0.5", "whole"),
         ),
         ({"dtype": "int8"}, ("dtype", "'int8'", "bfloat16")),
+        ({"kv_dtype": "int2"}, ("kv_dtype", "'int2'", "int4")),
         ({"device": "tpu"}, ("device", "'tpu'", "cuda")),
         ({"backend": "mkl"}, ("backend", "'mkl'", "reference")),
         ({"admit": 4}, ("admit", "4", "mapping")),

@@ -110,8 +110,8 @@ class Scratch(Protocol):
         """The most that ``prefill_attention`` of ``rows`` rows allocates beside its results."""
         ...
 
-    def decode_scratch_bytes(self, model: ModelConfig, sequences: int) -> int:
-        """The most that ``decode_attention`` allocates beside its results."""
+    def decode_scratch_bytes(self, model: ModelConfig, sequences: int, stored: torch.dtype) -> int:
+        """The most that ``decode_attention`` over rows of type ``stored`` allocates beside its results."""
         ...
 
 
@@ -146,6 +146,8 @@ class Backend(Operations, Attention, Scratch, Protocol):
     name: str
     stopwatch: Stopwatch
 
-    def fuse(self, layers: Sequence[LayerWeights], model: ModelConfig) -> FusedDecode | None:
-        """A decode step in one call; None where it is not to be had."""
+    def fuse(
+        self, layers: Sequence[LayerWeights], model: ModelConfig, stored: torch.dtype
+    ) -> FusedDecode | None:
+        """A decode step in one call, over rows of type ``stored``; None where it is not to be had."""
         ...

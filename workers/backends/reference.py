@@ -9,9 +9,9 @@ from workers.backends.attention import low_counts, prefill_attention, window_sco
 from workers.backends.interface import Attended, FusedDecode
 from workers.backends.stopwatch import Stopwatch
 from workers.backends.tuning import ReferenceTuning
-from workers.budget.plan import KEYS_PER_ROW
 from workers.kv.pool import PagedBatch
-from workers.kv.spilled_keys import unpack
+from workers.kv.rows import row_format
+from workers.kv.spilled_keys import index_scales, unpack
 from workers.model.config import ModelConfig
 from workers.model.operations import HeadNorms, LayerWeights
 from workers.model.rope import Rotation
@@ -119,7 +119,7 @@ class ReferenceBackend:
         out = query.new_empty(len(query), query[0].numel())
         lse = query.new_empty(query.shape[:2], dtype=torch.float32)
         shares = query.new_empty(len(query), batch.rows.shape[2], tail, dtype=torch.float32)
-        row_bytes = batch.rows[0].nbytes
+        row_bytes = 2 * batch.rows.shape[2] * query.shape[2] * query.dtype.itemsize
         start = 0
         while start < len(query):
             end, longest, most = start + 1, lengths[start], spilled[start]
@@ -129,7 +129,7 @@ class ReferenceBackend:
                     break
                 end, longest, most = end + 1, longer, more
             with self.stopwatch.on("attention"):
-                kv, there = batch.gather_all(start, end, longest, most)
+                kv, there = batch.gather_all(start, end, longest, most, query.dtype)
                 out[start:end], lse[start:end], probabilities = _attend_gathered(
                     query[start:end], kv, there
                 )
@@ -139,20 +139,23 @@ class ReferenceBackend:
         return Attended(out, lse, shares)
 
     def indexed_shares(self, query: torch.Tensor, index: PagedBatch, counts: torch.Tensor) -> torch.Tensor:
-        most = int(counts.max())
-        rows = index.gather(0, len(query), 1 + -(-most // KEYS_PER_ROW))
-        kv_heads, head_size = rows.shape[-2:]
+        most, form = int(counts.max()), row_format(index.rows.dtype)
+        scaling = form.index_scale_rows
+        rows = index.gather(0, len(query), scaling + -(-most // form.keys_per_row))
+        kv_heads, head_size = rows.shape[-2], query.shape[-1]
         with self.stopwatch.on("attention"):
-            codes = unpack(rows[:, 1:])[:, :most].float().view(len(rows), most, kv_heads, head_size)
+            codes = unpack(rows[:, scaling:])[:, :most].float().view(len(rows), most, kv_heads, head_size)
             grouped = query.float().view(len(query), kv_heads, -1, head_size) * head_size**-0.5
             # What the least key adds is the same for all tokens of a head.
-            steps = rows[:, 0, 1].float()[:, :, None]
+            steps = index_scales(rows[:, :scaling])[1].view(len(rows), kv_heads, 1, head_size)
             logits = torch.einsum("sngd,stnd->sngt", grouped * steps, codes)
             beyond = torch.arange(most, device=query.device) >= counts[:, None]
             logits.masked_fill_(beyond[:, None, None], float("-inf"))
             return logits.softmax(dim=-1).sum(dim=(1, 2)).masked_fill_(beyond, -1)
 
-    def fuse(self, layers: Sequence[LayerWeights], model: ModelConfig) -> FusedDecode | None:
+    def fuse(
+        self, layers: Sequence[LayerWeights], model: ModelConfig, stored: torch.dtype
+    ) -> FusedDecode | None:
         return None
 
     def linear_scratch_bytes(self, rows: int, columns: int, size: int) -> int:
@@ -172,10 +175,14 @@ class ReferenceBackend:
         each = self.activations.itemsize
         return max(scored, 2 * tokens * model.heads * model.head_size * each + rows * tokens * (1 + each))
 
-    def decode_scratch_bytes(self, model: ModelConfig, sequences: int) -> int:
+    def decode_scratch_bytes(self, model: ModelConfig, sequences: int, stored: torch.dtype) -> int:
         # What is gathered, and either its keys or its values once more in the order of the product.
         longest = model.context * 2 * model.kv_heads * model.head_size * self.activations.itemsize
-        return max(self._gather_bytes, longest) * 3 // 2
+        gathered = max(self._gather_bytes, longest)
+        if stored.is_floating_point:
+            return gathered * 3 // 2
+        # Codes on their way to numbers, which are fp32 before they are of the type of activations.
+        return gathered + gathered // self.activations.itemsize * (1 + 2 * 4)
 
 
 def _attend_gathered(
@@ -186,7 +193,7 @@ def _attend_gathered(
     ``there``: which tokens there are, bool [sequences, most]. Returns output, ``lse`` and probabilities,
     [sequences, KV heads, queries of each, most].
     """
-    key, value = kv.to(query.dtype).unbind(2)
+    key, value = kv.unbind(2)
     grouped = query.view(len(query), key.shape[2], -1, query.shape[-1])
     logits = torch.matmul(grouped, key.permute(0, 2, 3, 1)).float() * query.shape[-1] ** -0.5
     logits.masked_fill_(~there[:, None, None], float("-inf"))

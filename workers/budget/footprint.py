@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from workers.budget.kv_format import KV_FORMATS, KVFormat
 from workers.budget.pages import Tokens, pages_for
-from workers.budget.plan import KEYS_PER_ROW, KeepPlan
+from workers.budget.plan import KeepPlan
 
 Counts = npt.NDArray[np.int64]
 
@@ -20,11 +21,22 @@ class ShardLayout:
     end: int
     page_bytes: int
     kv_heads: int = 1
+    kv_dtype: str = "float32"
+
+    @property
+    def kv_format(self) -> KVFormat:
+        """In which a token's KV lies on its pages."""
+        return KV_FORMATS[self.kv_dtype]
+
+    @property
+    def recent_pages(self) -> int:
+        """Pages in which a sequence has its newest tokens in a finer format, too."""
+        return (self.end - self.first) * self.kv_format.recent_pages
 
 
-def index_rows(spilled: Tokens) -> Tokens:
-    """Rows of the pool for the index of so many keys of a layer; one row scales the others."""
-    return (spilled > 0) + -(-spilled // KEYS_PER_ROW)
+def index_rows(spilled: Tokens, form: KVFormat) -> Tokens:
+    """Rows of a pool of such a format for the index of so many keys of a layer, and what scales them."""
+    return (spilled > 0) * form.index_scale_rows + -(-spilled // form.keys_per_row)
 
 
 def score_rows(plan: KeepPlan, kv_heads: int) -> int:
@@ -53,6 +65,7 @@ class Footprints:
         """For at most so many plans at once."""
         self._shards = tuple(shards)
         self._layers = slice(shards[0].first, shards[-1].end)
+        self._format = shards[0].kv_format
         self._firsts = [shard.first - shards[0].first for shard in shards]
         layers = shards[-1].end - shards[0].first
         # Tokens kept of the prompt and dropped of each chunk, by layer.
@@ -64,7 +77,7 @@ class Footprints:
         self._lag = np.zeros(rows, dtype=np.int64)
         self._prompt = np.zeros(rows, dtype=np.int64)
         self._indexes = np.zeros(rows, dtype=bool)
-        self._scores = np.zeros((rows, len(shards)), dtype=np.int64)
+        self._fixed = np.zeros((rows, len(shards)), dtype=np.int64)
 
     def set(self, row: int, plan: KeepPlan) -> None:
         """Puts ``plan`` into a row."""
@@ -77,7 +90,7 @@ class Footprints:
         self._chunk[row] = 1 if generation is None else generation.chunk
         self._drafts[row], self._lag[row] = plan.drafts, plan.lag
         self._prompt[row], self._indexes[row] = plan.prompt_tokens, plan.indexes
-        self._scores[row] = [score_pages(plan, shard) for shard in self._shards]
+        self._fixed[row] = [score_pages(plan, shard) + shard.recent_pages for shard in self._shards]
 
     def pages(self, rows: Sequence[int], generated: Counts, coming: Counts | int = 0) -> Counts:
         """The most pages behind a step, ``generated`` of whose tokens are verified: [rows, shards].
@@ -88,7 +101,7 @@ class Footprints:
         unverified = self._drafts[rows] + coming
         tokens = self._tokens(rows, generated, self._lag[rows]) + unverified[:, None]
         each = pages_for(tokens) + self._index_pages(rows, generated + unverified)
-        held: Counts = self._by_shard(each) + self._scores[rows]
+        held: Counts = self._by_shard(each) + self._fixed[rows]
         return held
 
     def pages_to_go_on(self, row: int, generated: int, heir: int) -> Counts:
@@ -103,7 +116,7 @@ class Footprints:
             for each, fed in ((row, now), (heir, nothing))
         ]
         each = np.maximum(*map(pages_for, tokens)) + np.maximum(*index)
-        held: Counts = self._by_shard(each) + np.maximum(self._scores[row], self._scores[heir])
+        held: Counts = self._by_shard(each) + np.maximum(self._fixed[row], self._fixed[heir])
         return held
 
     def spilled_pages(self, row: int, generated: int) -> Counts:
@@ -123,7 +136,8 @@ class Footprints:
 
     def _index_pages(self, rows: Sequence[int], generated: Counts) -> Counts:
         """Of the keys of what is spilled, by layer: [rows, layers]."""
-        pages: Counts = self._indexes[rows][:, None] * pages_for(index_rows(self._spilled(rows, generated)))
+        keys = index_rows(self._spilled(rows, generated), self._format)
+        pages: Counts = self._indexes[rows][:, None] * pages_for(keys)
         return pages
 
     def _by_shard(self, each: Counts) -> Counts:

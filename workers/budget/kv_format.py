@@ -4,6 +4,11 @@ from dataclasses import dataclass
 
 from workers.budget.pages import PAGE_TOKENS
 
+# Where a format is too coarse for the newest tokens, at which attention looks most closely, so many of them
+# are attended to in a finer one. There is room for more, so that a step may feed several of a sequence.
+RECENT_TOKENS, RECENT_ROOM = 32, 48
+MOST_FED = RECENT_ROOM - RECENT_TOKENS
+
 
 @dataclass(frozen=True)
 class KVFormat:
@@ -14,11 +19,13 @@ class KVFormat:
             behind them turns into numbers.
         bits: of a number.
         scale_bytes: of the scale that each head's key has, and each head's value; 0: none.
+        recent: the format of the newest tokens, which they have beside this one; "": none.
     """
 
     name: str
     bits: int
     scale_bytes: int = 0
+    recent: str = ""
 
     def head_bytes(self, head_size: int) -> int:
         """Bytes of a key, or of a value, of one head."""
@@ -36,13 +43,38 @@ class KVFormat:
         """Bytes of a token beside those of numbers in 16 bits."""
         return self.head_bytes(head_size) / (2 * head_size)
 
+    @property
+    def recent_page_tokens(self) -> int:
+        """Tokens that a page has room for in the format of the newest."""
+        return PAGE_TOKENS * self.bits // KV_FORMATS[self.recent].bits
+
+    @property
+    def recent_pages(self) -> int:
+        """Pages for the newest tokens of a layer."""
+        return RECENT_ROOM // self.recent_page_tokens if self.recent else 0
+
+    @property
+    def index_bits(self) -> int:
+        """Of a number of a key in an index: an eighth of its own, and 2 where those are few."""
+        return max(2, self.bits // 8)
+
+    @property
+    def keys_per_row(self) -> int:
+        """Keys that an index has in the room of a row, which is both key and value of a token."""
+        return 2 * self.bits // self.index_bits
+
+    @property
+    def index_scale_rows(self) -> int:
+        """Rows before them, with what scales them: two numbers, of 16 bits or more, a channel."""
+        return -(-16 // self.bits)
+
 
 _ALL = (
     KVFormat("float32", 32),
     KVFormat("bfloat16", 16),
     KVFormat("float16", 16),
     KVFormat("int8", 8, scale_bytes=2),
-    KVFormat("int4", 4, scale_bytes=2),
+    KVFormat("int4", 4, scale_bytes=2, recent="int8"),
 )
 KV_FORMATS = {each.name: each for each in _ALL}
 # What a deployment may ask for; "auto" is the type of weights and activations.

@@ -4,10 +4,8 @@ from dataclasses import dataclass, replace
 
 from workers.budget.observation import Heads, KeysValues, Observation, RowAttention
 
-# Keys that an index has in a row of the pool, which holds the key and value of one token.
-KEYS_PER_ROW = 16
-# What the index of a token's key takes of its KV.
-INDEX_SHARE = 1 / KEYS_PER_ROW
+# What the index of a token's key takes of its KV in 16 bits, or in 32.
+INDEX_SHARE = 1 / 16
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,10 @@ from workers.backends.cpu.native import NATIVE_DTYPES, CpuBackend
 from workers.backends.interface import Backend
 from workers.backends.reference import ReferenceBackend
 from workers.backends.tuning import ReferenceTuning
+from workers.budget.kv_format import KV_DTYPES, KV_FORMATS
 from workers.device import multiplies_bf16
 from workers.events import tell
+from workers.kv.rows import WHOLE_WORDS, row_dtype
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +37,23 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     except KernelBuildError:
         return torch.float32
     return torch.bfloat16
+
+
+def choose_kv_dtype(name: str, dtype: torch.dtype, head_size: int) -> torch.dtype:
+    """The type of rows of KV that ``name``, one of KV_DTYPES, stands for beside weights of ``dtype``.
+
+    Raises ConfigurationError where there is no such, or keys of ``head_size`` cannot be stored so.
+    """
+    if name not in KV_DTYPES:
+        raise ConfigurationError(f"kv_dtype is {name!r}; it must be one of {', '.join(KV_DTYPES)}")
+    if name == "auto":
+        return dtype
+    if KV_FORMATS[name].scale_bytes and head_size % WHOLE_WORDS:
+        raise ConfigurationError(
+            f"kv_dtype is {name!r}, but the model's heads have {head_size} numbers, which is no multiple "
+            f"of {WHOLE_WORDS}; give 'auto'"
+        )
+    return row_dtype(name)
 
 
 def choose_backend(

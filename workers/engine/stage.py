@@ -13,7 +13,7 @@ from workers.budget.observation import RowAttention
 from workers.budget.plan import KeepPlan
 from workers.budget.released import ReleasedSequence
 from workers.device import device_memory, open_device, to_device
-from workers.engine.choose import choose_backend, choose_dtype
+from workers.engine.choose import choose_backend, choose_dtype, choose_kv_dtype
 from workers.engine.settings import EngineSettings
 from workers.engine.stage_memory import build_cache, check_room, shard_layout
 from workers.execute.choice import Chooser
@@ -65,7 +65,7 @@ class StageFacts:
     """What the rest of the cluster must know of a shard.
 
     ``workspace_bytes``: device memory that a step may need beside weights and KV pool. ``dtype`` is of
-    weights and KV, ``backend`` has the kernels. ``policies``: versions by name.
+    weights, ``backend`` has the kernels. ``policies``: versions by name.
     """
 
     layout: ShardLayout
@@ -91,16 +91,17 @@ class Stage:
         self._model_config = model = read_config(config.checkpoint, settings.max_model_len)
         self.device = device = open_device(settings.device)
         self._dtype = choose_dtype(settings.dtype, device)
+        self._kv_dtype = choose_kv_dtype(settings.kv_dtype, self._dtype, model.head_size)
         self._backend = choose_backend(settings.backend, device, self._dtype, settings.reference)
         self.model, self.tensor_names = load_stage(
             config.checkpoint, model, config.first, config.end, self._dtype, device, self._backend
         )
         self._rope = Rope(config.checkpoint, model, device)
-        self._decoder = Decoder(self.model, model, self._backend, self._rope)
-        self.layout = shard_layout(model, config.first, config.end, self._dtype)
+        self._decoder = Decoder(self.model, model, self._backend, self._rope, self._kv_dtype)
+        self.layout = shard_layout(model, config.first, config.end, self._kv_dtype)
         check_room(settings, self.layout, device, self.workspace_bytes())
         self.cache = build_cache(
-            settings, model, self.layout, self._dtype, device, link or link_for(device)
+            settings, model, self.layout, self._kv_dtype, device, link or link_for(device)
         )
         self._generation = Generation(self.cache, self.layout)
         self._sequences: dict[int, _Sequence] = {}
@@ -131,7 +132,8 @@ class Stage:
         longest = max(settings.max_prefill_tokens, model.context)
         rows = max(settings.max_sequences, VERIFIED_ROWS)
         return step_workspace_bytes(
-            model, self._backend, longest, rows, self._dtype.itemsize, settings.execute.block_rows
+            *(model, self._backend, longest, rows),
+            *(self._dtype.itemsize, self._kv_dtype, settings.execute.block_rows),
         )
 
     @property

@@ -4,6 +4,7 @@ import torch
 
 from pyramidserve.errors import ConfigurationError
 from workers.budget.footprint import ShardLayout
+from workers.budget.pages import PAGE_TOKENS
 from workers.device import free_bytes
 from workers.engine.settings import EngineSettings
 from workers.kv.cache import ShardCache
@@ -11,12 +12,14 @@ from workers.kv.host import HostStore
 from workers.kv.link import HostLink
 from workers.kv.page_table import PageTables
 from workers.kv.pool import KVPool, page_bytes
+from workers.kv.rows import row_format
 from workers.model.config import ModelConfig
 
 
 def shard_layout(model: ModelConfig, first: int, end: int, dtype: torch.dtype) -> ShardLayout:
-    """The layers ``first`` to ``end`` in pages of ``dtype``."""
-    return ShardLayout(first, end, page_bytes(model.kv_heads, model.head_size, dtype), model.kv_heads)
+    """The layers ``first`` to ``end`` in pages of rows of ``dtype``."""
+    size = page_bytes(model.kv_heads, model.head_size, dtype)
+    return ShardLayout(first, end, size, model.kv_heads, row_format(dtype).name)
 
 
 def check_room(settings: EngineSettings, layout: ShardLayout, device: torch.device, workspace: int) -> None:
@@ -57,9 +60,11 @@ def build_cache(
     pages, layers = settings.kv_bytes // layout.page_bytes, layout.end - layout.first
     pool = KVPool(pages, model.kv_heads, model.head_size, dtype, device)
     sizes = (settings.max_sequences + settings.max_sessions, layers, model.context)
-    # For what each sequence has spilled, what of it was dropped, and for each to be suspended; hidden
-    # states wait behind the last layer too, and may take more room than KV.
-    host_sizes = (3 * sizes[0], layers + 1, 2 * model.context)
+    # For what each sequence has spilled, what of it was dropped, and for each to be suspended, with index
+    # and newest tokens; hidden states wait behind the last layer too, and may take more room than KV.
+    hidden_bytes = model.hidden * (dtype.itemsize if dtype.is_floating_point else torch.float32.itemsize)
+    most = max(2, -(-hidden_bytes * PAGE_TOKENS // layout.page_bytes)) * model.context
+    host_sizes = (3 * sizes[0], layers + 1, most + layout.kv_format.recent_pages * PAGE_TOKENS)
     host = HostStore(settings.host_bytes, link, *host_sizes, like=pool.rows)
     windows = model.windows[layout.first : layout.end]
     return ShardCache(pool, PageTables(pool.allocator, *sizes), host, layout, windows)

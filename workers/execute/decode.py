@@ -36,8 +36,7 @@ class DecodeAttend:
         self.shares: list[torch.Tensor] = []
 
     def __call__(self, layer: int, query: torch.Tensor, kv: torch.Tensor) -> torch.Tensor:
-        self._step.write(layer, kv)
-        batch = self._step.batch(layer)
+        batch = self._step.write(layer, kv)
         if self._reach is not None:
             batch = replace(batch, spilled=self._reach(layer, query))
         attended = self._attention.decode_attention(query, batch, self._tail)
@@ -48,9 +47,12 @@ class DecodeAttend:
 class Decoder:
     """Takes rows that are fed behind what their sequences have through all layers of a shard."""
 
-    def __init__(self, model: LlamaStage, config: ModelConfig, backend: Backend, rope: Rope) -> None:
+    def __init__(
+        self, model: LlamaStage, config: ModelConfig, backend: Backend, rope: Rope, stored: torch.dtype
+    ) -> None:
+        """``stored``: the type of the rows of KV."""
         self._model, self._backend, self._rope = model, backend, rope
-        self._fused = backend.fuse(model.weights(), config)
+        self._fused = backend.fuse(model.weights(), config, stored)
 
     def run(
         self,

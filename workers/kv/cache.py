@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 
 from workers.budget.footprint import ShardLayout, floats_pages
+from workers.budget.kv_format import RECENT_TOKENS
 from workers.budget.pages import IntegrityError
 from workers.budget.released import ReleasedSequence
 from workers.device import to_device
@@ -22,12 +23,14 @@ from workers.kv.entry import (
     in_order,
     indices,
     take_sets,
+    unbroken_from,
     with_rows,
 )
 from workers.kv.hidden import HiddenStore
 from workers.kv.host import HostStore
 from workers.kv.page_table import Lengths, PageTables
 from workers.kv.pool import KVPool, PagedLayers, PagedStep
+from workers.kv.rows import decode, encode
 from workers.kv.suspended import SuspendedSequences
 from workers.kv.windows import not_yet_there, unseen_slots
 
@@ -81,7 +84,8 @@ class ShardCache:
         if needs.hidden:
             self.hidden.open(sequence)
         empty = [np.zeros((needs.sets, 0), dtype=np.int32) for _ in range(self.layers)]
-        self._sequences[sequence] = CachedSequence(needs, empty, [0] * self.layers)
+        unbroken = np.zeros(self.layers, dtype=np.int64)
+        self._sequences[sequence] = CachedSequence(needs, empty, [0] * self.layers, unbroken)
 
     def reopen(self, old: int, sequence: int, needs: CacheNeeds, reused: int) -> None:
         """Goes on with what the first ``reused`` tokens of ``old`` left, as ``sequence``.
@@ -96,7 +100,8 @@ class ShardCache:
         if old in self.hidden:
             self.hidden.rename(old, sequence)
         del self._sequences[old]
-        self._sequences[sequence] = CachedSequence(needs, known, [0] * self.layers)
+        unbroken = np.full(self.layers, reused)
+        self._sequences[sequence] = CachedSequence(needs, known, [0] * self.layers, unbroken)
         nothing = known[0][:, :0], self.device.pool.rows[:0]
         for layer in range(self.layers):
             later = np.flatnonzero(self.host.positions(sequence, layer)[0] >= reused)
@@ -109,11 +114,12 @@ class ShardCache:
         kv = self.device.read(sequence, layer)
         if not recall or not (spilled := self.host.count(sequence, layer)):
             return GatheredLayer(positions, places, kv)
-        back = kv.new_empty((spilled, *kv.shape[1:]))
+        rows = self.device.pool.rows
+        back = rows.new_empty((spilled, *rows.shape[1:]))
         for copy in self.host.start_read(sequence, layer, back):
             copy.wait_on_device()
         positions = np.concatenate([positions, self.host.positions(sequence, layer)], axis=1)
-        return in_order(positions, with_rows(places, np.arange(spilled)), torch.cat([kv, back]))
+        return in_order(positions, with_rows(places, np.arange(spilled)), torch.cat([kv, decode(back)]))
 
     def replace(self, sequence: int, layer: int, tokens: GatheredLayer, keep: Slots) -> None:
         """Makes ``layer`` hold those of ``tokens`` that are to be kept, int64 [sets, kept], ascending.
@@ -134,7 +140,7 @@ class ShardCache:
         else:
             places = np.sort(back[back >= 0])
         leaving = indices(gone)
-        evicted = take_sets(tokens.kv, self._on_device(leaving))
+        evicted = encode(take_sets(tokens.kv, self._on_device(leaving)), self.device.pool.rows.dtype)
         self.host.exchange(
             sequence, layer, places, np.take_along_axis(tokens.positions, leaving, axis=1), evicted
         )
@@ -145,8 +151,12 @@ class ShardCache:
             )
             self.device.keys.clear(sequence, layer)
             self.device.keys.append(sequence, layer, take_sets(tokens.kv, self._on_device(order))[:, 0], 0)
-        self.device.write(sequence, layer, take_sets(tokens.kv, self._on_device(keep)))
-        entry.positions[layer] = np.take_along_axis(tokens.positions, keep, axis=1)
+        self._write(
+            sequence,
+            layer,
+            np.take_along_axis(tokens.positions, keep, axis=1),
+            take_sets(tokens.kv, self._on_device(keep)),
+        )
         entry.recalled[layer] += round((back >= 0).sum() / len(back))
         self._note_peak(sequence)
 
@@ -169,10 +179,10 @@ class ShardCache:
         held = np.tile(positions, (sets, 1))
         if keep is not None:
             leaving = indices(~among(keep, len(kv)))
-            self._spill(sequence, layer, [positions[leaving]], take_sets(kv, self._on_device(leaving)))
+            evicted = encode(take_sets(kv, self._on_device(leaving)), self.device.pool.rows.dtype)
+            self._spill(sequence, layer, [positions[leaving]], evicted)
             kv, held = take_sets(kv, self._on_device(keep)), positions[keep]
-        self.device.write(sequence, layer, kv)
-        self._sequences[sequence].positions[layer] = held
+        self._write(sequence, layer, held, kv)
         self._note_peak(sequence)
 
     def extend(self, sequences: Sequence[int], beyond: PagedLayers | None = None) -> PagedStep:
@@ -183,7 +193,7 @@ class ShardCache:
         counts = Counter(sequences)
         for sequence, count in counts.items():
             self._sequences[sequence].fed += count
-        step = self.device.extend(sequences, counts, beyond)
+        step = self._with_recent(self.device.extend(sequences, counts, beyond), counts)
         if not any(self._windows):
             return step
         starts = self._on_device(self.starts(sequences, on_host=False))
@@ -223,7 +233,10 @@ class ShardCache:
         spilled = []
         for layer, (own, start, moved, length) in enumerate(zip(held, starts, order, lengths, strict=True)):
             ordered = np.take_along_axis(own[:, start:], moved, axis=1)
-            entry.positions[first + layer] = np.concatenate((own[:, :start], ordered[:, :length]), axis=1)
+            stayed = np.concatenate((own[:, :start], ordered[:, :length]), axis=1)
+            entry.positions[first + layer] = stayed
+            since = unbroken_from(stayed, entry.tokens, RECENT_TOKENS)
+            entry.unbroken[first + layer] = max(since, entry.unbroken[first + layer])
             spilled.append(ordered[:, length:])
         self._spill(sequence, first, spilled, evicted)
 
@@ -308,12 +321,40 @@ class ShardCache:
                         f"positions {positions.tolist()}"
                     )
 
-    def _spill(self, sequence: int, first: int, positions: Sequence[Positions], kv: torch.Tensor) -> None:
+    def _write(self, sequence: int, layer: int, positions: Positions, kv: torch.Tensor) -> None:
+        """Makes ``kv`` of the tokens at ``positions``, the newest of all last, all that ``layer`` has."""
+        entry = self._sequences[sequence]
+        self.device.write(sequence, layer, kv)
+        entry.positions[layer] = positions
+        entry.unbroken[layer] = unbroken_from(positions, entry.tokens, RECENT_TOKENS)
+        newest = entry.tokens - int(entry.unbroken[layer])
+        if self.device.recent and newest:
+            self.device.recent.write(sequence, layer, entry.tokens - newest, kv[-newest:])
+
+    def _with_recent(self, step: PagedStep, fed: Counter[int]) -> PagedStep:
+        """``step`` with the newest tokens in a finer format, if there is one; ``fed``: of each sequence."""
+        if self.device.recent is None:
+            return step
+        sequences, counts = list(fed.elements()), list(fed.values())
+        entries = [self._sequences[sequence] for sequence in fed]
+        new = [np.arange(-count, 0) + entry.tokens for entry, count in zip(entries, counts, strict=True)]
+        positions = np.concatenate(new)
+        unbroken = np.repeat(np.stack([entry.unbroken for entry in entries], axis=1), counts, axis=1)
+        windows = np.array([window or RECENT_TOKENS for window in self._windows])[:, None]
+        newest = np.minimum(np.minimum(windows, RECENT_TOKENS), positions + 1 - unbroken)
+        slots = self.device.recent.slots(sequences, positions)
+        return replace(
+            step,
+            recent=self.device.recent.batch(sequences, positions, newest),
+            recent_slots=self._on_device(slots),
+        )
+
+    def _spill(self, sequence: int, first: int, positions: Sequence[Positions], rows: torch.Tensor) -> None:
         """Spills as ``HostStore.spill`` does, and indexes the keys."""
         before = [self.host.count(sequence, first + number) for number in range(len(positions))]
-        self.host.spill(sequence, first, positions, kv)
+        self.host.spill(sequence, first, positions, rows)
         if sequence in self.device.keys:
-            spilled = torch.split(kv[:, 0], [each.shape[1] for each in positions])
+            spilled = torch.split(decode(rows[:, 0]), [each.shape[1] for each in positions])
             for layer, (keys, count) in enumerate(zip(spilled, before, strict=True), first):
                 self.device.keys.append(sequence, layer, keys, count)
 

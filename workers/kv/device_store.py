@@ -6,11 +6,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from workers.budget.pages import IntegrityError
+from workers.budget.pages import IntegrityError, OutOfPagesError
 from workers.device import to_device
 from workers.kv.entry import CacheNeeds
 from workers.kv.page_table import Lengths, PageTables, Rows
 from workers.kv.pool import KVPool, PagedLayers, PagedStep
+from workers.kv.recent import RecentRows
+from workers.kv.rows import decode, encode, row_format
 from workers.kv.score_pages import ScorePages
 from workers.kv.spilled_keys import SpilledKeys
 
@@ -23,6 +25,7 @@ class DeviceStore:
     Attributes:
         scores: of sequences; all have some, of a width that may be 0.
         keys: the index of keys on the host, of those that want one.
+        recent: the newest tokens in a finer format, where the pool's wants one.
     """
 
     def __init__(self, pool: KVPool, tables: PageTables, layers: int) -> None:
@@ -30,6 +33,8 @@ class DeviceStore:
         self._tables = tables
         self.scores = ScorePages(pool, layers)
         self.keys = SpilledKeys(pool, tables.sequences, layers, tables.max_tokens)
+        finer = row_format(pool.rows.dtype).recent
+        self.recent = RecentRows(pool, layers) if finer else None
 
     @property
     def table_bytes(self) -> int:
@@ -37,8 +42,14 @@ class DeviceStore:
         return self._tables.bytes_per_sequence
 
     def open(self, sequence: int, needs: CacheNeeds) -> None:
-        """Begins a sequence. Raises OutOfPagesError, changing nothing, when scores find no room."""
+        """Begins a sequence. Raises OutOfPagesError, changing nothing, when what it needs finds no room."""
         self.scores.open(sequence, needs.score_rows, needs.score_width)
+        if self.recent:
+            try:
+                self.recent.open(sequence)
+            except OutOfPagesError:
+                self.scores.close(sequence)
+                raise
         self._tables.open(sequence)
         if needs.indexed:
             self.keys.open(sequence)
@@ -47,6 +58,8 @@ class DeviceStore:
         """Gives all pages of ``sequence`` back."""
         self.scores.close(sequence)
         self._tables.close(sequence)
+        if self.recent:
+            self.recent.close(sequence)
         if sequence in self.keys:
             self.keys.close(sequence)
 
@@ -59,25 +72,35 @@ class DeviceStore:
         self.scores.open(sequence, needs.score_rows, needs.score_width)
         self._tables.rename(old, sequence)
         self._tables.resize_layers(sequence, 0, lengths)
+        if self.recent:
+            self.recent.rename(old, sequence)
         if old in self.keys:
             self.keys.rename(old, sequence)
 
     def pages(self, sequence: int) -> int:
         """Pages that ``sequence`` owns."""
-        return self._tables.pages_of(sequence) + self.scores.pages(sequence) + self.keys.pages(sequence)
+        recent = self.recent.pages(sequence) if self.recent else 0
+        return (
+            self._tables.pages_of(sequence)
+            + self.scores.pages(sequence)
+            + self.keys.pages(sequence)
+            + recent
+        )
 
     def length(self, sequence: int, layer: int) -> int:
         """Tokens in ``layer`` of ``sequence``."""
         return self._tables.length(sequence, layer)
 
     def read(self, sequence: int, layer: int, start: int = 0) -> torch.Tensor:
-        """A copy of the KV of ``layer`` from slot ``start`` on: [tokens, 2, KV heads, head size]."""
-        return self.pool.read(self._slots(sequence, layer, start))
+        """A copy of the KV of ``layer`` from slot ``start`` on: [tokens, 2, KV heads, head size].
+
+        Such that to write it again changes nothing, see ``workers.kv.rows``.
+        """
+        return decode(self.pool.read(self._slots(sequence, layer, start)))
 
     def write(self, sequence: int, layer: int, kv: torch.Tensor) -> None:
         """Makes ``kv`` [tokens, 2, KV heads, head size] all that ``layer`` has."""
-        self._tables.resize(sequence, layer, len(kv))
-        self.pool.write(self._slots(sequence, layer), kv)
+        self._put(sequence, layer, encode(kv, self.pool.rows.dtype))
 
     def extend(
         self, sequences: Sequence[int], counts: Mapping[int, int], beyond: PagedLayers | None
@@ -121,7 +144,7 @@ class DeviceStore:
                 [layers, sets, slots].
 
         Returns:
-            What was cut, layer by layer, [tokens, 2, KV heads, head size].
+            The rows that were cut, layer by layer, [tokens, 2, KV heads, width].
         """
         count = order.shape[2]
         slots = self._tables.rows_of_layers(sequence, first, starts, starts + count).reshape(-1, count)
@@ -137,15 +160,23 @@ class DeviceStore:
         return tokens[self._on_device(~stays)]
 
     def image(self, sequence: int, layer: int) -> torch.Tensor:
-        """A copy of all rows of the pool that ``layer`` has: its KV, and the index behind."""
-        kv = self.read(sequence, layer)
-        return torch.cat((kv, self.keys.read(sequence, layer))) if sequence in self.keys else kv
+        """A copy of all rows of the pool that ``layer`` has: of its KV, the newest tokens, the index."""
+        parts = [self.pool.read(self._slots(sequence, layer))]
+        if self.recent:
+            parts.append(self.recent.image(sequence, layer))
+        if sequence in self.keys:
+            parts.append(self.keys.read(sequence, layer))
+        return torch.cat(parts)
 
     def restore(self, sequence: int, layer: int, image: torch.Tensor, tokens: int) -> None:
         """Makes ``image``, of so many ``tokens``, all that ``layer`` has, bit for bit."""
-        self.write(sequence, layer, image[:tokens])
+        rings = self.recent.rows_each if self.recent else 0
+        rows, ring, index = image.tensor_split([tokens, tokens + rings])
+        self._put(sequence, layer, rows)
+        if self.recent:
+            self.recent.restore(sequence, layer, ring)
         if sequence in self.keys:
-            self.keys.write(sequence, layer, image[tokens:])
+            self.keys.write(sequence, layer, index)
 
     def check_integrity(self, sequences: Sequence[int]) -> None:
         """Raises IntegrityError unless tables agree, and all pages in use are those of ``sequences``."""
@@ -154,6 +185,10 @@ class DeviceStore:
         owned, in_use = sum(map(self.pages, sequences)), self.pool.allocator.pages_in_use
         if owned != in_use:
             raise IntegrityError(f"{in_use} pages are in use, sequences own {owned}")
+
+    def _put(self, sequence: int, layer: int, rows: torch.Tensor) -> None:
+        self._tables.resize(sequence, layer, len(rows))
+        self.pool.write(self._slots(sequence, layer), rows)
 
     def _grow(self, sequence: int, count: int) -> Rows:
         """Makes every layer hold ``count`` tokens more: their rows, [layers, count]."""

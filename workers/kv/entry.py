@@ -44,12 +44,14 @@ class CachedSequence:
 
     ``positions`` are the input positions of each layer's slots as of the last change of order; slots
     behind them hold the newest tokens in order. ``fed`` counts the tokens behind the prompt; ``recalled``
-    those of each layer that came back from the host.
+    those of each layer that came back from the host; ``unbroken`` is the position from which on each layer
+    has all tokens, in its last slots.
     """
 
     needs: CacheNeeds
     positions: list[Positions]
     recalled: list[int]
+    unbroken: npt.NDArray[np.int64]
     fed: int = 0
     peak_pages: int = 0
 
@@ -91,6 +93,13 @@ class GatheredLayer:
     def tokens(self) -> int:
         """Tokens of each set."""
         return len(self.kv)
+
+
+def unbroken_from(positions: Positions, tokens: int, most: int) -> int:
+    """The position from which on every set has all of ``tokens`` tokens; ``most`` are looked at."""
+    last = positions[:, positions.shape[1] - min(most, positions.shape[1]) :]
+    there = (last[:, ::-1] == np.arange(tokens - 1, tokens - 1 - last.shape[1], -1)).all(axis=0)
+    return tokens - int(np.logical_and.accumulate(there).sum())
 
 
 def take_sets(kv: torch.Tensor, index: torch.Tensor) -> torch.Tensor:

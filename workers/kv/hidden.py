@@ -7,15 +7,17 @@ import torch
 
 from workers.kv.entry import Positions
 from workers.kv.host import HostStore
+from workers.kv.rows import bytes_as_rows
 from workers.kv.spill_counts import SpillCounts
 
 
 @dataclass
 class _Waiting:
-    """Per layer, the positions of each block of rows that was spilled, and elements of a hidden state."""
+    """Per layer, positions of each block of rows that was spilled; size and type of a hidden state."""
 
     blocks: list[list[Positions]]
     size: int = 0
+    dtype: torch.dtype = torch.float32
 
 
 class HiddenStore:
@@ -50,10 +52,11 @@ class HiddenStore:
             return
         waiting = self._waiting[sequence]
         waiting.blocks[layer].append(positions)
-        waiting.size = hidden.shape[1]
-        flat = hidden.to(self._host.row.dtype).view(-1)
-        rows = torch.nn.functional.pad(flat, (0, -len(flat) % self._host.row.numel()))
-        rows = rows.view(-1, *self._host.row.shape)
+        like = self._host.like
+        # Never in fewer bits than they have, but where KV has too.
+        flat = hidden.to(like.dtype if like.dtype.is_floating_point else hidden.dtype).view(1, -1)
+        waiting.size, waiting.dtype = hidden.shape[1], flat.dtype
+        rows = bytes_as_rows(flat, like)
         self._host.spill(_name(sequence), layer, [np.zeros((1, len(rows)), dtype=np.int32)], rows)
 
     def take(self, sequence: int, layer: int) -> tuple[Positions, torch.Tensor] | None:
@@ -69,9 +72,10 @@ class HiddenStore:
         self._host.exchange(name, layer, np.arange(len(rows)), np.zeros((1, 0), dtype=np.int32), rows[:0])
         parts, at = [], 0
         for positions in blocks:
-            elements = len(positions) * waiting.size
-            end = at - (-elements // self._host.row.numel())
-            parts.append(rows[at:end].view(-1)[:elements].view(-1, waiting.size))
+            size = len(positions) * waiting.size * waiting.dtype.itemsize
+            end = at - (-size // rows[:1].nbytes)
+            own = rows[at:end].view(-1).view(torch.uint8)[:size]
+            parts.append(own.view(waiting.dtype).view(-1, waiting.size))
             at = end
         return np.concatenate(blocks), torch.cat(parts)
 

@@ -1,5 +1,6 @@
 """Evicted KV in host memory: bounded, least recently used sequences out first."""
 
+import math
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from workers.budget.pages import PAGE_TOKENS, IntegrityError, PageAllocator, pag
 from workers.kv.entry import Positions
 from workers.kv.link import Copy, HostLink
 from workers.kv.page_table import PageTables, Rows
-from workers.kv.pool import PagedLayers, page_bytes
+from workers.kv.pool import PagedLayers
 from workers.kv.spill_counts import SpillCounts
 
 
@@ -38,7 +39,7 @@ class HostStore:
     page is not reused before the copy into it has completed.
 
     Attributes:
-        row: the shape and type of a token's KV, without memory.
+        like: rows without memory, [0, 2, KV heads, width].
     """
 
     def __init__(
@@ -50,15 +51,15 @@ class HostStore:
         max_tokens: int,
         like: torch.Tensor,
     ) -> None:
-        """``like`` is the device pool's rows [*, 2, KV heads, head size]."""
+        """``like`` is the device pool's rows [*, 2, KV heads, width]."""
         self._link = link
         self._layers = layers
         self._device = like.device
         row_shape = tuple(like.shape[1:])
-        self.page_bytes = page_bytes(row_shape[1], row_shape[2], like.dtype)
+        self._row_bytes = math.prod(row_shape) * like.dtype.itemsize
+        self.page_bytes = PAGE_TOKENS * self._row_bytes
         pages = limit_bytes // self.page_bytes
-        self._row_bytes = self.page_bytes // PAGE_TOKENS
-        self.row = like.new_empty(row_shape, device="meta")
+        self.like = like.new_empty((0, *row_shape), device="meta")
         self._rows = link.host_memory((pages * PAGE_TOKENS, *row_shape), like.dtype)
         self._allocator = PageAllocator(pages)
         self._tables = PageTables(self._allocator, sequences, layers, max_tokens)
@@ -111,8 +112,8 @@ class HostStore:
 
         Args:
             positions: of each layer, the input positions of its tokens, int32 [sets, tokens].
-            kv: keys and values of all of them on the device, [n, 2, KV heads, head size]; the caller
-                gives it away and must not write to it any more.
+            kv: rows of all of them on the device, [n, 2, KV heads, width]; the caller gives them away and
+                must not write to them any more.
         """
         entry = self._sequences[sequence]
         self._sequences.move_to_end(sequence)
@@ -172,7 +173,7 @@ class HostStore:
         return self._tables.length(sequence, layer)
 
     def start_read(self, sequence: Hashable, layer: int, kv: torch.Tensor) -> tuple[Copy, ...]:
-        """Starts to bring the KV of ``layer`` back into ``kv`` [count, 2, KV heads, head size].
+        """Starts to bring the rows of ``layer`` back into ``kv`` [count, 2, KV heads, width].
 
         Bit for bit what was spilled, in the order of ``positions``. Nothing must be spilled or dropped
         of the sequence before the copies returned are done.
@@ -198,9 +199,8 @@ class HostStore:
         for sequence in dict.fromkeys(sequences):
             self._sequences.move_to_end(sequence)
             self._await_writes(self._sequences[sequence])
-        pages, lengths = self._tables.batch(sequences)
-        tables = (torch.from_numpy(each[:layers]) for each in (pages, lengths))
-        return PagedLayers(self._rows, *tables)
+        pages, lengths = (torch.from_numpy(each[:layers]) for each in self._tables.batch(sequences))
+        return PagedLayers(self._rows, pages, lengths)
 
     def attend(self, sequences: Sequence[Hashable], layers: int) -> tuple[PagedLayers, Copy]:
         """As ``view``, of all that is there, and a copy that paces that.

@@ -87,10 +87,11 @@ class ContinuedPrompt:
                 recent, behind = min(plan.recent, rows), int(positions[-1]) + 1
                 seen = observed(plan, recent, observer, kv, behind, self._rotate)
                 keep = choose_kept(self._choose, plan, seen, len(keep), tokens, kept)
+        past = self._gathered
+        if past.kv.dtype != kv.dtype:  # stored in fewer bits, and decoded in more than the rows have
+            kv = torch.cat((past.kv, kv[past.tokens :].to(past.kv.dtype)))
         gathered = GatheredLayer(
-            with_rows(self._gathered.positions, positions),
-            with_rows(self._gathered.places, np.full(rows, -1)),
-            kv,
+            with_rows(past.positions, positions), with_rows(past.places, np.full(rows, -1)), kv
         )
         self._cache.replace(self._sequence, layer, gathered, keep)
         self._generation.keep(self._sequence, layer, kept)

@@ -48,7 +48,8 @@ def capacity(
     """What fits into the pools of ``stages``; of a model with that ``context``."""
     tokens = min(SEQUENCE_TOKENS, context)
     shards = tuple(
-        ShardLayout(each.first_layer, each.end_layer, each.page_bytes, each.kv_heads) for each in stages
+        ShardLayout(each.first_layer, each.end_layer, each.page_bytes, each.kv_heads, each.kv_dtype)
+        for each in stages
     )
     pages = [each.pages_total for each in stages]
     on_host = [each.host_bytes_limit // each.page_bytes for each in stages]

@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Sequence
 
+from workers.budget.kv_format import MOST_FED
 from workers.schedule.memory import PipelineLayout, PipelineMemory
 from workers.schedule.parked import ParkedSessions
 from workers.schedule.roster import Roster
@@ -69,8 +70,9 @@ class Groups:
     def counts(self, keys: Sequence[int]) -> list[int]:
         """Tokens that a decode step feeds of each: the newest, and what is known behind it."""
         counts, room = [], max(0, VERIFIED_ROWS - len(keys))
+        most = MOST_FED - 1 if self._layout.shards[0].kv_format.recent else VERIFIED_ROWS
         for key in keys:
-            ahead = len(self._roster.sequences[key].known_ahead(room))
+            ahead = len(self._roster.sequences[key].known_ahead(min(room, most)))
             counts.append(1 + ahead)
             room -= ahead
         return counts

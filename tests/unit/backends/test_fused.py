@@ -13,9 +13,11 @@ from workers.backends.cpu import native
 from workers.backends.cpu.build import KernelBuildError, load_library
 from workers.backends.cpu.native import FEW_ROWS, CpuBackend
 from workers.backends.reference import ReferenceBackend
+from workers.budget.kv_format import RECENT_TOKENS
 from workers.budget.pages import PAGE_TOKENS, pages_for
 from workers.execute.decode import DecodeAttend
 from workers.kv.pool import PagedLayers, PagedStep
+from workers.kv.rows import decode, encode
 from workers.model.config import ModelConfig
 from workers.model.llama import LlamaStage
 from workers.model.shapes import SHAPES
@@ -61,7 +63,31 @@ def step_for(seed: int, lengths: list[list[int]], model: ModelConfig, dtype: tor
     shape = (order.numel() * PAGE_TOKENS, 2, model.kv_heads, model.head_size)
     last = every.long() - 1
     slots = pages.gather(2, (last // PAGE_TOKENS)[..., None])[..., 0] * PAGE_TOKENS + last % PAGE_TOKENS
-    return PagedStep(torch.randn(shape, generator=generator).to(dtype), slots.long(), pages, every)
+    rows = encode(torch.randn(shape, generator=generator), dtype)
+    return PagedStep(rows, slots.long(), pages, every)
+
+
+def with_recent(step: PagedStep, seed: int, model: ModelConfig) -> PagedStep:
+    """``step`` with the newest tokens in int8 too, as many as there are at most, on pages of eight."""
+    generator = torch.Generator().manual_seed(seed)
+    counts = step.lengths.clamp(max=RECENT_TOKENS)
+    starts = torch.randint(8, counts.shape, generator=generator, dtype=torch.int32)
+    pages = torch.randperm(counts.numel() * 6, generator=generator).view(*counts.shape, 6).to(torch.int32)
+    last = (starts + counts).long() - 1
+    slots = pages.gather(2, (last // 8)[..., None])[..., 0] * 8 + last % 8
+    shape = (pages.numel() * 8, 2, model.kv_heads, model.head_size)
+    rows = encode(torch.randn(shape, generator=generator), torch.int8)
+    recent = PagedLayers(rows, pages, starts + counts, starts, page_tokens=8)
+    return dataclasses.replace(step, recent=recent, recent_slots=slots.long())
+
+
+def within_reach(step: PagedStep) -> PagedStep:
+    """``step`` with none of the newest tokens twice that a window leaves out."""
+    if step.recent is None or step.recent.starts is None or step.starts is None:
+        return step
+    first = step.recent.lengths - (step.lengths - step.starts)
+    starts = step.recent.starts.maximum(first)
+    return dataclasses.replace(step, recent=dataclasses.replace(step.recent, starts=starts))
 
 
 @settings(max_examples=examples(30))
@@ -75,6 +101,7 @@ def step_for(seed: int, lengths: list[list[int]], model: ModelConfig, dtype: tor
     tail=st.integers(0, 40),
     spilled=st.sampled_from([0, 0, 7, 290]),
     family=st.booleans(),
+    stored=st.sampled_from([None, None, torch.float16, torch.int8, torch.uint8]),
 )
 def test_one_call_is_all_layers_one_by_one(
     native_for: Callable[[torch.dtype], CpuBackend],
@@ -87,12 +114,15 @@ def test_one_call_is_all_layers_one_by_one(
     tail: int,
     spilled: int,
     family: bool,
+    stored: torch.dtype | None,
 ) -> None:
     model = dataclasses.replace(
         MODEL, heads=heads[0], kv_heads=heads[1], attention_bias=biased, output_bias=biased, mlp_bias=biased
     )
     if family:
         model = dataclasses.replace(model, head_norms=True, unrotated=(1,))
+    if stored == torch.uint8:  # whole vectors of pairs
+        model = dataclasses.replace(model, head_size=32)
     kernels = native_for(dtype)
     torch.manual_seed(seed)
     stage = LlamaStage(model, 0, LAYERS, kernels).requires_grad_(False)
@@ -101,10 +131,12 @@ def test_one_call_is_all_layers_one_by_one(
     plain = LlamaStage(model, 0, LAYERS, ReferenceBackend(torch.float32)).requires_grad_(False)
     stage.to(dtype)
     plain.load_state_dict(stage.state_dict())
-    fused = kernels.fuse(stage.weights(), model)
+    fused = kernels.fuse(stage.weights(), model, stored or dtype)
     assert fused is not None
     per_layer = [[max(1, length - layer * shrink) for length in lengths] for layer in range(LAYERS)]
-    ours, theirs = (step_for(seed, per_layer, model, each) for each in (dtype, dtype))
+    ours, theirs = (step_for(seed, per_layer, model, stored or dtype) for _ in range(2))
+    if stored == torch.uint8:
+        ours, theirs = (with_recent(each, seed, model) for each in (ours, theirs))
     if spilled:
         counts = [[1 + spilled * (layer + row) for row in range(len(lengths))] for layer in range(LAYERS)]
         there = step_for(seed + 1, counts, model, dtype)
@@ -121,17 +153,23 @@ def test_one_call_is_all_layers_one_by_one(
             )
             for step in (ours, theirs)
         )
-    theirs = dataclasses.replace(theirs, rows=theirs.rows.float())
+        ours, theirs = map(within_reach, (ours, theirs))
+    if stored is None:
+        theirs = dataclasses.replace(theirs, rows=theirs.rows.float())
     tokens = torch.randint(model.vocabulary, (len(lengths),))
     angles = torch.randn(len(lengths), model.head_size // 2)
     rotation = (angles.cos(), angles.sin())
     attend = DecodeAttend(theirs, tail, ReferenceBackend(torch.float32))
     expected = plain(tokens, rotation, attend)
     hidden, shares = fused(stage.embed(tokens), rotation, ours, tail)
-    tolerance = 2e-4 if dtype == torch.float32 else 5e-2
+    # Where what is stored is rounded, the last bit of a sum may decide how.
+    tolerance = 2e-4 if dtype == torch.float32 and stored is None else 5e-2
     # What was stored, and nothing else, has changed.
-    stored = (ours.rows, theirs.rows)
-    for got, wanted in ((hidden, expected), (shares, torch.stack(attend.shares)), stored):
+    places = [(ours.rows, theirs.rows)]
+    if ours.recent and theirs.recent:
+        places.append((ours.recent.rows, theirs.recent.rows))
+    kept = [(decode(own).float(), decode(other).float()) for own, other in places]
+    for got, wanted in ((hidden, expected), (shares, torch.stack(attend.shares)), *kept):
         # Roundings add up along a row: an element is as exact as the largest.
         largest = wanted.abs().max() if wanted.numel() else 0.0
         assert (got.float() - wanted).abs().lt(tolerance * max(1.0, float(largest))).all()
@@ -147,8 +185,8 @@ def test_sizes_of_no_whole_vectors_are_left_to_the_layers(
         dataclasses.replace(MODEL, hidden=50),
     ):
         stage = LlamaStage(model, 0, LAYERS, kernels).requires_grad_(False)
-        assert kernels.fuse(stage.weights(), model) is None
+        assert kernels.fuse(stage.weights(), model, torch.float32) is None
     whole = LlamaStage(MODEL, 0, LAYERS, kernels).requires_grad_(False)
-    fused = kernels.fuse(whole.weights(), MODEL)
+    fused = kernels.fuse(whole.weights(), MODEL, torch.float32)
     assert fused is not None
     assert fused.max_rows == FEW_ROWS

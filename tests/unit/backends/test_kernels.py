@@ -15,18 +15,22 @@ from workers.backends.cpu.native import CpuBackend
 from workers.backends.interface import Backend
 from workers.backends.reference import ReferenceBackend
 from workers.backends.tuning import ReferenceTuning
+from workers.budget.kv_format import KV_FORMATS
 from workers.budget.pages import PAGE_TOKENS, pages_for
 from workers.kv.pool import KVPool, PagedBatch
-from workers.kv.spilled_keys import SpilledKeys, unpack
+from workers.kv.rows import decode, encode, row_dtype, row_format, row_shape
+from workers.kv.spilled_keys import SpilledKeys, index_scales, unpack
 from workers.model.operations import HeadNorms
 
 # (heads, KV heads): one key for each head, for groups of heads, for all of them.
 HEADS = [(4, 4), (6, 2), (9, 3), (4, 1), (1, 1)]
 DTYPES = [torch.float32, torch.bfloat16]
+FORMATS = [None, None, *map(row_dtype, KV_FORMATS)]
 KernelsFor = Callable[..., Backend]
 seeds = st.integers(0, 2**32)
 heads = st.sampled_from(HEADS)
 dtypes = st.sampled_from(DTYPES)
+formats = st.sampled_from(FORMATS)
 head_sizes = st.sampled_from([8, 32, 64])
 
 
@@ -191,19 +195,21 @@ def test_the_newest_rows_attend_to_all_before_them_and_the_newest_of_them_score(
 def scattered(
     seed: int, lengths: list[int], kv_heads: int, head_size: int, dtype: torch.dtype
 ) -> tuple[PagedBatch, list[torch.Tensor]]:
-    """Caches of these lengths on pages in any order, among NaN; and the caches as they are."""
+    """Caches of these lengths on pages in any order, among poison; and what is in them."""
     width, count = max(map(pages_for, lengths)), sum(map(pages_for, lengths))
     order = torch.randperm(count + 1, generator=torch.Generator().manual_seed(seed))
     free, taken = order[0], iter(order[1:])
-    pool = torch.full(((count + 1) * PAGE_TOKENS, 2, kv_heads, head_size), torch.nan, dtype=dtype)
+    pool = torch.empty((count + 1) * PAGE_TOKENS, *row_shape(kv_heads, head_size, dtype), dtype=dtype)
+    pool.view(torch.uint8).fill_(255)  # NaN, or a scale that is
     pages = torch.full((len(lengths), width), int(free), dtype=torch.int32)
     caches = [draw(seed + row, length, 2, kv_heads, head_size) for row, length in enumerate(lengths)]
-    caches = [cache.to(dtype) for cache in caches]
+    caches = [encode(cache, dtype) for cache in caches]
     for row, cache in enumerate(caches):
         for index, part in enumerate(torch.split(cache, PAGE_TOKENS) if len(cache) else ()):
             pages[row, index] = next(taken)
             first = pages[row, index] * PAGE_TOKENS
             pool[first : first + len(part)] = part
+    caches = [decode(cache).float() for cache in caches]
     return PagedBatch(pool, pages, torch.tensor(lengths, dtype=torch.int32)), caches
 
 
@@ -217,6 +223,9 @@ def scattered(
     st.integers(1, 40_000),
     st.sampled_from([0, 0, 3, 40, 300]),
     st.none() | st.floats(0, 1),
+    formats,
+    formats,
+    st.sampled_from([0, 0, 1, 5, 40]),
 )
 def test_a_step_attends_to_each_cache_up_to_its_length(
     kernels_for: KernelsFor,
@@ -229,14 +238,30 @@ def test_a_step_attends_to_each_cache_up_to_its_length(
     gathered_bytes: int,
     spilled: int,
     unseen: float | None,
+    stored: torch.dtype | None,
+    spilled_as: torch.dtype | None,
+    finer: int,
 ) -> None:
     kernels = kernels_for(dtype, ReferenceTuning(gather_bytes=gathered_bytes))
     query = draw(seed, len(lengths), heads[0], head_size).to(kernels.activations)
-    batch, caches = scattered(seed + 1, lengths, heads[1], head_size, dtype)
+    batch, caches = scattered(seed + 1, lengths, heads[1], head_size, stored or dtype)
+    if finer:
+        # Pages that begin anywhere, with some of the newest tokens: none of the first sequence.
+        counts = [min(finer * row, length) for row, length in enumerate(lengths)]
+        ahead = [(5 * row) % 8 for row in range(len(lengths))]
+        every = [max(1, count + before) for count, before in zip(counts, ahead, strict=True)]
+        better, finest = scattered(seed + 5, every, heads[1], head_size, torch.float32)
+        before_them = torch.tensor(every) - torch.tensor(counts)
+        better = dataclasses.replace(better, starts=before_them.to(torch.int32))
+        batch = dataclasses.replace(batch, recent=better)
+        for cache, other, few in zip(caches, finest, counts, strict=True):
+            if few:
+                cache[len(cache) - few :] = other[len(other) - few :]
     behind = [cache[:0] for cache in caches]
     if spilled:  # the first has nothing there
         counts = [spilled * row for row in range(len(lengths))]
-        there, behind = scattered(seed + 9, [max(1, *counts), *counts], heads[1], head_size, dtype)
+        beyond_as = spilled_as or dtype
+        there, behind = scattered(seed + 9, [max(1, *counts), *counts], heads[1], head_size, beyond_as)
         there, behind = (
             dataclasses.replace(there, pages=there.pages[1:], lengths=there.lengths[1:]),
             behind[1:],
@@ -246,7 +271,8 @@ def test_a_step_attends_to_each_cache_up_to_its_length(
     if unseen is not None:
         # All of what is spilled may be out of reach, but not the newest token.
         starts = [
-            [int(unseen * (length - 1)) for length in lengths],
+            # What is finer is within reach.
+            [int(unseen * max(0, length - max(1, finer * row))) for row, length in enumerate(lengths)],
             [int(unseen * 1.5 * len(each)) for each in behind],
         ]
         own, beyond = (torch.tensor(each, dtype=torch.int32) for each in starts)
@@ -276,6 +302,7 @@ def test_a_step_attends_to_each_cache_up_to_its_length(
     heads,
     head_sizes,
     dtypes,
+    formats,
 )
 @settings(max_examples=examples(60))
 def test_indexed_keys_get_the_shares_of_a_softmax_over_their_codes(
@@ -285,10 +312,11 @@ def test_indexed_keys_get_the_shares_of_a_softmax_over_their_codes(
     heads: tuple[int, int],
     head_size: int,
     dtype: torch.dtype,
+    stored: torch.dtype | None,
 ) -> None:
     (query_heads, kv_heads), sequences = heads, len(spilled)
-    pool = KVPool(400, kv_heads, head_size, dtype, torch.device("cpu"))
-    pool.rows.fill_(float("nan"))
+    pool = KVPool(2000, kv_heads, head_size, stored or dtype, torch.device("cpu"))
+    pool.rows.view(torch.uint8).fill_(255)
     keys = SpilledKeys(pool, sequences, 1, 1000)
     for sequence, count in enumerate(spilled):
         keys.open(sequence)
@@ -303,8 +331,10 @@ def test_indexed_keys_get_the_shares_of_a_softmax_over_their_codes(
         if not count:
             continue
         rows = keys.read(row, 0)
-        codes = unpack(rows[1:])[:count].float().view(count, kv_heads, head_size)
-        asked = query[row].float().view(kv_heads, -1, head_size) * rows[0, 1].float()[:, None]
+        scaling = row_format(rows.dtype).index_scale_rows
+        codes = unpack(rows[scaling:])[:count].float().view(count, kv_heads, head_size)
+        steps = index_scales(rows[:scaling])[1].view(kv_heads, 1, head_size)
+        asked = query[row].float().view(kv_heads, -1, head_size) * steps
         logits = torch.einsum("ngd,tnd->ngt", asked, codes) * head_size**-0.5
         expected = logits.softmax(dim=-1).sum(dim=(0, 1))
         assert torch.allclose(shares[row, :count], expected, rtol=1e-3, atol=1e-5)

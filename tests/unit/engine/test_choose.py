@@ -12,7 +12,7 @@ from workers.backends.cpu import build
 from workers.backends.cpu.build import KernelBuildError, load_library
 from workers.backends.reference import ReferenceBackend
 from workers.engine import choose
-from workers.engine.choose import choose_backend, choose_dtype
+from workers.engine.choose import choose_backend, choose_dtype, choose_kv_dtype
 
 CPU = torch.device("cpu")
 WITH, WITHOUT = {"avx512_bf16": True}, {"avx512_bf16": False, "amx_bf16": False}
@@ -101,3 +101,20 @@ def test_kernels_are_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(subprocess, "run", refuse)
     load_library()
+
+
+def test_kv_has_the_type_that_is_asked_for_or_that_of_weights() -> None:
+    assert choose_kv_dtype("auto", torch.bfloat16, 64) is torch.bfloat16
+    assert choose_kv_dtype("float32", torch.bfloat16, 64) is torch.float32
+    assert choose_kv_dtype("int8", torch.bfloat16, 64) is torch.int8
+    assert choose_kv_dtype("int4", torch.float32, 64) is torch.uint8
+    assert choose_kv_dtype("auto", torch.float32, 6) is torch.float32
+
+
+@pytest.mark.parametrize(
+    ("name", "head_size", "said"),
+    [("int2", 64, "'int2'; it must be one of auto"), ("int8", 6, "multiple of 4")],
+)
+def test_kv_that_cannot_be_stored_so_is_refused(name: str, head_size: int, said: str) -> None:
+    with pytest.raises(ConfigurationError, match=said):
+        choose_kv_dtype(name, torch.float32, head_size)

@@ -198,8 +198,7 @@ class Recalling(RuleBasedStateMachine):
         paged, copy = feed([session.name] * rows, self.cache, self.generation)
         new = self._new(session, rows)
         for layer in LAYERS:
-            paged.write(layer, new[layer])
-            batch = paged.batch(layer)
+            batch = paged.write(layer, new[layer])
             assert batch.spilled
             for row in range(rows):
                 count = int(batch.lengths[row])

@@ -30,6 +30,7 @@ from workers.kv.cache import ShardCache
 from workers.kv.host import HostStore
 from workers.kv.page_table import PageTables
 from workers.kv.pool import KVPool
+from workers.kv.rows import decode, encode, row_format
 from workers.policies.observed import best_by_attention, ends
 from workers.policies.registry import plan
 
@@ -37,7 +38,7 @@ from workers.policies.registry import plan
 FIRST, END, MODEL_LAYERS = 1, 4, 5
 LAYERS = range(END - FIRST)
 MAX_TOKENS, SEQUENCES = 160, 4
-TOKEN = (2, 2, 2)
+TOKEN = (2, 2, 4)
 
 PYRAMID = {
     "recent_ratio": 0.3,
@@ -77,7 +78,8 @@ class Books:
 
     def __init__(self, plan: KeepPlan, random: torch.Generator, dtype: torch.dtype) -> None:
         self.plan, self.sets = plan, plan.sets(HEADS)
-        self.kv = torch.randn(len(LAYERS), MAX_TOKENS, *TOKEN, generator=random).to(dtype)
+        # What is stored, as it comes back.
+        self.kv = decode(encode(torch.randn(len(LAYERS), MAX_TOKENS, *TOKEN, generator=random), dtype))
         self.device: list[list[list[int]]] = [[[] for _ in range(self.sets)] for _ in LAYERS]
         self.host: list[list[list[int]]] = [[[] for _ in range(self.sets)] for _ in LAYERS]
         # Attention that a generated token pays to a position, for each head.
@@ -100,7 +102,7 @@ class Books:
         return [len(held[0]) for held in self.device]
 
     def note_peak(self, layout: ShardLayout) -> None:
-        held = score_pages(self.plan, layout) + sum(map(pages_for, self.lengths()))
+        held = fixed_pages(self.plan, layout) + sum(map(pages_for, self.lengths()))
         self.peak = max(self.peak, held)
 
     def compress(self, layer: int, chosen: list[list[int]]) -> None:
@@ -147,10 +149,10 @@ class Shard:
     def __init__(self, dtype: torch.dtype = torch.float32, pages: int = 200, host_pages: int = 200) -> None:
         pool = KVPool(pages, *TOKEN[1:], dtype, torch.device("cpu"))
         pool.allocator = PoisoningAllocator(pages, pool.rows)
-        self.layout = ShardLayout(FIRST, END, pool.page_bytes, HEADS)
+        self.layout = ShardLayout(FIRST, END, pool.page_bytes, HEADS, row_format(dtype).name)
         self.link = DeferredLink()
         self.tables = PageTables(pool.allocator, SEQUENCES, len(LAYERS), MAX_TOKENS)
-        sizes = (2 * SEQUENCES, len(LAYERS), MAX_TOKENS)
+        sizes = (2 * SEQUENCES, len(LAYERS), 2 * MAX_TOKENS)
         host = poison(HostStore(host_pages * pool.page_bytes, self.link, *sizes, like=pool.rows))
         self.cache = ShardCache(pool, self.tables, host, self.layout)
         self.generation = Generation(self.cache, self.layout)
@@ -196,10 +198,10 @@ class Shard:
         tail = targets.tail if targets else 0
         shares = torch.rand(len(LAYERS), len(sequences), HEADS, tail, generator=self.random)
         for layer, attention in zip(LAYERS, shares, strict=True):
-            step.write(layer, torch.stack([b.kv[layer, b.end] for b in all_books]))
-            batch = step.batch(layer)
+            batch = step.write(layer, torch.stack([b.kv[layer, b.end] for b in all_books]))
             lengths = batch.lengths
-            gathered = batch.gather(0, len(sequences), int(lengths.max()))
+            gathered = decode(batch.gather(0, len(sequences), int(lengths.max())))
+            attended, _ = batch.gather_all(0, len(sequences), int(lengths.max()), 0, gathered.dtype)
             lacking = torch.arange(tail) < tail - lengths[:, None]
             attention.masked_fill_(lacking[:, None], float("nan"))
             for row, books in enumerate(all_books):
@@ -207,6 +209,9 @@ class Shard:
                 for own in held:
                     own.append(books.end)
                 assert same_bits(gathered[row, : lengths[row]], books.rows(layer, held))
+                # The newest in a finer format, whatever else has been cut.
+                whole = attended[row, : lengths[row]]
+                assert torch.allclose(whole, books.rows(layer, held), atol=0.02)
                 for head, own in enumerate(held * (HEADS // len(held)) if tail else []):
                     newest = own[-tail:]
                     paid = attention[row, head, tail - len(newest) :]
@@ -233,7 +238,7 @@ class Shard:
         for sequence, books in self.books.items():
             assert sequence in self.cache
             if not books.stored:
-                expected += score_pages(books.plan, self.layout)
+                expected += fixed_pages(books.plan, self.layout)
                 continue
             expected += 0 if books.suspended else pages_held(books.plan, self.layout, books.generated)
             for layer in LAYERS:
@@ -262,7 +267,7 @@ class Shard:
 
     def device_pages(self, sequence: int) -> int:
         """Pages of a sequence's KV on the device, or that it had there."""
-        return sum(map(pages_for, self.books[sequence].lengths()))
+        return self.layout.recent_pages + sum(map(pages_for, self.books[sequence].lengths()))
 
     def recall(self, sequence: int) -> bool:
         """Asserts that the host has what was evicted; returns whether it has not dropped it."""
@@ -271,7 +276,7 @@ class Shard:
         for layer, kv in enumerate(back):
             if kv is not None:
                 assert host.positions(sequence, layer).tolist() == books.host[layer]
-                assert same_bits(kv, books.rows(layer, books.host[layer]))
+                assert same_bits(decode(kv), books.rows(layer, books.host[layer]))
         dropped = {kv is None for kv in back}
         assert len(dropped) == 1
         return dropped == {False}
@@ -299,12 +304,19 @@ class Shard:
         assert receipt.page_bytes == self.layout.page_bytes
         assert receipt.table_bytes == self.tables.bytes_per_sequence
         assert receipt.score_pages == score_pages(books.plan, self.layout)
-        pages = receipt.score_pages + sum(map(pages_for, books.lengths()))
+        pages = fixed_pages(books.plan, self.layout) + sum(map(pages_for, books.lengths()))
         assert before - self.allocator.pages_in_use == (0 if books.suspended else pages)
         return receipt
 
 
-@pytest.fixture(params=[torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def fixed_pages(plan: KeepPlan, layout: ShardLayout) -> int:
+    """Pages that a sequence has however many tokens it holds."""
+    return score_pages(plan, layout) + layout.recent_pages
+
+
+@pytest.fixture(
+    params=[torch.float32, torch.bfloat16, torch.int8, torch.uint8], ids=["fp32", "bf16", "int8", "int4"]
+)
 def shard(request: pytest.FixtureRequest) -> Shard:
     return Shard(request.param)
 
@@ -501,7 +513,7 @@ class Caches(RuleBasedStateMachine):
         self.begun = 0
 
     @initialize(
-        dtype=st.sampled_from((torch.float32, torch.bfloat16)),
+        dtype=st.sampled_from((torch.float32, torch.bfloat16, torch.int8, torch.uint8)),
         pages=st.integers(16, 100),
         host_pages=st.integers(0, 40),
     )

@@ -7,6 +7,7 @@ from workers.backends.reference import ReferenceBackend
 from workers.budget.footprint import index_rows
 from workers.budget.pages import OutOfPagesError, pages_for
 from workers.kv.pool import KVPool
+from workers.kv.rows import row_format
 from workers.kv.spilled_keys import SpilledKeys
 
 KV_HEADS, HEAD_SIZE = 2, 16
@@ -39,10 +40,10 @@ def test_sixteen_keys_take_the_memory_of_one_token(dtype: torch.dtype) -> None:
     pool, keys = build(dtype)
     for layer, tokens in enumerate((0, 1, 300)):
         keys.append(1, layer, some(tokens, dtype), 0)
-    assert index_rows(300) == 1 + 19
-    assert (
-        keys.pages(1) == pool.allocator.pages_in_use == sum(pages_for(index_rows(n)) for n in (0, 1, 300))
-    )
+    form = row_format(dtype)
+    assert index_rows(300, form) == 1 + 19
+    pages = sum(pages_for(index_rows(count, form)) for count in (0, 1, 300))
+    assert keys.pages(1) == pool.allocator.pages_in_use == pages
     keys.close(1)
     assert pool.allocator.pages_in_use == 0
 

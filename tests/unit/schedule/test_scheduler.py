@@ -13,6 +13,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invar
 
 from pyramidserve.types import Compression, FinishReason
 from workers.budget.footprint import ShardLayout, index_rows, score_pages
+from workers.budget.kv_format import KV_FORMATS
 from workers.budget.pages import pages_for
 from workers.budget.plan import KeepPlan
 from workers.policies.registry import plan
@@ -88,7 +89,7 @@ def finish(scheduler: Scheduler, step: Step) -> None:
 def index_pages(keep: KeepPlan, layer: int, fed: int) -> int:
     """Of the index of what a layer has on the host."""
     spilled = keep.prompt_tokens + fed - keep.tokens(layer, fed)
-    return pages_for(index_rows(spilled)) if keep.indexes else 0
+    return pages_for(index_rows(spilled, KV_FORMATS["float32"])) if keep.indexes else 0
 
 
 class Shards:

@@ -34,6 +34,7 @@ def measured(workload: Workload) -> Measured:
         model=MODEL,
         limits=LIMITS,
         itemsize=4,
+        kv_dtype="float32",
         workload=workload,
         compression=FULL,
         pool_bytes=workload.pool_bytes(MODEL, 4),

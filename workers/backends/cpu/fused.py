@@ -5,9 +5,11 @@ from ctypes import CDLL, Structure, byref, c_double, c_float, c_int, c_int64, c_
 
 import torch
 
-from workers.backends.cpu.shared import CHUNK, PARTIAL
+from workers.backends.cpu.shared import CHUNK, FORMATS, LANES, PARTIAL
 from workers.backends.stopwatch import Stopwatch
+from workers.budget.pages import PAGE_TOKENS
 from workers.kv.pool import PagedBatch, PagedLayers, PagedStep
+from workers.kv.rows import row_format
 from workers.model.config import ModelConfig
 from workers.model.operations import HeadNorms, LayerWeights
 from workers.model.rope import Rotation
@@ -45,11 +47,12 @@ class PagedCache(Structure):
 
     _fields_ = (
         *((name, c_void_p) for name in ("rows", "pages", "lengths", "starts")),
-        *((name, c_int64) for name in ("width", "chunks")),
+        *((name, c_int64) for name in ("width", "chunks", "row_bytes")),
+        *((name, c_int) for name in ("format", "page_tokens")),
     )
 
 
-NOTHING = PagedCache(None, None, None, None, 0, 0)
+NOTHING = PagedCache(None, None, None, None, 0, 0, 0, 0, PAGE_TOKENS)
 
 
 def paged_cache(cache: PagedBatch | PagedStep | PagedLayers | None) -> PagedCache:
@@ -58,7 +61,15 @@ def paged_cache(cache: PagedBatch | PagedStep | PagedLayers | None) -> PagedCach
         return NOTHING
     tensors = (cache.rows, cache.pages, cache.lengths, cache.starts)
     pointers = (None if each is None else each.data_ptr() for each in tensors)
-    return PagedCache(*pointers, cache.pages.shape[-1], -(-int(cache.lengths.max()) // CHUNK))
+    chunks = -(-int(cache.lengths.max()) // CHUNK)
+    row_bytes = cache.rows.stride(0) * cache.rows.dtype.itemsize
+    form = FORMATS[row_format(cache.rows.dtype).name]
+    return PagedCache(*pointers, cache.pages.shape[-1], chunks, row_bytes, form, cache.page_tokens)
+
+
+def whole_vectors(head_size: int, rows: torch.dtype) -> bool:
+    """Whether the numbers of a head in rows of that type are whole vectors."""
+    return head_size % (LANES * (8 // min(8, row_format(rows).bits))) == 0
 
 
 class _Shape(Structure):
@@ -86,7 +97,7 @@ class NativeDecode:
     ) -> None:
         self._decode = library.decode_layers
         self._decode.restype = None
-        self._decode.argtypes = (*(c_void_p,) * 11, *(c_int64,) * 2, *(c_int,) * 3)
+        self._decode.argtypes = (*(c_void_p,) * 13, *(c_int64,) * 2, *(c_int,) * 3)
         self._layers = layers  # Their memory must outlive the addresses below.
         self._model, self._dtype, self._activations = model, dtype, activations
         self.max_rows, self._stopwatch = max_rows, stopwatch
@@ -101,15 +112,17 @@ class NativeDecode:
         # A copy, as it is changed.
         hidden = torch.empty(hidden.shape).copy_(hidden)
         cos, sin = (part.contiguous() for part in rotation)
-        sequences, cache, spilled = len(hidden), paged_cache(step), paged_cache(step.spilled)
-        scratch = torch.empty(self._scratch(sequences, cache.chunks + spilled.chunks, tail))
+        sequences, slots = len(hidden), step.recent_slots
+        caches = [paged_cache(each) for each in (step, step.recent, step.spilled)]
+        scratch = torch.empty(self._scratch(sequences, sum(cache.chunks for cache in caches), tail))
         shares = torch.empty(len(self._layers), sequences, self._model.kv_heads, tail)
         seconds = (c_double * len(_SPENT))()
         self._decode(
             *(self._weights, byref(self._shape)),
             *(each.data_ptr() for each in (hidden, cos, sin)),
-            *(byref(cache), byref(spilled)),
-            *(each.data_ptr() for each in (step.slots, scratch, shares)),
+            *map(byref, caches),
+            *(step.slots.data_ptr(), None if slots is None else slots.data_ptr()),
+            *(each.data_ptr() for each in (scratch, shares)),
             seconds,
             *(sequences, tail),
             *(int(each == torch.bfloat16) for each in (self._activations, self._dtype)),

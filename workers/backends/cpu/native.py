@@ -6,15 +6,15 @@ from ctypes import CDLL, byref, c_float, c_int, c_int64, c_void_p
 import torch
 from torch.nn import functional
 
-from workers.backends.cpu.fused import NativeDecode, head_norms, paged_cache
+from workers.backends.cpu.fused import NativeDecode, head_norms, paged_cache, whole_vectors
 from workers.backends.cpu.shared import CHUNK, COLUMNS, LANES, PARTIAL
 from workers.backends.interface import Attended, FusedDecode
 from workers.backends.reference import ReferenceBackend
 from workers.backends.stopwatch import Stopwatch
 from workers.backends.tuning import ReferenceTuning
-from workers.budget.plan import KEYS_PER_ROW
 from workers.device import multiplies_bf16
 from workers.kv.pool import PagedBatch
+from workers.kv.rows import row_format
 from workers.model.config import ModelConfig
 from workers.model.operations import HeadNorms, LayerWeights
 from workers.model.rope import Rotation
@@ -31,8 +31,8 @@ _ARGUMENTS = {
     "silu_product": (_POINTER, _POINTER, _SIZE, _SIZE, _INT, _INT),
     "rotate": (*(_POINTER,) * 6, _SIZE, *(_INT,) * 6),
     "prefill_attention": (*(_POINTER,) * 7, *(_SIZE,) * 4, *(_INT,) * 6),
-    "indexed_shares": (*(_POINTER,) * 5, *(_SIZE,) * 2, *(_INT,) * 6),
-    "decode_attention": (*(_POINTER,) * 8, *(_SIZE,) * 2, *(_INT,) * 6),
+    "indexed_shares": (*(_POINTER,) * 5, *(_SIZE,) * 2, *(_INT,) * 7),
+    "decode_attention": (*(_POINTER,) * 9, *(_SIZE,) * 2, *(_INT,) * 5),
 }
 
 
@@ -161,23 +161,24 @@ class CpuBackend:
         return self._reference.low_counts(query, kv, context, starts, each)
 
     def decode_attention(self, query: torch.Tensor, batch: PagedBatch, tail: int) -> Attended:
-        if query.shape[-1] % LANES:
+        stored = [each.rows.dtype for each in (batch, batch.recent, batch.spilled) if each]
+        if not all(whole_vectors(query.shape[-1], dtype) for dtype in stored):
             return self._reference.decode_attention(query, batch, tail)
         query = query.contiguous()
         sequences, heads, head_size = query.shape
-        cache, spilled = paged_cache(batch), paged_cache(batch.spilled)
+        caches = [paged_cache(each) for each in (batch, batch.recent, batch.spilled)]
         out = query.new_empty(sequences, heads * head_size)
-        parts = sequences * (cache.chunks + spilled.chunks) * heads
+        parts = sequences * sum(cache.chunks for cache in caches) * heads
         partials = torch.empty(parts * (head_size + PARTIAL))
         logits = torch.empty(sequences * heads * tail)
         shares = torch.empty(sequences, batch.rows.shape[2], tail)
         lse = torch.empty(sequences, heads)
+        bf16, _, threads = self._mode()
         with self.stopwatch.on("attention"):
             self._library.decode_attention(
-                *(query.data_ptr(), byref(cache), byref(spilled)),
+                *(query.data_ptr(), *map(byref, caches)),
                 *(each.data_ptr() for each in (out, partials, logits, shares, lse)),
-                *(sequences, tail),
-                *(heads, batch.rows.shape[2], head_size, *self._mode()),
+                *(sequences, tail, heads, batch.rows.shape[2], head_size, bf16, threads),
             )
         return Attended(out, lse, shares)
 
@@ -186,19 +187,27 @@ class CpuBackend:
             return self._reference.indexed_shares(query, index, counts)
         query = query.contiguous()
         sequences, heads, head_size = query.shape
-        most = int(counts.max())
-        width = -(-most // KEYS_PER_ROW) * KEYS_PER_ROW
+        most, form = int(counts.max()), row_format(index.rows.dtype)
+        width = -(-most // LANES) * LANES
+        bf16, _, threads = self._mode()
         logits, shares = torch.empty(sequences * heads * width), torch.empty(sequences, width)
         with self.stopwatch.on("attention"):
             self._library.indexed_shares(
                 *(query.data_ptr(), byref(paged_cache(index)), counts.data_ptr()),
                 *(logits.data_ptr(), shares.data_ptr(), sequences, width),
-                *(heads, index.rows.shape[2], head_size, *self._mode()),
+                *(heads, index.rows.shape[2], head_size),
+                *(form.keys_per_row, form.index_scale_rows, bf16, threads),
             )
         return shares[:, :most]
 
-    def fuse(self, layers: Sequence[LayerWeights], model: ModelConfig) -> FusedDecode | None:
-        if model.head_size % LANES or model.hidden % COLUMNS or model.intermediate % COLUMNS:
+    def fuse(
+        self, layers: Sequence[LayerWeights], model: ModelConfig, stored: torch.dtype
+    ) -> FusedDecode | None:
+        if (
+            not whole_vectors(model.head_size, stored)
+            or model.hidden % COLUMNS
+            or model.intermediate % COLUMNS
+        ):
             return None
         return NativeDecode(
             self._library, layers, model, self._dtype, self.activations, FEW_ROWS, self.stopwatch
@@ -227,9 +236,12 @@ class CpuBackend:
         )
         return words
 
-    def decode_scratch_bytes(self, model: ModelConfig, sequences: int) -> int:
-        # Partial sums, and the logits and attention of all that is scored: a whole cache at most.
-        chunks = -(-model.context // CHUNK)
+    def decode_scratch_bytes(self, model: ModelConfig, sequences: int, stored: torch.dtype) -> int:
+        if not whole_vectors(model.head_size, stored):
+            return self._reference.decode_scratch_bytes(model, sequences, stored)
+        # Partial sums, the newest tokens' apart, and the logits and attention of all that is scored: of a
+        # whole cache at most.
+        chunks = -(-model.context // CHUNK) + 1
         partials = chunks * model.heads * (model.head_size + PARTIAL)
         return sequences * (partials + model.context * (model.heads + model.kv_heads)) * 4
 

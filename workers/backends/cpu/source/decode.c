@@ -1,5 +1,5 @@
 #include "kernels.h"
-#include "lanes.h"
+#include "rows.h"
 
 // What a part of a sequence comes to, for each head: sums of values, the sum of shares, the greatest logit.
 // Logits are powers of two.
@@ -13,46 +13,57 @@
 typedef struct {
     const char *rows;
     const int32_t *table;
-    int count, head_size;
+    int count, head_size, page_tokens;
     int64_t row_bytes;
 } cache_part;
 
 static inline const char *page_of(const cache_part *part, int token) {
-    return part->rows + part->table[token / PAGE_TOKENS] * PAGE_TOKENS * part->row_bytes;
+    return part->rows + part->table[token / part->page_tokens] * part->page_tokens * part->row_bytes;
 }
 
 // logits[g * CHUNK + t] of `heads` query heads of one KV head, a constant, and the tokens of a page, whose
-// keys begin at `row`; behind the last token there is 0. Meanwhile `ahead_bytes` for each token are fetched
+// keys begin at `row`; behind the last token there is 0. Queries are pairs of bf16, or floats; `middles` are what
+// each adds up to times what its keys' codes are too great by. Meanwhile `ahead_bytes` for each token are fetched
 // from `ahead` on, which are soon needed: little by little, as only so many can be under way.
-static inline __attribute__((always_inline)) void score_page(const int heads, const int pairs, const int stored,
-                                                             const cache_part *part, const char *row, int count,
-                                                             const char *ahead, int64_t ahead_bytes,
-                                                             const char *query, float scale, float *logits) {
-    const int step = pairs ? 2 * LANES : LANES, itemsize = pairs ? 2 : 4, size = part->head_size;
-    lanes sums[TOGETHER][LANES];
+INLINE void score_page(const int heads, const int pairs, const int format, const cache_part *part, const char *row,
+                       int count, const char *ahead, int64_t ahead_bytes, const char *query, const float *middles,
+                       float scale, float *logits) {
+    const int size = part->head_size, parts = format == INT4 ? 2 : 1, part_size = size / parts;
+    lanes sums[TOGETHER][LANES], scales = all(scale);
     for (int t = 0; t < count; t++, row += part->row_bytes) {
         for (int64_t at = 0; at < ahead_bytes; at += 64) __builtin_prefetch(ahead + t * ahead_bytes + at);
         lanes own[TOGETHER] = {0};
         int at = 0;
+        if (pairs) {
 #pragma GCC unroll 4
-        for (; at + step <= size; at += step) {
-            const lanes key = load_lanes(row + at * (stored ? 2 : 4), 0, stored && !pairs);
+            for (; at + 2 * LANES <= size; at += 2 * LANES) {
+                const lanes key = load_lanes(row + 2 * at, 0, 0);
 #pragma GCC unroll 3
-            for (int g = 0; g < heads; g++) {
-                const lanes words = load_lanes(query + (g * size + at) * itemsize, 0, 0);
-                own[g] = multiply(own[g], words, key, pairs);
+                for (int g = 0; g < heads; g++)
+                    own[g] = multiply(own[g], load_lanes(query + 2 * (g * size + at), 0, 0), key, 1);
             }
+            if (at < size)  // half a vector of pairs
+                for (int g = 0; g < heads; g++)
+                    own[g] += load_lanes(query, g * size + at, 1) * load_lanes(row, at, 1);
+        } else {
+#pragma GCC unroll 2
+            for (int upper = 0; upper < parts; upper++)
+#pragma GCC unroll 4
+                for (at = 0; at < part_size; at += LANES) {
+                    const lanes key = load_numbers(format, row, at, upper);
+#pragma GCC unroll 3
+                    for (int g = 0; g < heads; g++)
+                        own[g] += load_lanes(query, g * size + upper * part_size + at, 0) * key;
+                }
         }
-        if (at < size)  // half a vector of pairs
-            for (int g = 0; g < heads; g++)
-                own[g] += load_lanes(query, g * size + at, 1) * load_lanes(row, at, 1);
+        if (has_scale(format)) scales[t] = scale * load_scale(format, row, size);
 #pragma GCC unroll 3
         for (int g = 0; g < heads; g++) sums[g][t] = own[g];
     }
 #pragma GCC unroll 3
     for (int g = 0; g < heads; g++) {
         for (int t = count; t < LANES; t++) sums[g][t] = all(0);
-        store_lanes(logits, g * CHUNK, 0, sums_of(sums[g]) * scale);
+        store_lanes(logits, g * CHUNK, 0, (sums_of(sums[g]) - (format == INT4 ? middles[g] : 0)) * scales);
     }
 }
 
@@ -77,15 +88,15 @@ static inline float exponentiate(float *logits, int count, int pairs, float *bes
     return sum;
 }
 
-// mixed[g * mixed_size] = the values, from `offset` in a row on, of all tokens, each times its share, for `heads`
-// query heads of one KV head and `vectors` vectors, constants.
-static inline __attribute__((always_inline)) void mix_values(const int heads, const int vectors, const int pairs,
-                                                             const int stored, const cache_part *part,
-                                                             int64_t offset, const float *shares, float *mixed,
-                                                             int64_t mixed_size) {
+// mixed[g * mixed_size] = numbers `at` and on of the values that begin at `offset` in a row, of all tokens, each
+// times its share, for `heads` query heads of one KV head and `vectors` vectors, constants; of 4 bits, half of the
+// vectors are the numbers in the upper halves of bytes.
+INLINE void mix_values(const int heads, const int vectors, const int pairs, const int format, const cache_part *part,
+                       int64_t offset, int at, const float *shares, float *mixed, int64_t mixed_size) {
+    const int parts = format == INT4 ? 2 : 1, each = vectors / parts;
     lanes sums[TOGETHER][WIDE] = {0};
-    for (int first = 0; first < part->count; first += PAGE_TOKENS) {
-        const int count = part->count - first < PAGE_TOKENS ? part->count - first : PAGE_TOKENS;
+    for (int first = 0; first < part->count; first += part->page_tokens) {
+        const int count = part->count - first < part->page_tokens ? part->count - first : part->page_tokens;
         const char *row = page_of(part, first) + offset;
         for (int t = 0; t < count; t += pairs ? 2 : 1, row += part->row_bytes * (pairs ? 2 : 1)) {
             // Behind the last token there may be anything, and its share is 0.
@@ -96,7 +107,8 @@ static inline __attribute__((always_inline)) void mix_values(const int heads, co
                 share[g] = all_words(shares + g * CHUNK + (pairs ? (first + t) / 2 : first + t));
 #pragma GCC unroll 4
             for (int v = 0; v < vectors; v++) {
-                const lanes value = pairs ? load_pairs(row, other, v * LANES) : load_lanes(row, v * LANES, stored);
+                const int from = at + v % each * LANES;
+                const lanes value = pairs ? load_pairs(row, other, from) : load_numbers(format, row, from, v / each);
 #pragma GCC unroll 3
                 for (int g = 0; g < heads; g++) sums[g][v] = multiply(sums[g][v], share[g], value, pairs);
             }
@@ -105,111 +117,159 @@ static inline __attribute__((always_inline)) void mix_values(const int heads, co
 #pragma GCC unroll 3
     for (int g = 0; g < heads; g++)
 #pragma GCC unroll 4
-        for (int v = 0; v < vectors; v++) store_lanes(mixed, g * mixed_size + v * LANES, 0, sums[g][v]);
+        for (int v = 0; v < vectors; v++)
+            store_lanes(mixed, g * mixed_size + v / each * (part->head_size / parts) + at + v % each * LANES, 0, sums[g][v]);
 }
 
 // `heads` query heads, a constant: all their values.
-static inline __attribute__((always_inline)) void mix_heads(const int heads, const int pairs, const int stored,
-                                                            const cache_part *part, int64_t offset,
-                                                            const float *shares, float *mixed, int64_t mixed_size) {
-    const int itemsize = stored ? 2 : 4;
+INLINE void mix_heads(const int heads, const int pairs, const int format, const cache_part *part, int64_t offset,
+                      const float *shares, float *mixed, int64_t mixed_size) {
+    const int parts = format == INT4 ? 2 : 1, size = part->head_size / parts;
     int at = 0;
-    for (; at + WIDE * LANES <= part->head_size; at += WIDE * LANES)
-        mix_values(heads, WIDE, pairs, stored, part, offset + at * itemsize, shares, mixed + at, mixed_size);
-    for (; at < part->head_size; at += LANES)
-        mix_values(heads, 1, pairs, stored, part, offset + at * itemsize, shares, mixed + at, mixed_size);
+    for (; at + WIDE / parts * LANES <= size; at += WIDE / parts * LANES)
+        mix_values(heads, WIDE, pairs, format, part, offset, at, shares, mixed, mixed_size);
+    for (; at < size; at += LANES) mix_values(heads, parts, pairs, format, part, offset, at, shares, mixed, mixed_size);
 }
 
-// Carries out `call(n, pairs, stored)` with constants, for n = `count` heads, at most TOGETHER.
-#define WITH_CONSTANTS(call, count)                                                      \
-    switch (count) {                                                                     \
-        case 1: if (bf16) call(1, 1, 1) else if (stored) call(1, 0, 1) else call(1, 0, 0) break; \
-        case 2: if (bf16) call(2, 1, 1) else if (stored) call(2, 0, 1) else call(2, 0, 0) break; \
-        case 3: if (bf16) call(3, 1, 1) else if (stored) call(3, 0, 1) else call(3, 0, 0) break; \
+// Gives shares the scales of their values, which begin at `offset` in a row, for the `group` heads of a KV head.
+static void scale_shares(const cache_part *part, int format, int64_t offset, int group, float *shares) {
+    for (int first = 0; first < part->count; first += part->page_tokens) {
+        const char *row = page_of(part, first) + offset;
+        for (int t = first; t < part->count && t < first + part->page_tokens; t++, row += part->row_bytes) {
+            const float scale = load_scale(format, row, part->head_size);
+            for (int g = 0; g < group; g++) shares[g * CHUNK + t] *= scale;
+        }
+    }
+}
+
+// Carries out `call(n, pairs, format)` with constants, for n = `count` heads, at most TOGETHER.
+#define WITH_FORMATS(call, n)                      \
+    if (pairs) call(n, 1, BFLOAT16) else           \
+        switch (format) {                          \
+            case FLOAT32: call(n, 0, FLOAT32) break;   \
+            case BFLOAT16: call(n, 0, BFLOAT16) break; \
+            case FLOAT16: call(n, 0, FLOAT16) break;   \
+            case INT8: call(n, 0, INT8) break;         \
+            case INT4: call(n, 0, INT4) break;         \
+        }
+#define WITH_CONSTANTS(call, count)            \
+    switch (count) {                           \
+        case 1: WITH_FORMATS(call, 1) break;   \
+        case 2: WITH_FORMATS(call, 2) break;   \
+        case 3: WITH_FORMATS(call, 3) break;   \
     }
 
-// One query row a sequence over its own pages, and over those of what is spilled: see PagedBatch for the layout.
+// One query row a sequence over its own pages, over its newest tokens in a finer format, in the place of those, and over
+// what is spilled: see PagedBatch for the layout.
 //
-// query, out [sequences, heads, head_size], head_size a multiple of 16; rows of both [*, 2, kv_heads, head_size],
-// pages [sequences, width], `chunks` of the longest, none where nothing is spilled; each sequence attends to one of its
-// own tokens at least; partials: scratch, float [sequences, chunks of both, heads, head_size + 2]; logits: scratch,
-// float [sequences, heads, tail]; shares: float [sequences, kv_heads, tail], the attention to the newest `tail` tokens
-// that are not spilled, averaged over the heads of a KV head, 0 where there are fewer; lse: float [sequences, heads], the logarithm of the sum of
-// exponentiated logits, where it is wanted.
-void decode_attention_rows(const void *query, const paged_cache *own_cache, const paged_cache *spilled, void *out,
-                           float *partials, float *logits, float *shares, float *lse, int64_t sequences,
-                           int64_t tail, int heads, int kv_heads, int head_size, int bf16, int stored) {
-    const int64_t chunks = own_cache->chunks + spilled->chunks;
-    const int group = heads / kv_heads, itemsize = stored ? 2 : 4;
+// query, out [sequences, heads, head_size], head_size a multiple of 16, of 32 for rows of 4 bits; rows of each are
+// [*, 2, kv_heads, head_bytes] in a format of their own, pages [sequences, width], `chunks` of the longest, none where
+// there is nothing; each sequence attends to one token at least; partials: scratch, float [sequences, chunks of all,
+// heads, head_size + 2]; logits: scratch, float [sequences, heads, tail]; shares: float [sequences, kv_heads, tail], the
+// attention to the newest `tail` tokens that are not spilled, averaged over the heads of a KV head, 0 where there are
+// fewer; lse: float [sequences, heads], the logarithm of the sum of exponentiated logits, where it is wanted.
+void decode_attention_rows(const void *query, const paged_cache *own_cache, const paged_cache *recent,
+                           const paged_cache *spilled, void *out, float *partials, float *logits, float *shares,
+                           float *lse, int64_t sequences, int64_t tail, int heads, int kv_heads, int head_size, int bf16) {
+    const int64_t chunks = own_cache->chunks + recent->chunks + spilled->chunks;
+    const int group = heads / kv_heads;
     const float scale = LOG2_E / sqrtf(head_size);
-    const int64_t size = PART_SIZE(head_size), head_bytes = (int64_t)head_size * itemsize;
+    const int64_t size = PART_SIZE(head_size);
 #pragma omp for schedule(dynamic)
     for (int64_t task = 0; task < sequences * chunks; task++) {
         const int64_t sequence = task / chunks, chunk = task % chunks;
-        const int is_spilled = chunk >= own_cache->chunks;
-        const paged_cache *cache = is_spilled ? spilled : own_cache;
-        const int64_t begin = (is_spilled ? chunk - own_cache->chunks : chunk) * CHUNK;
-        const int64_t length = cache->lengths[sequence], start = cache->starts ? cache->starts[sequence] : 0;
-        if (begin >= length) continue;
+        const int is_spilled = chunk >= own_cache->chunks + recent->chunks;
+        const int is_recent = !is_spilled && chunk >= own_cache->chunks;
+        const paged_cache *cache = is_spilled ? spilled : is_recent ? recent : own_cache;
+        const int format = cache->format, pairs = bf16 && format == BFLOAT16, page_tokens = cache->page_tokens;
+        const int64_t bytes = head_bytes(format, head_size);
+        const int64_t before = is_spilled ? own_cache->chunks + recent->chunks : is_recent ? own_cache->chunks : 0;
+        const int64_t begin = (chunk - before) * CHUNK;
+        const int64_t start = cache->starts ? cache->starts[sequence] : 0;
+        int64_t length = cache->lengths[sequence];
+        // Where in the sequence, of its tokens that are not spilled, the first slot of the cache would lie.
+        const int64_t origin = is_recent ? own_cache->lengths[sequence] - length : 0;
+        if (cache == own_cache && recent->chunks) length -= recent->lengths[sequence] - recent->starts[sequence];
+        float *sums = partials + task * heads * size;
+        if (begin >= length) {
+            for (int head = 0; head < heads; head++) sums[head * size + head_size + 1] = -INFINITY;
+            continue;
+        }
         const cache_part part = {
             .rows = cache->rows,
-            .table = cache->pages + sequence * cache->width + begin / PAGE_TOKENS,
+            .table = cache->pages + sequence * cache->width + begin / page_tokens,
             .count = length - begin < CHUNK ? length - begin : CHUNK,
             .head_size = head_size,
-            .row_bytes = 2 * kv_heads * head_bytes,
+            .page_tokens = page_tokens,
+            .row_bytes = cache->row_bytes,
         };
         const char *own_query = (const char *)query + sequence * heads * head_size * (bf16 ? 2 : 4);
-        float own[heads * CHUNK], *sums = partials + task * heads * size;
+        float own[heads * CHUNK], asked[heads * head_size], middles[heads];
+        if (!pairs) {
+            load(own_query, 0, heads * head_size, bf16, asked);
+            own_query = (const char *)asked;
+        }
+        for (int head = 0; format == INT4 && head < heads; head++) {
+            hadamard(asked + head * head_size, head_size);
+            middles[head] = 0;
+            for (int i = 0; i < head_size; i++) middles[head] += MIDDLE * asked[head * head_size + i];
+        }
         // Tokens before the first that is attended to.
         const int unseen = start < begin ? 0 : start - begin < part.count ? start - begin : part.count;
-        for (int first = unseen / PAGE_TOKENS * PAGE_TOKENS; first < part.count; first += PAGE_TOKENS) {
-            const int count = part.count - first < PAGE_TOKENS ? part.count - first : PAGE_TOKENS;
+        for (int first = unseen / page_tokens * page_tokens; first < part.count; first += page_tokens) {
+            const int count = part.count - first < page_tokens ? part.count - first : page_tokens;
             const char *page = page_of(&part, first);
-            const int more = first + PAGE_TOKENS < part.count;
-            const char *next = more ? page_of(&part, first + PAGE_TOKENS) : page;
+            const int more = first + page_tokens < part.count;
+            const char *next = more ? page_of(&part, first + page_tokens) : page;
             for (int kv_head = 0; kv_head < kv_heads; kv_head++) {
                 int64_t share = more ? part.row_bytes / kv_heads : 0;
-                const char *ahead = next + kv_head * PAGE_TOKENS * share;
+                const char *ahead = next + kv_head * page_tokens * share;
                 for (int head = kv_head * group, left = group; left > 0; head += TOGETHER, left -= TOGETHER) {
-#define SCORE(n, pairs, half)                                                                              \
-    score_page(n, pairs, half, &part, page + kv_head * head_bytes, count, ahead, share,                    \
-               own_query + head * head_size * (pairs ? 2 : 4), scale, own + head * CHUNK + first);
+#define SCORE(n, pairs, format)                                                                            \
+    score_page(n, pairs, format, &part, page + kv_head * bytes, count, ahead, share,                       \
+               own_query + head * head_size * (pairs ? 2 : 4), middles + head, scale, own + head * CHUNK + first);
                     WITH_CONSTANTS(SCORE, left < TOGETHER ? left : TOGETHER)
                     share = 0;
                 }
             }
         }
-        const int64_t to_column = begin - (length - tail), newest = to_column < 0 ? -to_column : 0;
+        const int64_t to_column = origin + begin - (own_cache->lengths[sequence] - tail);
+        const int64_t newest = -to_column > (is_recent ? unseen : 0) ? -to_column : is_recent ? unseen : 0;
         for (int head = 0; head < heads; head++) {
             for (int t = 0; t < unseen; t++) own[head * CHUNK + t] = -INFINITY;
             float *target = logits + (sequence * heads + head) * tail + to_column;
             for (int64_t t = newest; !is_spilled && t < part.count; t++) target[t] = own[head * CHUNK + t];
             float *sum = sums + head * size + head_size;
             sum[1] = -INFINITY;
-            if (unseen < part.count) sum[0] = exponentiate(own + head * CHUNK, part.count, bf16, &sum[1]);
+            if (unseen < part.count) sum[0] = exponentiate(own + head * CHUNK, part.count, pairs, &sum[1]);
         }
         if (unseen == part.count) continue;
-        for (int kv_head = 0; kv_head < kv_heads; kv_head++)
+        for (int kv_head = 0; kv_head < kv_heads; kv_head++) {
+            const int64_t values = (kv_heads + kv_head) * bytes;
+            if (has_scale(format)) scale_shares(&part, format, values, group, own + kv_head * group * CHUNK);
             for (int head = kv_head * group, left = group; left > 0; head += TOGETHER, left -= TOGETHER) {
-#define MIX(n, pairs, half)                                                                                \
-    mix_heads(n, pairs, half, &part, (kv_heads + kv_head) * head_bytes, own + head * CHUNK, sums + head * size, size);
+#define MIX(n, pairs, format) \
+    mix_heads(n, pairs, format, &part, values, own + head * CHUNK, sums + head * size, size);
                 WITH_CONSTANTS(MIX, left < TOGETHER ? left : TOGETHER)
             }
+        }
+        for (int head = 0; format == INT4 && head < heads; head++) {
+            float middle = 0;
+            for (int t = 0; t < part.count; t++) middle += MIDDLE * own[head * CHUNK + t];
+            for (int i = 0; i < head_size; i++) sums[head * size + i] -= middle;
+            hadamard(sums + head * size, head_size);
+        }
     }
 #pragma omp for schedule(static)
     for (int64_t sequence = 0; sequence < sequences; sequence++) {
         const int64_t length = own_cache->lengths[sequence];
-        const int64_t own_end = (length + CHUNK - 1) / CHUNK;
-        const int64_t end = spilled->chunks ? own_cache->chunks + (spilled->lengths[sequence] + CHUNK - 1) / CHUNK : 0;
         const float *first = partials + sequence * chunks * heads * size;
         memset(shares + sequence * kv_heads * tail, 0, sizeof(float) * kv_heads * tail);
         for (int head = 0; head < heads; head++) {
             float mixed[head_size], best = -INFINITY, sum = 0;
             memset(mixed, 0, sizeof(float) * head_size);
-            // Those of the sequence's own chunks, then of the spilled.
-#define EACH_CHUNK for (int64_t c = 0; c < own_end || c < end; c = c + 1 == own_end ? own_cache->chunks : c + 1)
-            EACH_CHUNK best = fmaxf(best, first[(c * heads + head) * size + head_size + 1]);
-            EACH_CHUNK {
+            for (int64_t c = 0; c < chunks; c++) best = fmaxf(best, first[(c * heads + head) * size + head_size + 1]);
+            for (int64_t c = 0; c < chunks; c++) {
                 const float *part = first + (c * heads + head) * size;
                 if (part[head_size + 1] == -INFINITY) continue;  // nothing of it is attended to
                 const float weight = exp2_lanes(all(part[head_size + 1] - best))[0];
@@ -231,10 +291,10 @@ void decode_attention_rows(const void *query, const paged_cache *own_cache, cons
     }
 }
 
-void decode_attention(const void *query, const paged_cache *cache, const paged_cache *spilled, void *out,
-                      float *partials, float *logits, float *shares, float *lse, int64_t sequences, int64_t tail,
-                      int heads, int kv_heads, int head_size, int bf16, int stored, int threads) {
+void decode_attention(const void *query, const paged_cache *cache, const paged_cache *recent,
+                      const paged_cache *spilled, void *out, float *partials, float *logits, float *shares, float *lse, int64_t sequences,
+                      int64_t tail, int heads, int kv_heads, int head_size, int bf16, int threads) {
 #pragma omp parallel num_threads(threads)
-    decode_attention_rows(query, cache, spilled, out, partials, logits, shares, lse, sequences, tail, heads,
-                          kv_heads, head_size, bf16, stored);
+    decode_attention_rows(query, cache, recent, spilled, out, partials, logits, shares, lse, sequences, tail, heads,
+                          kv_heads, head_size, bf16);
 }

@@ -14,7 +14,7 @@
 #include <stdint.h>
 #include <string.h>
 
-// PAGE_TOKENS, KEYS_PER_ROW, CHUNK, LANES, PARTIAL and COLUMNS are those of shared.py.
+// PAGE_TOKENS, CHUNK, LANES, PARTIAL and COLUMNS are those of shared.py.
 
 // Sixteen values side by side; the compiler splits it where registers are smaller.
 typedef float lanes __attribute__((vector_size(64)));

@@ -1,5 +1,5 @@
 #include "kernels.h"
-#include "lanes.h"
+#include "rows.h"
 
 // Fewer values than this are not worth a second thread.
 #define ALONE 16384
@@ -68,17 +68,15 @@ void silu_product(const void *gate_up, void *out, int64_t rows, int64_t size, in
 }
 
 // Splits projected [rows, heads + 2 * kv_heads, head_size] into rotated queries [rows, heads, head_size] and
-// rotated keys and values, of which those of row i become row slots[i] of kv [*, 2, kv_heads, head_size], or
-// row i without slots; cos and sin are float [rows, head_size / 2], null where nothing is rotated. Before that, each
+// rotated keys and values, which are written to both targets; cos and sin are float [rows, head_size / 2], null where nothing is rotated. Before that, each
 // query and key is normed, where there are norms [head_size].
 void rotate_rows(const void *projected, const head_norms *norms, const float *cos, const float *sin, void *query,
-                 void *kv, const int64_t *slots, int64_t rows, int heads, int kv_heads, int head_size, int from_bf16,
-                 int bf16, int stored) {
+                 const kv_target *targets, int64_t rows, int heads, int kv_heads, int head_size, int from_bf16, int bf16,
+                 int stored) {
     const int64_t half = head_size / 2, width = (int64_t)(heads + 2 * kv_heads) * head_size;
 #pragma omp for schedule(static)
     for (int64_t row = 0; row < rows; row++) {
         const float *c = cos + row * half, *s = sin + row * half;
-        const int64_t slot = slots ? slots[row] : row;
         for (int head = 0; head < heads + 2 * kv_heads; head++) {
             float in[head_size + LANES], out[head_size];
             load(projected, row * width + (int64_t)head * head_size, head_size, from_bf16, in);
@@ -97,16 +95,24 @@ void rotate_rows(const void *projected, const head_norms *norms, const float *co
             } else {
                 memcpy(out, in, sizeof(float) * head_size);
             }
-            if (head < heads)
+            if (head < heads) {
                 store(query, (row * heads + head) * head_size, head_size, bf16, out);
-            else
-                store(kv, (slot * 2 * kv_heads + head - heads) * head_size, head_size, stored, out);
+                continue;
+            }
+            for (const kv_target *target = targets; target < targets + 2 && target->rows; target++) {
+                const int64_t slot = target->slots ? target->slots[row] : row, bytes = head_bytes(target->format, head_size);
+                char *place = (char *)target->rows + slot * target->row_bytes + (head - heads) * bytes;
+                memcpy(in, out, sizeof(float) * head_size);
+                store_head(target->format, place, head_size, in);
+            }
         }
     }
 }
 
 void rotate(const void *projected, const head_norms *norms, const float *cos, const float *sin, void *query, void *kv,
             int64_t rows, int heads, int kv_heads, int head_size, int bf16, int stored, int threads) {
+    const int format = stored ? BFLOAT16 : FLOAT32;
+    const kv_target targets[2] = {{kv, 0, 2 * kv_heads * head_bytes(format, head_size), format}, {0, 0, 0, 0}};
 #pragma omp parallel num_threads(threads) if (rows * (heads + 2 * kv_heads) * head_size > ALONE)
-    rotate_rows(projected, norms, cos, sin, query, kv, 0, rows, heads, kv_heads, head_size, bf16, bf16, stored);
+    rotate_rows(projected, norms, cos, sin, query, targets, rows, heads, kv_heads, head_size, bf16, bf16, stored);
 }

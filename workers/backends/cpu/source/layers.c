@@ -34,12 +34,12 @@ static paged_cache layer_of(const paged_cache *all, int64_t layer, int64_t seque
 //
 // hidden: float [sequences, hidden], changed; cache: the first layer's, which others follow, its rows the KV pool,
 // into which slots [layers, sequences] the new tokens' keys and values are written, its pages
-// [layers, sequences, width], starts and lengths [layers, sequences] counting them already; spilled: likewise; shares: float
-// [layers, sequences, kv_heads, tail]. See `decode_attention`. scratch: as many floats as fused.py says. seconds: what
+// [layers, sequences, width], starts and lengths [layers, sequences] counting them already; recent, recent_slots and spilled:
+// likewise; shares: float [layers, sequences, kv_heads, tail]. See `decode_attention`. scratch: as many floats as fused.py says. seconds: what
 // products, attention and the rest took is added to its three.
 void decode_layers(const layer_weights *weights, const layer_shape *shape, float *hidden, const float *cos,
-                   const float *sin, const paged_cache *cache, const paged_cache *spilled, const int64_t *slots,
-                   float *scratch, float *shares, double *seconds, int64_t sequences, int64_t tail, int bf16,
+                   const float *sin, const paged_cache *cache, const paged_cache *recent, const paged_cache *spilled,
+                   const int64_t *slots, const int64_t *recent_slots, float *scratch, float *shares, double *seconds, int64_t sequences, int64_t tail, int bf16,
                    int stored, int threads) {
     const int64_t n = sequences, size = shape->hidden, inner = shape->intermediate;
     const int heads = shape->heads, kv_heads = shape->kv_heads, head_size = shape->head_size;
@@ -58,12 +58,17 @@ void decode_layers(const layer_weights *weights, const layer_shape *shape, float
             linear_rows(normed, w->qkv, w->qkv_bias, projected, n, projected_size, size, 0, bf16, stored);
             clock_to(&seconds[0], &began);
             const head_norms norms = {w->query_norm, w->key_norm, shape->epsilon};
-            rotate_rows(projected, &norms, w->rotates ? cos : 0, w->rotates ? sin : 0, query, cache->rows,
-                        slots + first, n, heads, kv_heads, head_size, 0, bf16, stored);
+            const kv_target targets[2] = {
+                {cache->rows, slots + first, cache->row_bytes, cache->format},
+                {recent->rows, recent_slots + first, recent->row_bytes, recent->format},
+            };
+            rotate_rows(projected, &norms, w->rotates ? cos : 0, w->rotates ? sin : 0, query,
+                        targets, n, heads, kv_heads, head_size, 0, bf16, stored);
             clock_to(&seconds[2], &began);
-            const paged_cache here = layer_of(cache, layer, n), there = layer_of(spilled, layer, n);
-            decode_attention_rows(query, &here, &there, attended, partials, logits, shares + first * kv_heads * tail, 0, n,
-                                  tail, heads, kv_heads, head_size, bf16, stored);
+            const paged_cache here = layer_of(cache, layer, n), newest = layer_of(recent, layer, n);
+            const paged_cache there = layer_of(spilled, layer, n);
+            decode_attention_rows(query, &here, &newest, &there, attended, partials, logits,
+                                  shares + first * kv_heads * tail, 0, n, tail, heads, kv_heads, head_size, bf16);
             clock_to(&seconds[1], &began);
             linear_rows(attended, w->output, w->output_bias, hidden, n, size, own, 1, bf16, stored);
             clock_to(&seconds[0], &began);

@@ -1,0 +1,126 @@
+// Rows of a KV pool, [2, kv_heads, head_bytes]: workers/kv/rows.py says how numbers lie in them. FLOAT32, BFLOAT16,
+// FLOAT16, INT8 and INT4 are those of shared.py; where a function takes a format as a constant, it is compiled for each.
+#pragma once
+
+#include "lanes.h"
+
+// The greatest code of 8 bits, and what is in the middle of those of 4.
+#define GREATEST 127.0f
+#define MIDDLE 7.5f
+
+#define INLINE static inline __attribute__((always_inline))
+
+INLINE int has_scale(int format) { return format == INT8 || format == INT4; }
+
+// Bytes of the numbers of a head's key, or value; behind them lies its scale, if it has one.
+INLINE int64_t code_bytes(int format, int head_size) {
+    return format == FLOAT32 ? 4 * head_size : format == INT8 ? head_size : format == INT4 ? head_size / 2 : 2 * head_size;
+}
+
+INLINE int64_t head_bytes(int format, int head_size) {
+    return code_bytes(format, head_size) + (has_scale(format) ? 2 : 0);
+}
+
+INLINE lanes widen_float16(halves bits) {
+#ifdef __AVX512F__
+    return _mm512_cvtph_ps((__m256i)bits);
+#else
+    const indices wide = __builtin_convertvector(bits, indices);
+    const lanes size = (lanes)((wide & 0x7fff) << 13) * 0x1p112f;
+    return (lanes)((indices)size | (wide & 0x8000) << 16);
+#endif
+}
+
+// Rounds to nearest, ties to even.
+INLINE halves narrow_float16(lanes value) {
+    const indices sign = (indices)value & INT32_MIN, bits = (indices)((lanes)((indices)value ^ sign) * 0x1p-112f);
+    const indices rounded = (bits + 0xfff + ((bits >> 13) & 1)) >> 13, infinite = rounded > 0x7c00;
+    return __builtin_convertvector((((rounded & ~infinite) | (0x7c00 & infinite)) | (sign >> 16)) & 0xffff, halves);
+}
+
+// Sixteen numbers of a head from `at` on, codes where there is a scale. Of 4 bits: those in the lower halves of
+// bytes from there on, or in the `upper`, which are head_size / 2 numbers further.
+INLINE lanes load_numbers(const int format, const char *head, int at, const int upper) {
+    typedef int8_t codes __attribute__((vector_size(LANES)));
+    typedef uint8_t pairs __attribute__((vector_size(LANES)));
+    halves bits;
+    codes code;
+    pairs pair;
+    switch (format) {
+        case FLOAT32: return load_lanes(head, at, 0);
+        case BFLOAT16: return load_lanes(head, at, 1);
+        case FLOAT16:
+            memcpy(&bits, head + 2 * at, sizeof bits);
+            return widen_float16(bits);
+        case INT8:
+            memcpy(&code, head + at, sizeof code);
+#ifdef __AVX512F__
+            return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32((__m128i)code));
+#else
+            return __builtin_convertvector(__builtin_convertvector(code, indices), lanes);
+#endif
+        default:
+            memcpy(&pair, head + at, sizeof pair);
+            pair = upper ? pair >> 4 : pair & 15;
+#ifdef __AVX512F__
+            return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32((__m128i)pair));
+#else
+            return __builtin_convertvector(__builtin_convertvector(pair, indices), lanes);
+#endif
+    }
+}
+
+INLINE float load_scale(const int format, const char *head, int head_size) {
+    uint16_t bits;
+    memcpy(&bits, head + code_bytes(format, head_size), 2);
+    const uint32_t word = (uint32_t)bits << 16;
+    float scale;
+    memcpy(&scale, &word, 4);
+    return scale;
+}
+
+// Multiplies with an orthogonal matrix that is its own inverse: Hadamard's, of each part of the greatest power of
+// two that divides `size`.
+static inline void hadamard(float *values, int size) {
+    const int block = size & -size;
+    const float norm = 1.0f / sqrtf(block);
+    for (int step = 1; step < block; step *= 2)
+        for (int first = 0; first < size; first += 2 * step)
+            for (int i = first; i < first + step; i++) {
+                const float a = values[i], b = values[i + step];
+                values[i] = a + b, values[i + step] = a - b;
+            }
+    for (int i = 0; i < size; i++) values[i] *= norm;
+}
+
+// Writes a head's key or value; changes `values`.
+static inline void store_head(int format, char *target, int head_size, float *values) {
+    if (format == FLOAT32 || format == BFLOAT16) {
+        store(target, 0, head_size, format == BFLOAT16, values);
+        return;
+    }
+    if (format == FLOAT16) {
+        for (int i = 0; i < head_size; i++) {
+            const halves bits = narrow_float16(all(values[i]));
+            memcpy(target + 2 * i, &bits, 2);
+        }
+        return;
+    }
+    if (format == INT4) hadamard(values, head_size);
+    const float greatest_code = format == INT8 ? GREATEST : MIDDLE;
+    float most = 0;
+    for (int i = 0; i < head_size; i++) most = fmaxf(most, fabsf(values[i]));
+    const halves bits = narrow(all(most / greatest_code));
+    memcpy(target + code_bytes(format, head_size), &bits, 2);
+    const float scale = load_scale(format, target, head_size), divisor = scale == 0 ? 1 : scale;
+    for (int i = 0; i < head_size; i++) {
+        // Comparisons with what is not a number are false: it may become any code, and its scale says what it is.
+        const float code = values[i] / divisor;
+        values[i] = code < -greatest_code ? -greatest_code : code > greatest_code ? greatest_code : code == code ? code : 0;
+    }
+    if (format == INT8)
+        for (int i = 0; i < head_size; i++) ((int8_t *)target)[i] = (int8_t)rintf(values[i]);
+    else
+        for (int i = 0; i < head_size / 2; i++)
+            ((uint8_t *)target)[i] = (uint8_t)rintf(values[i] + MIDDLE) | (uint8_t)rintf(values[i + head_size / 2] + MIDDLE) << 4;
+}

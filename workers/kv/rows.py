@@ -1,0 +1,115 @@
+"""How keys and values become rows of a pool, and rows keys and values again.
+
+A row is [2, KV heads, width]. Where it is of a floating point type its numbers are what they are. Rows of
+int8 hold codes of 8 bits, rows of uint8 two codes of 4 bits in a byte; behind the codes of each head's key,
+or value, lie the two bytes of its scale, in bfloat16. To encode what was decoded, in fp32, gives the same
+row: KV may go back and forth as often as it will.
+"""
+
+import math
+from functools import lru_cache
+
+import torch
+from torch.nn import functional
+
+from workers.budget.kv_format import KV_FORMATS, KVFormat
+
+# The type of rows tells their format.
+_ROW_DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "int8": torch.int8,
+    "int4": torch.uint8,
+}
+_FORMATS = {dtype: KV_FORMATS[name] for name, dtype in _ROW_DTYPES.items()}
+# Of codes, what a head must be a multiple of, so that rows begin where numbers of four bytes may.
+WHOLE_WORDS = 4
+_GREATEST_INT8 = 127
+# Codes of 4 bits stand for -7.5, -6.5, ... 7.5 scales: none is wasted on a zero that is hardly ever met.
+_MIDDLE_INT4 = 7.5
+
+
+def row_dtype(name: str) -> torch.dtype:
+    """The type of rows in the format of that name."""
+    return _ROW_DTYPES[name]
+
+
+def row_format(dtype: torch.dtype) -> KVFormat:
+    """The format of rows of that type."""
+    return _FORMATS[dtype]
+
+
+def row_shape(kv_heads: int, head_size: int, dtype: torch.dtype) -> tuple[int, int, int]:
+    """Of one row of that type."""
+    return 2, kv_heads, row_format(dtype).head_bytes(head_size) // dtype.itemsize
+
+
+def encode(kv: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Rows of ``dtype`` with ``kv`` [..., head size]: [..., width]."""
+    if dtype.is_floating_point:
+        return kv.to(dtype)
+    numbers = kv.float()
+    if dtype == torch.uint8:
+        numbers = numbers @ hadamard(kv.shape[-1], kv.device)
+    greatest = _GREATEST_INT8 if dtype == torch.int8 else _MIDDLE_INT4
+    scale = (numbers.abs().amax(dim=-1, keepdim=True) / greatest).to(torch.bfloat16)
+    codes = numbers / torch.where(scale == 0, 1, scale).float()
+    if dtype == torch.int8:
+        codes = codes.round_().clamp_(-greatest, greatest).to(torch.int8)
+    else:
+        low, high = codes.add_(greatest).round_().clamp_(0, 2 * greatest).to(torch.uint8).chunk(2, dim=-1)
+        codes = low | high << 4
+    return torch.cat((codes, scale.view(dtype)), dim=-1)
+
+
+def decode(rows: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """Keys and values in ``rows`` [..., width]: [..., head size].
+
+    Of rows of codes they come in ``dtype``; others are returned as they are.
+    """
+    if rows.dtype.is_floating_point:
+        return rows
+    codes, scale = rows[..., :-2], rows[..., -2:].contiguous().view(torch.bfloat16).float()
+    if rows.dtype == torch.int8:
+        return (codes * scale).to(dtype)
+    numbers = torch.cat((codes & 15, codes >> 4), dim=-1).float().sub_(_MIDDLE_INT4).mul_(scale)
+    return (numbers @ hadamard(numbers.shape[-1], rows.device)).to(dtype)
+
+
+@lru_cache
+def hadamard(size: int, device: torch.device) -> torch.Tensor:
+    """An orthogonal matrix that is its own inverse, fp32 [size, size]: it spreads what few channels have.
+
+    Hadamard's (QuaRot, arXiv 2404.00456, section 4), of each part of the greatest power of two that divides
+    ``size``.
+    """
+    block = size & -size
+    matrix = torch.ones(1, 1)
+    while len(matrix) < block:
+        matrix = torch.cat((torch.cat((matrix, matrix), 1), torch.cat((matrix, -matrix), 1)))
+    return torch.kron(torch.eye(size // block), matrix * block**-0.5).to(device)
+
+
+def head_size_of(rows: torch.Tensor) -> int:
+    """Numbers of each head's key, and value, in ``rows`` [..., width]."""
+    if rows.dtype.is_floating_point:
+        return rows.shape[-1]
+    form = row_format(rows.dtype)
+    return (rows.shape[-1] - form.scale_bytes) * 8 // form.bits
+
+
+def bytes_as_rows(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """Rows with the bytes of ``values`` [n, m], each over as many as it needs: [n * rows of each, ...].
+
+    Args:
+        like: [*, 2, KV heads, width], as the rows are to be.
+    """
+    each = values.contiguous().view(torch.uint8)
+    padded = functional.pad(each, (0, -each.shape[1] % (math.prod(like.shape[1:]) * like.dtype.itemsize)))
+    return padded.view(like.dtype).view(-1, *like.shape[1:])
+
+
+def rows_as_bytes(rows: torch.Tensor, size: int, dtype: torch.dtype) -> torch.Tensor:
+    """The first ``size`` values of ``dtype`` that lie in each of ``rows`` [..., 2, KV heads, width]."""
+    return rows.flatten(-3).view(torch.uint8)[..., : size * dtype.itemsize].contiguous().view(dtype)
