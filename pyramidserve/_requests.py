@@ -3,13 +3,15 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import Any, TypedDict, Unpack
 from uuid import uuid4
 
 import grpc
 
 from pyramidserve.chat import Chat
+from pyramidserve.choices import MOST_CHOICES, choice_names, choices_of
 from pyramidserve.errors import EngineError, InvalidRequestError
+from pyramidserve.integers import whole_number
 from pyramidserve.prompt import Prompt, goes_on, read_prompt, token_ids
 from pyramidserve.tools import Tool, ToolCallPart, read_tools, whole_calls
 from pyramidserve.types import (
@@ -133,6 +135,19 @@ def generate_request(
             reason="message_too_large",
         )
     return request
+
+
+def generate_requests(
+    prompt: Prompt, n: int, max_message_bytes: int, **options: Unpack[RequestOptions]
+) -> list[pb.GenerateRequest]:
+    """The messages of ``n`` requests for replies to one prompt, as ``generate_request`` makes one.
+
+    Raises InvalidRequestError as that does, and where there cannot be so many.
+    """
+    if whole_number("n", n, 1, MOST_CHOICES) > 1 and len(options.get("resume_output_ids", ())):
+        raise InvalidRequestError(f"n is {n}, and resume_output_ids are of one reply; resume each alone")
+    request = generate_request(prompt, max_message_bytes, **options)
+    return choices_of(request, choice_names(request.request_id, n))
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AsyncExitStack, contextmanager, suppress
 from types import TracebackType
 from typing import Any, Self, Unpack
 
@@ -14,6 +14,7 @@ from pyramidserve._requests import (
     RequestOptions,
     assemble,
     generate_request,
+    generate_requests,
     named_errors,
 )
 from pyramidserve._resume import RESUME_SECONDS, Resumption
@@ -135,12 +136,20 @@ class AsyncClient:
         self, prompt: Prompt, *, timeout: float | None = None, **options: Unpack[RequestOptions]
     ) -> AsyncReplyStream:
         """Asks for a reply and returns at once; as ``Client.stream``."""
-        request = generate_request(prompt, self._max_message_bytes, **options)
-        seconds = self._timeout if timeout is None else timeout
+        return self._begin(generate_request(prompt, self._max_message_bytes, **options), timeout)
 
+    def streams(
+        self, prompt: Prompt, n: int, *, timeout: float | None = None, **options: Unpack[RequestOptions]
+    ) -> list[AsyncReplyStream]:
+        """Asks for ``n`` replies to one prompt and returns at once; as ``Client.streams``."""
+        requests = generate_requests(prompt, n, self._max_message_bytes, **options)
+        return [self._begin(request, timeout) for request in requests]
+
+    def _begin(self, request: pb.GenerateRequest, timeout: float | None) -> AsyncReplyStream:
         def start(rest: pb.GenerateRequest, left: float | None) -> Call:
             return self._stub.Generate(rest, timeout=left, metadata=self._metadata)
 
+        seconds = self._timeout if timeout is None else timeout
         resumption = Resumption(request, seconds, self._resume_seconds)
         return AsyncReplyStream(start, resumption, self._target, request.request_id)
 
@@ -150,6 +159,16 @@ class AsyncClient:
         """Waits for the whole reply; as ``Client.generate``."""
         async with self.stream(prompt, timeout=timeout, **options) as events:
             return assemble([event async for event in events])
+
+    async def replies(
+        self, prompt: Prompt, n: int, *, timeout: float | None = None, **options: Unpack[RequestOptions]
+    ) -> list[Reply]:
+        """Waits for ``n`` whole replies to one prompt; as ``Client.replies``."""
+        async with AsyncExitStack() as stack:
+            streams = self.streams(prompt, n, timeout=timeout, **options)
+            for each in streams:
+                await stack.enter_async_context(each)
+            return [assemble([event async for event in each]) for each in streams]
 
     async def chat(
         self,

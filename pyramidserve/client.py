@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Self, TypeAlias, Unpack
 
@@ -13,6 +14,7 @@ from pyramidserve._requests import (
     RequestOptions,
     assemble,
     generate_request,
+    generate_requests,
     named_errors,
 )
 from pyramidserve._resume import RESUME_SECONDS, Resumption
@@ -139,14 +141,26 @@ class Client:
             InvalidRequestError: the request cannot be sent; all that the server refuses is raised
                 by iterating.
         """
-        request = generate_request(prompt, self._max_message_bytes, **options)
-        seconds = self._timeout if timeout is None else timeout
+        return self._begin(generate_request(prompt, self._max_message_bytes, **options), timeout)
 
+    def streams(
+        self, prompt: Prompt, n: int, *, timeout: float | None = None, **options: Unpack[RequestOptions]
+    ) -> list[ReplyStream]:
+        """Asks for ``n`` replies to one prompt, 1 to 128, and returns at once; see ``stream``.
+
+        Each is a request of its own, with its number behind ``request_id``, and drawn by itself: where a
+        seed is given, each with the next one. The first alone is a turn of ``session_id``.
+        """
+        requests = generate_requests(prompt, n, self._max_message_bytes, **options)
+        return [self._begin(request, timeout) for request in requests]
+
+    def _begin(self, request: pb.GenerateRequest, timeout: float | None) -> ReplyStream:
         def start(
             rest: pb.GenerateRequest, left: float | None
         ) -> "grpc._CallIterator[pb.GenerateResponse]":
             return self._stub.Generate(rest, timeout=left, metadata=self._metadata)
 
+        seconds = self._timeout if timeout is None else timeout
         resumption = Resumption(request, seconds, self._resume_seconds)
         return ReplyStream(start, resumption, self._target, request.request_id)
 
@@ -159,6 +173,16 @@ class Client:
         """
         with self.stream(prompt, timeout=timeout, **options) as events:
             return assemble(events)
+
+    def replies(
+        self, prompt: Prompt, n: int, *, timeout: float | None = None, **options: Unpack[RequestOptions]
+    ) -> list[Reply]:
+        """Waits for ``n`` whole replies to one prompt; see ``streams``."""
+        with ExitStack() as stack:
+            streams = self.streams(prompt, n, timeout=timeout, **options)
+            for each in streams:
+                stack.enter_context(each)
+            return [assemble(each) for each in streams]
 
     def chat(
         self,

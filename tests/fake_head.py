@@ -28,7 +28,9 @@ def hello(
         max_sequences=max_sequences,
         policies=versions(),
         stages=[
-            pb.StageState(first_layer=rank, end_layer=rank + 1, pages_total=count, page_bytes=4096)
+            pb.StageState(
+                first_layer=rank, end_layer=rank + 1, pages_total=count, page_bytes=4096, kv_dtype="float32"
+            )
             for rank, count in enumerate(pages)
         ],
     )

@@ -86,7 +86,7 @@ async def site(
         grammars=AnyGrammar(),
     )
     front = Front(router, validate, tenants)
-    served = Served("toy", FACTS.context, 1_764_000_000)
+    served = Served("toy", FACTS.context, 1_764_000_000, FACTS.layers)
     api = Api(front, Text(Letters(), FACTS.vocabulary), served, MAX_MESSAGE_BYTES)
     app = Guard(api.application(), "127.0.0.1", ORIGINS)
     server = await serve(

@@ -136,7 +136,7 @@ def _request(start: messages.StartSequence) -> SequenceRequest:
 
 
 def _calls(message: messages.CallSyntax) -> CallSyntax:
-    return CallSyntax(message.form, tuple(message.names), message.single)
+    return CallSyntax(message.form, tuple(message.names), message.single, tuple(message.texts))
 
 
 def _step_report(report: Report) -> messages.StepReport:

@@ -1,7 +1,6 @@
 """A file of what was answered: what is there is not asked again."""
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 
 from bench.humaneval.asking import Reply
 from pyramidserve.errors import InvalidRequestError
+from workers.whole_file import write_whole
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,5 @@ class Answers:
         answers = {
             name: {problem: asdict(each) for problem, each in own.items()} for name, own in self.of.items()
         }
-        written = self._file.with_name(self._file.name + ".part")
-        written.write_text(json.dumps({"conditions": self._conditions, "answers": answers}, indent=1))
-        os.replace(written, self._file)
+        told = {"conditions": self._conditions, "answers": answers}
+        write_whole(self._file, json.dumps(told, indent=1))

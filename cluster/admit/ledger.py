@@ -12,6 +12,7 @@ from pyramidserve.types import PipelineState, StageState
 from pyramidserve.v1 import pipeline_pb2 as pb
 from workers.budget.footprint import ShardLayout, host_pages
 from workers.budget.forecast import Forecast, Growth, growth
+from workers.budget.kv_format import KV_FORMATS
 from workers.budget.plan import KeepPlan
 from workers.policies.registry import plan
 
@@ -56,11 +57,12 @@ class PipelineLedger(Forecast):
             and max_sequences > 0
             and all(s.first_layer == end < s.end_layer for s, end in zip(stages, ends, strict=False))
             and all(stage.pages_total > 0 and stage.page_bytes > 0 for stage in stages)
+            and all(stage.kv_dtype in KV_FORMATS for stage in stages)
         ):
+            known = [(s.first_layer, s.end_layer, s.pages_total, s.page_bytes, s.kv_dtype) for s in stages]
             raise ConfigurationError(
-                f"pipeline {pipeline_id!r} for {max_sequences} sequences has the stages "
-                f"{[(s.first_layer, s.end_layer, s.pages_total, s.page_bytes) for s in stages]}; "
-                "they must cover the layers in order and have pages"
+                f"pipeline {pipeline_id!r} for {max_sequences} sequences has the stages {known}; they must "
+                f"cover the layers in order and have pages, and KV in {', '.join(KV_FORMATS)}"
             )
 
     def growth(self, request: ValidatedRequest, expected_tokens: int) -> Growth:

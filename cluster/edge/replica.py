@@ -116,7 +116,8 @@ def _http(
     router: Router, front: Front, config: ClusterConfig, tokenizer: Tokenizer, model: ModelConfig
 ) -> tuple[Http, ...]:
     """OpenAI's API over ``front``, for browsers and programs; and what Prometheus reads."""
-    served = Served(config.served_model_name or config.model, model.context, int(time.time()))
+    name = config.served_model_name or config.model
+    served = Served(name, model.context, int(time.time()), model.layers)
     api = Api(front, Text(tokenizer, model.vocabulary), served, MAX_MESSAGE_BYTES)
     app = Guard(api.application(), config.router_host, config.cors_origins)
     files = config.tls_certificate, config.tls_key

@@ -100,7 +100,7 @@ class Answer(Response):
         for each, choice in zip(self._asked, self._reply.choices, strict=True):
             follower = await front.begin(tenant, each.request, seconds, each.salt)
             stack.callback(follower.close)
-            choice.session_id = front.session_of(tenant, follower)
+            choice.session_id, choice.compression = front.session_of(tenant, follower), follower.compression
             followers.append(follower)
         return followers
 

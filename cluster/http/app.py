@@ -16,7 +16,6 @@ from cluster.http.asking import (
     Asked,
     asked_in_chat,
     asked_in_completion,
-    asked_in_response,
     new_name,
     prompts_of,
 )
@@ -24,7 +23,6 @@ from cluster.http.bodies import (
     ChatBody,
     CompletionBody,
     DetokenizeBody,
-    ResponseBody,
     TokenizeBody,
 )
 from cluster.http.chat_shape import ChatShape
@@ -35,10 +33,13 @@ from cluster.http.errors import response_of
 from cluster.http.page import page_routes
 from cluster.http.reading import Body, read_body
 from cluster.http.reply import Names, Reply
+from cluster.http.response_asking import asked_in_response
+from cluster.http.response_bodies import ResponseBody
 from cluster.http.responses import ResponseReply
 from cluster.http.served import Served
 from cluster.http.text import Text
 from cluster.http.unsupported import refuse_unsupported
+from workers.policies.registry import offered
 
 PACKAGE = "pyramidserve"
 SCHEMAS = "#/components/schemas/{model}"
@@ -128,7 +129,7 @@ class Api:
         """Replies to a conversation, as OpenAI's newer API has it."""
         tenant, body = await self._read(request, ResponseBody)
         name = new_name("resp")
-        reply = ResponseReply(Names(name, self._served.name), body.instructions, self._text.piece)
+        reply = ResponseReply(Names(name, self._served.name), body, self._text.piece)
         call = Call(request.url.path, tenant, name, body.deadline)
         return Answer(self._front, call, [asked_in_response(body, name)], reply, bool(body.stream))
 
@@ -167,9 +168,10 @@ class Api:
         return JSONResponse({"id": name, "object": "session", "deleted": True, "turns": turns})
 
     async def cluster(self, request: Request) -> Response:
-        """What waits and runs, and what the pools of all pipelines hold."""
+        """What waits and runs, what the pools of all pipelines hold, and which policies there are."""
         self._identify(request)
-        return JSONResponse(cluster_shape(self._front.state()) | {"model": self._served.name})
+        more = {"model": self._served.name, "policies": offered()}
+        return JSONResponse(cluster_shape(self._front.state()) | more)
 
     async def health(self, request: Request) -> Response:
         """200 while a pipeline is there, else 503."""
@@ -223,6 +225,7 @@ class Api:
             choices,
             with_usage=bool(options and options.include_usage),
             continuously=bool(options and options.continuous_usage_stats),
+            layers=self._served.layers if options and options.continuous_kv_tokens else 0,
         )
         call = Call(request.url.path, tenant, name, body.deadline)
         return Answer(self._front, call, asked, reply, bool(body.stream))

@@ -6,18 +6,18 @@ from dataclasses import dataclass
 from typing import cast
 
 from cluster.http.bodies import (
-    MOST_CHOICES,
     ChatBody,
     Choices,
     CompletionBody,
     MessageBody,
     NamedToolBody,
-    ResponseBody,
     Templated,
+    TextPart,
 )
 from cluster.http.constraints import constraint_of
 from cluster.http.settings import settings_of, whole_ids
 from pyramidserve.chat import Chat
+from pyramidserve.choices import MOST_CHOICES, choice_names, choices_of
 from pyramidserve.errors import InvalidRequestError
 from pyramidserve.tools import Tool, ToolCall, Tools
 from pyramidserve.types import ChatMessage, Role, Stopping
@@ -28,8 +28,6 @@ from pyramidserve.wire import chat_to_message, stopping_to_message
 COMPLETION_TOKENS = 16
 # Templates know of "system" what OpenAI calls "developer" now.
 ROLES = {"developer": "system"}
-# What responses are asked to include, of all that OpenAI's have.
-LOGPROBS = "message.output_text.logprobs"
 
 
 @dataclass(frozen=True)
@@ -79,21 +77,6 @@ def asked_in_completion(body: CompletionBody, name: str, scored: Sequence[Sequen
     return _choices(body, name, prompts, limit, body.logprobs)
 
 
-def asked_in_response(body: ResponseBody, name: str) -> Asked:
-    """The one request that it is. Raises InvalidRequestError."""
-    given = body.input
-    turns = [MessageBody(role="user", content=given)] if isinstance(given, str) else given
-    if body.instructions:
-        turns = [MessageBody(role="system", content=body.instructions), *turns]
-    request = pb.GenerateRequest(chat=chat_to_message(Chat.of(messages_of(turns))))
-    constraint = constraint_of(body.text.format if body.text else None, None)
-    told = LOGPROBS in (body.include or ()) or body.top_logprobs
-    logprobs = body.top_logprobs or 0 if told else None
-    request.MergeFrom(settings_of(body, body.max_output_tokens, constraint, logprobs))
-    request.request_id = name
-    return Asked(0, request, body.salt)
-
-
 def prompts_of(body: CompletionBody) -> Sequence[str | Sequence[int]]:
     """All prompts of a completion. Raises InvalidRequestError where there is none."""
     given = body.prompt
@@ -127,7 +110,7 @@ def messages_of(messages: Sequence[MessageBody]) -> list[ChatMessage]:
     return [
         ChatMessage(
             cast(Role, ROLES.get(each.role, each.role)),  # which role there is, is seen where it is read
-            _text(each),
+            text_of(each.content),
             tuple(
                 ToolCall(call.id or "", call.function.name, call.function.arguments)
                 for call in each.tool_calls or ()
@@ -147,8 +130,8 @@ def new_name(prefix: str) -> str:
     return f"{prefix}-{uuid.uuid4().hex}"
 
 
-def _text(message: MessageBody) -> str:
-    content = message.content
+def text_of(content: str | Sequence[TextPart] | None) -> str:
+    """What is said, its parts joined."""
     if content is None or isinstance(content, str):
         return content or ""
     return "".join(part.text or part.refusal or "" for part in content)
@@ -186,24 +169,18 @@ def _choices(
 ) -> list[Asked]:
     """``max_tokens``: of each choice; None: as its prompt's request says."""
     count = body.n or 1
-    if count * len(prompts) > MOST_CHOICES:
+    whole = count * len(prompts)
+    if whole > MOST_CHOICES:
         raise InvalidRequestError(
-            f"n is {count} and there are {len(prompts)} prompts, which are {count * len(prompts)} choices; "
+            f"n is {count} and there are {len(prompts)} prompts, which are {whole} choices; "
             f"ask for at most {MOST_CHOICES} at once"
         )
     constraint = constraint_of(body.response_format, body.structured_outputs)
     settings = settings_of(body, max_tokens, constraint, logprobs)
-    asked: list[Asked] = []
+    names, asked = choice_names(name, whole), list[Asked]()
     for prompt, request in enumerate(prompts):
-        for choice in range(count):
-            own = pb.GenerateRequest()
-            own.CopyFrom(request)
-            own.MergeFrom(settings)
-            own.request_id = name if count * len(prompts) == 1 else f"{name}-{len(asked)}"
-            if choice:
-                # One turn is the conversation's; each choice is drawn anew.
-                own.session_id = ""
-                if settings.sampling.HasField("seed"):
-                    own.sampling.seed = (settings.sampling.seed + choice) % 2**63
-            asked.append(Asked(prompt, own, None if choice else body.salt))
+        request.MergeFrom(settings)
+        first, *others = choices_of(request, names[prompt * count : (prompt + 1) * count])
+        # One turn is the conversation's.
+        asked += [Asked(prompt, first, body.salt), *(Asked(prompt, each) for each in others)]
     return asked

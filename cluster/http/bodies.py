@@ -9,9 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from cluster.http.constraints import FormatBody, OutputsBody
-
-# Of a single request; each is one of the queue.
-MOST_CHOICES = 128
+from pyramidserve.choices import MOST_CHOICES
 
 Ids = list[int]
 Knob = bool | float | str | list[float]
@@ -24,6 +22,9 @@ class Body(BaseModel):
 class StreamOptions(Body):
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
+    continuous_kv_tokens: bool | None = Field(
+        None, description="ours: with each piece of a reply, how many tokens each layer has on the device"
+    )
 
 
 class CompressionBody(Body):
@@ -165,21 +166,6 @@ class CompletionBody(Choices):
         description="ours: with `echo` and `logprobs`, tokens of the prompt that are compressed as usual; "
         "those behind are scored. Without it all but the first are, with the full cache.",
     )
-
-
-class TextBody(Body):
-    format: FormatBody | None = None
-
-
-class ResponseBody(Shared):
-    """POST /v1/responses, without state of the server's"""
-
-    input: str | list[MessageBody]
-    instructions: str | None = None
-    max_output_tokens: int | None = None
-    text: TextBody | None = None
-    include: list[str] | None = None
-    top_logprobs: int | None = None
 
 
 class TokenizeBody(Templated):

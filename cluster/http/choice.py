@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pyramidserve.tools import ToolCallPart
-from pyramidserve.types import FinishReason, Receipt, TokenLogprob, Tokens
+from pyramidserve.types import Compression, FinishReason, Receipt, TokenLogprob, Tokens
+from workers.policies.registry import plan
 
 # An output id, and how likely it was.
 Told = tuple[int, TokenLogprob]
@@ -24,6 +25,7 @@ class Choice:
     parts: list[str] = field(default_factory=list)
     output_tokens: int = 0
     session_id: str = ""
+    compression: Compression = field(default_factory=Compression)
     told: list[Told] = field(default_factory=list)
     calls: list[ToolCallPart] = field(default_factory=list)
     receipt: Receipt | None = None
@@ -58,6 +60,16 @@ def finish(choice: Choice) -> dict[str, Any]:
         "finish_reason": "tool_calls" if choice.calls and reason == "stop" else reason,
         "stop_reason": receipt.stop_string or None,
     }
+
+
+def kv_tokens(choice: Choice, layers: int) -> dict[str, Any]:
+    """How many tokens a choice has so far, and how many of them each layer has on the device, as planned.
+
+    The last one is never fed. A turn that goes on with the KV of the one before may hold less.
+    """
+    prompt, fed = choice.prompt_tokens - choice.given, choice.output_tokens + choice.given - 1
+    keep = plan(choice.compression, prompt, layers)
+    return {"all": prompt + fed, "device": [keep.tokens(layer, fed) for layer in range(layers)]}
 
 
 def usage(choices: Sequence[Choice]) -> dict[str, Any]:

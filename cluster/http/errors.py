@@ -85,7 +85,8 @@ def _headers(error: PyramidServeError) -> dict[str, str]:
 
 def wrong_body(error: ValidationError) -> InvalidRequestError:
     """What is wrong with a body, naming the first value that is."""
-    first = error.errors(include_url=False)[0]
+    # Of a value that may be of several types, the one that it fits furthest.
+    first = max(error.errors(include_url=False), key=lambda each: len(each["loc"]))
     if first["type"] == "json_invalid":
         return InvalidRequestError(f"the body is not JSON: {first['msg']}")
     # Of a value that may be of several types, what it was taken for is between the names.

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cluster.http.chat_shape import ChatShape
-from cluster.http.choice import Choice, told, usage
+from cluster.http.choice import Choice, kv_tokens, told, usage
 from cluster.http.completion_shape import CompletionShape
 from cluster.http.errors import shape_of
 from pyramidserve.errors import PyramidServeError
@@ -49,10 +49,22 @@ class Reply:
     done = event("[DONE]")
 
     def __init__(
-        self, names: Names, shape: Shape, choices: list[Choice], with_usage: bool, continuously: bool
+        self,
+        names: Names,
+        shape: Shape,
+        choices: list[Choice],
+        with_usage: bool,
+        continuously: bool,
+        layers: int,
     ) -> None:
-        """``with_usage``: at the end of a stream; ``continuously``: in every chunk."""
-        self.choices = choices
+        """What it says of each choice is ``shape``'s.
+
+        Args:
+            with_usage: at the end of a stream.
+            continuously: in every chunk.
+            layers: of which chunks say what they have on the device.
+        """
+        self.choices, self._layers = choices, layers
         self._names, self._shape = names, shape
         self._with_usage, self._continuously = with_usage, continuously
         self._begins = json.dumps(names.of(shape.part))[:-1]
@@ -69,7 +81,8 @@ class Reply:
         told = choice.told[before:]
         if not (tokens.text or told or tokens.tool_calls):
             return b""
-        return self._chunk([self._shape.more(choice, tokens, told)])
+        held = {"kv_tokens": kv_tokens(choice, self._layers)} if self._layers else {}
+        return self._chunk([self._shape.more(choice, tokens, told) | held])
 
     def end(self, choice: Choice, receipt: Receipt) -> bytes:
         """Takes the end of a choice in; its chunk, and those that end the stream if it was the last."""

@@ -16,11 +16,13 @@ class Served:
         name: under which they ask for it.
         context: tokens of prompt and output together, at most.
         created: when it came, in seconds since 1970.
+        layers: that it has.
     """
 
     name: str
     context: int
     created: int
+    layers: int
 
     def about(self) -> dict[str, Any]:
         """As /v1/models has it."""

@@ -9,7 +9,7 @@ from cluster.admit.request import ValidatedRequest
 from cluster.route.pacer import Pacer
 from pyramidserve.errors import EngineError, PyramidServeError, RequestConflictError
 from pyramidserve.tools import whole_calls
-from pyramidserve.types import Event, Receipt, Started, Tokens
+from pyramidserve.types import Compression, Event, Receipt, Started, Tokens
 from workers.model.transcript import Transcript
 from workers.percentile import percentile
 
@@ -190,6 +190,11 @@ class Follower(AsyncIterator[Event]):
     def session_id(self) -> str:
         """Whose turn it is; "": nobody's."""
         return self._live.session_id
+
+    @property
+    def compression(self) -> Compression:
+        """How its KV cache is compressed."""
+        return self._live.request.compression
 
     def wake(self) -> None:
         """There is something new."""

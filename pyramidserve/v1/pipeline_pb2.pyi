@@ -471,6 +471,7 @@ class CallSyntax(_message.Message):
     FORM_FIELD_NUMBER: _builtins.int
     NAMES_FIELD_NUMBER: _builtins.int
     SINGLE_FIELD_NUMBER: _builtins.int
+    TEXTS_FIELD_NUMBER: _builtins.int
     form: _builtins.str
     """The form that its chat template has."""
     single: _builtins.bool
@@ -479,16 +480,21 @@ class CallSyntax(_message.Message):
     def names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Tools that it may call."""
 
+    @_builtins.property
+    def texts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Parameters that are texts, as in "tool:parameter", where the form does not say which are."""
+
     def __init__(
         self,
         *,
         form: _builtins.str = ...,
         names: _abc.Iterable[_builtins.str] | None = ...,
         single: _builtins.bool = ...,
+        texts: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["form", b"form", "names", b"names", "single", b"single"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["form", b"form", "names", b"names", "single", b"single", "texts", b"texts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -81,6 +82,24 @@ def test_the_pyramid_has_a_row_for_each_layer(seen: dict[str, Any]) -> None:
     assert 100 > device[0] > device[-1] > 0
     assert device == sorted(device, reverse=True)
     assert {"kv_keep reached", "Time to first token", "pyramid/evict"} <= set(seen["receipt"])
+
+
+def test_the_pyramid_grows_with_the_reply(seen: dict[str, Any]) -> None:
+    said = "Layer 0: ([0-9]+) on the device of ([0-9]+)"
+    plans = [re.fullmatch(said, each) for each in dict.fromkeys(seen["plans"])]
+    counts = [(int(each[1]), int(each[2])) for each in plans if each]
+    assert len(counts) == len(plans) > 5
+    assert [tokens for _, tokens in counts] == sorted({tokens for _, tokens in counts})
+    assert all(device < tokens for device, tokens in counts)
+    # What is planned for the prompt is what the receipt says of it.
+    of_prompt = re.search("([0-9]+) of the prompt", seen["foot"])
+    assert of_prompt
+    assert int(of_prompt[1]) <= counts[0][0] <= int(of_prompt[1]) + 8
+
+
+def test_the_policies_are_those_of_the_cluster(seen: dict[str, Any]) -> None:
+    assert seen["offered"] == ["as deployed", *seen["policies"]]
+    assert "pyramid/evict" in seen["policies"]
 
 
 def test_a_second_message_goes_on_with_the_first(seen: dict[str, Any]) -> None:

@@ -12,13 +12,16 @@ PATIENCE = 120_000  # milliseconds
 MARKUP = "<img src=x onerror=\"document.title='run'\"><script>document.title='run'</script> What is that?"
 # A chapter of the Python reference that every Python has.
 LONG = f"{topics['customization'][:2600]}\n\nWhat is this text about?"
-# Collects the lengths of the last reply as it grows, and what the browser keeps the page from.
+# Collects the lengths of the last reply as it grows, what the first layer is said to hold meanwhile, and
+# what the browser keeps the page from.
 WATCHING = """
-window.lengths = []; window.violations = [];
+window.lengths = []; window.violations = []; window.plans = [];
 document.addEventListener("securitypolicyviolation", (each) => violations.push(each.violatedDirective));
 new MutationObserver(() => {
   const reply = [...document.querySelectorAll("#log .assistant")].at(-1);
   if (reply) lengths.push(reply.textContent.length);
+  const plan = document.querySelector("#pyramid g:has(.away) title");
+  if (plan) plans.push(plan.textContent);
 }).observe(document, { childList: true, subtree: true, characterData: true });
 """
 GROUND = "getComputedStyle(document.body).backgroundColor"
@@ -42,13 +45,19 @@ def ask(page: Page, text: str) -> str:
 
 def talk(page: Page) -> dict[str, Any]:
     """A reply to a long message, and one to a message that looks like a page."""
+    policies = page.evaluate("fetch('v1/cluster').then(each => each.json()).then(each => each.policies)")
+    offered = page.locator("#policy option").all_inner_texts()
     page.fill("#max-tokens", "48")
     page.select_option("#policy", "pyramid/evict")
     page.fill("#kv-keep", "0.45")
     reply = ask(page, LONG)
     told = {
+        "policies": policies,
+        "offered": offered,
         "reply": reply,
         "lengths": page.evaluate("lengths"),
+        "plans": page.evaluate("plans"),
+        "foot": page.locator("#pyramid title").first.text_content(),
         "rows": page.locator("#pyramid g").count(),
         "device": page.eval_on_selector_all("#pyramid .device", WIDTHS),
         "receipt": page.inner_text("#receipt").split("\n"),

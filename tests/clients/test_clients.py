@@ -11,9 +11,6 @@ import pytest
 from cluster_process import RunningCluster, free_port, running_cluster
 from environments import python_with
 
-from pyramidserve.types import Sampling, Stopping
-from workers.engine.engine import Engine, EngineConfig, EngineRequest
-
 pytestmark = [pytest.mark.clients, pytest.mark.timeout(1800)]
 
 HERE = Path(__file__).parent
@@ -22,7 +19,7 @@ CLIENTS = {
     "openai": ["openai"],
     "langchain": ["langchain-openai"],
     "litellm": ["litellm"],
-    "lm_eval": ["lm-eval[api]"],
+    "lm_eval": ["lm-eval[api,hf]"],
     "guidellm": ["guidellm"],
 }
 
@@ -50,9 +47,11 @@ def test_it_talks(name: str, cluster: RunningCluster) -> None:
     assert told["completion_tokens"] > 0
     assert told["held"].keys() == {"name", "ripe"}
     if name != "litellm":
-        assert told["called"].keys() == {"name", "ripe"}
+        assert told["called"].keys() == told["called_in_response"].keys() == {"name", "ripe"}
+        assert told["streamed_in_response"]
     if name == "openai":
         assert told["cached_after_call"] > 0
+        assert told["cached_in_response"] > 0
 
 
 def test_curl_shows_text_before_the_end(cluster: RunningCluster) -> None:
@@ -93,7 +92,9 @@ def test_guidellm_gets_all_that_it_asks_for(
     assert len(set(chats)) == 1
 
 
-def test_lm_eval_scores_as_the_engine_does(cluster: RunningCluster, embedded: Path, tmp_path: Path) -> None:
+def test_lm_eval_finds_what_it_finds_with_transformers(
+    cluster: RunningCluster, embedded: Path, tmp_path: Path
+) -> None:
     questions: list[dict[str, Any]] = [
         {
             "question": "The capital of France is",
@@ -104,14 +105,12 @@ def test_lm_eval_scores_as_the_engine_does(cluster: RunningCluster, embedded: Pa
         {"question": "Cats and dogs are", "choices": [" numbers", " rivers", " animals"], "answer": 2},
     ]
     (tmp_path / "questions.json").write_text(json.dumps(questions))
-    told = said_by("lm_eval", cluster, str(tmp_path))
-    engine = Engine(EngineConfig(str(embedded), dtype="float32"))
-    for question, scores in zip(questions, told["scores"], strict=True):
-        for choice, score in zip(question["choices"], scores, strict=True):
-            context = engine.tokenizer.encode(question["question"])
-            whole = engine.tokenizer.encode(question["question"] + choice)
-            given = tuple(whole[len(context) :])
-            (reply,) = engine.generate(
-                [EngineRequest(context, Sampling(logprobs=0), Stopping(len(given)), given_output_ids=given)]
-            )
-            assert score == pytest.approx(sum(each.logprob for each in reply.logprobs), abs=1e-3)
+    told = said_by("lm_eval", cluster, str(embedded), str(tmp_path))
+    by_http, in_process = told["by_http"], told["in_process"]
+    assert [len(each) for each in by_http["scored"]["said"]] == [3, 3, 3]
+    scored = zip(by_http["scored"].pop("said"), in_process["scored"].pop("said"), strict=True)
+    for ours, theirs in scored:
+        assert [score for score, _ in ours] == pytest.approx([score for score, _ in theirs], abs=1e-3)
+        assert [likeliest for _, likeliest in ours] == [likeliest for _, likeliest in theirs]
+    assert all(text for task in ("answered", "chat") for (text,) in by_http[task]["said"])
+    assert by_http == in_process

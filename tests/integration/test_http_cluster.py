@@ -102,6 +102,30 @@ def test_a_history_that_is_sent_again_is_not_computed_again(
     assert end_session(toy_cluster, session) == 3
 
 
+def test_what_chunks_say_of_the_device_is_what_the_receipt_says_at_the_end(
+    client: Any, toy_cluster: RunningCluster
+) -> None:
+    stream = client.completions.create(
+        model="toy",
+        prompt="A page is 16 tokens of one layer. " * 5,
+        max_tokens=60,
+        logprobs=0,
+        stream=True,
+        stream_options={"continuous_kv_tokens": True},
+        extra_body={"compression": {"policy": "pyramid", "prefill": "evict", "kv_keep": 0.5}},
+    )
+    *chunks, last = stream
+    told = [chunk.choices[0].model_extra["kv_tokens"] for chunk in chunks if chunk.choices[0].logprobs]
+    receipt = last.model_extra["pyramidserve"]
+    layers, output = receipt["layers"], receipt["output_tokens"]
+    assert told[-1] == {
+        "all": receipt["prompt_tokens"] + output - 1,
+        "device": [layer["prompt_kept"] + layer["generated_kept"] for layer in layers],
+    }
+    assert len({each["all"] for each in told}) > 5
+    assert sum(told[0]["device"]) < len(layers) * told[0]["all"]
+
+
 def test_many_at_once(client: Any) -> None:
     def ask(number: int) -> str:
         reply = client.completions.create(model="toy", prompt=f"number {number}", max_tokens=30)

@@ -35,6 +35,7 @@ FLOORS = (
     "workers.budget",
     "workers.device",
     "workers.host_memory workers.events workers.overlap workers.percentile workers.tuning",
+    "workers.whole_file",
     "pyramidserve.cli",
     "pyramidserve.commands",
     "pyramidserve",

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 PURE = {
-    "workers": "events percentile tuning",
+    "workers": "events percentile tuning whole_file",
     "workers.policies": "registry pyramid streaming full",
     "workers.budget": "footprint forecast ledger pages plan released",
     "workers.engine": "settings",
@@ -26,7 +26,7 @@ PURE = {
     "cluster.front": "tenants",
     "cluster.http": (
         "bodies chat_shape choice cluster_shape completion_shape constraints errors guard page pieces "
-        "reply responses served unsupported"
+        "reply response_bodies response_items responses served unsupported"
     ),
     "cluster.route": "live pacer tuning",
     "cluster.load": "trace",

@@ -1,7 +1,7 @@
 """A CSV file of what was measured, a row a cell: what is there is not measured again."""
 
 import csv
-import os
+import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +10,7 @@ from pyramidserve.errors import InvalidRequestError
 from workers.bench.cell import BASELINE, Cell
 from workers.bench.facts import LEAST_GAIN, recovered
 from workers.bench.settings import CompareSettings
+from workers.whole_file import write_whole
 
 # Behind these come the numbers, by ``CompareSettings.numbers`` and ``compared``.
 FIRST, LAST = ("cell", "policy", "version", "error"), ("seconds", "answer_gains", "settings")
@@ -134,14 +135,12 @@ class Results:
         if self._file is None:
             return
         columns = [*FIRST, *self._settings.numbers, *self._settings.compared, *LAST]
-        written = self._file.with_name(self._file.name + ".part")
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, columns)
+        writer.writeheader()
+        writer.writerows(map(self._line, self.rows.values()))
         try:
-            with written.open("w", newline="") as text:
-                writer = csv.DictWriter(text, columns)
-                writer.writeheader()
-                for row in self.rows.values():
-                    writer.writerow(self._line(row))
-            os.replace(written, self._file)
+            write_whole(self._file, text.getvalue())
         except OSError as error:
             raise InvalidRequestError(
                 f"{self._file} cannot be written: {error}; give another file"

@@ -54,9 +54,9 @@ class Tokenizer:
         # Where the template knows of no tools, messages tell of them.
         self._tells = "tools" not in template
         self.calls: CallForm | None = HERMES if self._tells else form_of(template)
-        # What opens calls is text, also where the tokenizer calls it special.
-        marks = [token for token, text in self._special.items() if self.calls and text == self.calls.opens]
-        self._mark = marks[0] if marks else None
+        # What calls consist of is text, also where the tokenizer calls it special.
+        marks = (self.calls.opens, *self.calls.marks) if self.calls else ()
+        self._marks = {token: text for token, text in self._special.items() if text in marks}
         control = [str(each) for each in added.values() if each.special or str(each).strip() in template]
         self._pieces = None if backend is None else Pieces(backend)
         self._control = None if control_tokens_in_messages else ControlTokens(filter(str.strip, control))
@@ -140,8 +140,9 @@ class Tokenizer:
         return str(text)
 
     def call_mark(self, text: str) -> str:
-        """What opens calls, as grammars name it."""
-        return json.dumps(text) if self._mark is None else f"<[{self._mark}]>"
+        """What the form of calls has for its own, as grammars name it."""
+        token = next((token for token, mark in self._marks.items() if mark == text), None)
+        return json.dumps(text) if token is None else f"<[{token}]>"
 
     def plain(self, content: str) -> str:
         """What a message says, marked so that ``encode_part`` takes it as text alone."""
@@ -152,13 +153,10 @@ class Tokenizer:
         return self._special.get(token, "")
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of ``ids``, special tokens left out but for what opens calls of tools."""
-        if self._mark in ids:
-            parts = groupby(ids, key=lambda token: token == self._mark)
-            return "".join(
-                self._special[own[0]] * len(own) if marks else self.decode(own)
-                for marks, own in ((marks, list(group)) for marks, group in parts)
-            )
+        """Text of ``ids``, special tokens left out but for those that calls of tools consist of."""
+        if not self._marks.keys().isdisjoint(ids):
+            parts = groupby(ids, key=self._marks.get)
+            return "".join(mark * len(list(own)) if mark else self.decode(list(own)) for mark, own in parts)
         text = self._tokenizer.decode(
             list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
         )

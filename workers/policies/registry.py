@@ -85,6 +85,15 @@ def versions(others: Sequence[str] = ()) -> dict[str, str]:
     return {name: POLICIES[name].version for name in names}
 
 
+def offered() -> list[str]:
+    """All that is enabled, each with the ways in which it prefills, as ``policy_name`` says it."""
+    return [
+        f"{policy.name}/{prefill}" if prefill else policy.name
+        for policy in POLICIES.values()
+        for prefill in policy.prefills or ("",)
+    ]
+
+
 def skew(own: Mapping[str, str], other: Mapping[str, str]) -> str:
     """Which policies two processes have in other versions, in words; "" where none are."""
     return "; ".join(

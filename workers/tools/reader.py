@@ -9,6 +9,7 @@ from pyramidserve.tools import ToolCallPart
 from workers.overlap import overlap
 from workers.tools.forms import FORMS, CallForm
 from workers.tools.json_end import JsonEnd
+from workers.tools.parameters import Parameters
 
 # A call up to its arguments, where those come last and are an object, as they nearly always do.
 HEAD = r'\s*\{{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"{}"\s*:\s*(?=\{{)'
@@ -22,11 +23,18 @@ class CallSyntax:
         form: a name of ``FORMS``.
         names: tools that may be called; other calls are text.
         single: of several calls, the first alone counts.
+        texts: parameters that are texts, as in "tool:parameter", where the form does not say which are.
     """
 
     form: str
     names: tuple[str, ...]
     single: bool = False
+    texts: tuple[str, ...] = ()
+
+    def texts_of(self, name: str) -> set[str]:
+        """Parameters of a tool that are texts."""
+        pairs = (text.split(":", 1) for text in self.texts)
+        return {parameter for tool, parameter in pairs if tool == name}
 
 
 @dataclass(frozen=True)
@@ -47,12 +55,13 @@ class ToolReader:
         """``name``: what the server calls the reply's n-th call."""
         self._syntax, self._name = syntax, name
         self._form: CallForm = FORMS[syntax.form]
-        self._head = re.compile(HEAD.format(self._form.arguments))
+        self._head = re.compile(self._form.head or HEAD.format(self._form.arguments))
         self._held, self._seen = "", 0
         # What is text after all if no call follows.
         self._opened = ""
         self._state: Callable[[], bool] = self._begin if self._form.bare else self._text
         self._end = JsonEnd()
+        self._parameters = Parameters(())
         self._count = 0
         self._said, self._calls = "", list[ToolCallPart]()
 
@@ -110,9 +119,9 @@ class ToolReader:
             if mark.startswith(rest):
                 return False
         skipped, self._held = held[: len(held) - len(rest)], rest
-        if rest[0] == "{" and (self._opened or not form.closes):
+        if self._opened if form.head else rest[0] == "{" and (self._opened or not form.closes):
             self._opened, self._seen, self._end = self._opened + skipped, 0, JsonEnd()
-            self._state = self._object
+            self._state = self._named if form.head else self._object
         else:
             self._said += self._opened + skipped if self._opened else ""
             self._opened, self._state = "", self._text
@@ -142,6 +151,29 @@ class ToolReader:
         self._opened = ""
         return True
 
+    def _named(self) -> bool:
+        head = self._head.match(self._held)
+        if head and head[1] in self._syntax.names:
+            self._call(ToolCallPart(self._count, self._name(self._count), head[1]))
+            self._held, self._end, self._opened = self._held[head.end() :], JsonEnd(), ""
+            self._parameters = Parameters(self._syntax.texts_of(head[1]))
+            self._state = self._one_by_one if self._form.parameters else self._arguments
+            return True
+        decided = self._form.decides in self._held
+        if decided:
+            self._said, self._opened, self._state = self._said + self._opened, "", self._text
+        return decided
+
+    def _one_by_one(self) -> bool:
+        new = self._parameters.push(self._held)
+        if new:
+            self._call(ToolCallPart(self._count, arguments=new))
+        self._held = self._parameters.rest
+        if self._parameters.ended:
+            self._count += 1
+            self._state = self._between
+        return self._parameters.ended
+
     def _arguments(self) -> bool:
         end = self._end.find(self._held)
         new = self._held[:end]
@@ -150,7 +182,8 @@ class ToolReader:
         self._held = self._held[len(new) :]
         if end is not None:
             self._count += 1
-            self._end, self._state = JsonEnd(depth=1), self._rest
+            self._end = JsonEnd(depth=1)
+            self._state = self._between if self._form.head else self._rest
         return end is not None
 
     def _rest(self) -> bool:

@@ -1,5 +1,14 @@
 // What the reader has chosen for the next reply.
 
+/** Offers `policies` beside that of the deployment. */
+export function offer(select, policies) {
+  const [deployed, ...others] = select.options;
+  if (others.map((each) => each.value).join() === policies.join()) return;
+  const chosen = select.value;
+  select.replaceChildren(deployed, ...policies.map((each) => new Option(each)));
+  select.value = policies.includes(chosen) ? chosen : "";
+}
+
 /** The fields of a request that the settings of `form` say. */
 export function chosen(form) {
   const of = (name) => form.querySelector(`#${name}`).value;

@@ -9,8 +9,12 @@ export class Conversation {
   #messages = [];
   #running = null;
 
-  /** The receipt of the reply to `text`, whose pieces go to `heard` as they come. Throws as `call` does. */
-  async say(text, asked, heard) {
+  /**
+   * The receipt of the reply to `text`. Throws as `call` does.
+   *
+   * Its pieces go to `heard` as they come, and to `held` what is on the device meanwhile.
+   */
+  async say(text, asked, heard, held) {
     const messages = [...this.#messages, { role: "user", content: text }];
     let reply = "";
     let receipt = null;
@@ -23,16 +27,18 @@ export class Conversation {
           messages,
           session_id: this.#session,
           stream: true,
-          stream_options: { include_usage: true },
+          stream_options: { include_usage: true, continuous_kv_tokens: true },
         },
       });
       for await (const chunk of events(answer.body)) {
         if (chunk.error) throw new Refused(chunk.error.message);
-        const piece = chunk.choices[0]?.delta.content;
+        const choice = chunk.choices[0];
+        const piece = choice?.delta.content;
         if (piece) {
           reply += piece;
           heard(piece);
         }
+        if (choice?.kv_tokens) held(choice.kv_tokens);
         receipt ??= chunk.pyramidserve;
       }
       return receipt;

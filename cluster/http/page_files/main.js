@@ -1,10 +1,10 @@
 // Ties the page together.
 
-import { chosen } from "./choice.js";
+import { chosen, offer } from "./choice.js";
 import { Cluster } from "./cluster.js";
 import { Conversation } from "./conversation.js";
 import { say, Turn } from "./log.js";
-import { drawPyramid } from "./pyramid.js";
+import { drawPlan, drawPyramid } from "./pyramid.js";
 import { showReceipt } from "./receipt.js";
 import { keepToken, Unreachable } from "./server.js";
 import { Watch } from "./watch.js";
@@ -17,6 +17,7 @@ const cluster = new Cluster(at("cluster"));
 const watch = new Watch(
   (state) => {
     at("model").textContent = state.model.split("/").at(-1);
+    offer(at("policy"), state.policies);
     cluster.add(Date.now() / 1000, state);
     if (state.pipelines.length) showLink("serving", "good");
     else showLink("no pipeline yet", "waiting");
@@ -53,7 +54,12 @@ async function ask() {
   message.value = "";
   showBusy(true);
   try {
-    const receipt = await asked.say(text, chosen(composer), (piece) => turn.hear(piece));
+    const receipt = await asked.say(
+      text,
+      chosen(composer),
+      (piece) => turn.hear(piece),
+      (tokens) => asked === conversation && drawPlan(at("pyramid"), tokens),
+    );
     turn.end();
     drawPyramid(at("pyramid"), receipt.layers);
     showReceipt(at("receipt"), receipt);

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 from served_router import run, site
 
-from cluster.http.bodies import ChatBody, CompletionBody, DetokenizeBody, ResponseBody, TokenizeBody
+from cluster.http.bodies import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
+from cluster.http.response_bodies import ResponseBody
 from pyramidserve.errors import PyramidServeError
 from pyramidserve.v1 import inference_pb2 as pb
 from pyramidserve.v1.inference_pb2_grpc import InferenceStub
@@ -43,7 +44,8 @@ def called(name: str, arguments: str) -> dict[str, Any]:
 
 def tool(name: str) -> dict[str, Any]:
     """A tool, whose parameters are another of its name."""
-    return {"type": "function", "function": {"name": name, "parameters": {"properties": {name: {}}}}}
+    own = {"name": name, "parameters": {"properties": {name: {}}}}
+    return {"type": "function", "function": own} | own  # as chats have it, and as responses
 
 
 MESSAGES = st.lists(
@@ -57,10 +59,15 @@ MESSAGES = st.lists(
     ),
     max_size=3,
 )
+ITEMS = st.lists(
+    st.fixed_dictionaries({"type": st.just("function_call"), "call_id": TEXT, "name": TEXT})
+    | st.fixed_dictionaries({"type": st.just("function_call_output"), "call_id": TEXT, "output": TEXT}),
+    max_size=2,
+)
 # Values that fields may well have, so that not all is refused for its first.
 LIKELY: dict[str, st.SearchStrategy[Any]] = {
     "messages": MESSAGES,
-    "input": TEXT | MESSAGES,
+    "input": TEXT | MESSAGES | st.builds(list.__add__, MESSAGES, ITEMS),
     "prompt": TEXT | st.lists(st.integers(0, 99), max_size=5) | st.lists(TEXT, max_size=3),
     "model": st.sampled_from(["toy", "", None]),
     "stream": st.booleans(),

@@ -9,12 +9,15 @@ from typing import Any
 import openai
 import pytest
 from fake_head import finished, hello, tokens
+from letters import FACTS
 from served_router import Site, run, site
 
 from cluster.front.tenants import Tenant, Tenants
 from pyramidserve.errors import OverloadedError
+from pyramidserve.types import Compression
 from pyramidserve.v1 import inference_pb2 as pb
 from pyramidserve.v1.pipeline_pb2 import StepReport
+from workers.policies.registry import plan
 
 HI = [{"role": "user", "content": "Hi"}]
 # OpenAI's client has types of what it knows alone, and not of what we add.
@@ -108,6 +111,36 @@ def test_usage_in_every_chunk() -> None:
         counts = [chunk.usage.completion_tokens async for chunk in stream]
         assert (counts[0], counts[-1]) == (0, 5)
         assert counts == sorted(counts)
+
+    served(scenario)
+
+
+def test_what_is_on_the_device_in_every_chunk() -> None:
+    asked = {"policy": "streaming", "parameters": {"sinks": 2, "window": 8}}
+    compression = Compression("streaming", parameters={"sinks": 2, "window": 8})
+
+    async def scenario(at: Site, client: Any) -> None:
+        for options in (None, {"continuous_kv_tokens": True}):
+            stream = await client.completions.create(
+                model="toy",
+                prompt="x" * 40,
+                n=2,
+                max_tokens=20,
+                stream=True,
+                stream_options=options,
+                extra_body={"compression": asked},
+            )
+            written, seen = [0, 0], 0
+            async for chunk in stream:
+                (choice,) = chunk.choices
+                written[choice.index] += len(choice.text.split())
+                told = choice.model_extra.get("kv_tokens")
+                if told:
+                    fed, keep = written[choice.index] - 1, plan(compression, 41, FACTS.layers)
+                    assert told == {"all": 41 + fed, "device": [keep.tokens(each, fed) for each in (0, 1)]}
+                    assert told["device"][0] < 41
+                    seen += 1
+            assert bool(seen) == bool(options)
 
     served(scenario)
 

@@ -1,15 +1,18 @@
 """The page for browsers: its files as they are served, and the state that it shows."""
 
+import asyncio
 import re
+from pathlib import Path
 from typing import Any, get_args
 
 from fake_head import hello
+from policy_package import installed_policies
 from served_router import run, site
 
 from cluster.front.tenants import Tenant, Tenants
 from cluster.http.page import FOLDER, PAGES
 from pyramidserve.types import Recall
-from workers.policies.registry import BUILT_IN
+from workers.policies.registry import BUILT_IN, enable
 
 KINDS = {
     "css": "text/css; charset=utf-8",
@@ -56,31 +59,51 @@ def test_what_is_said_becomes_no_markup() -> None:
         assert not re.search(r"(inner|outer)HTML|insertAdjacentHTML|DOMParser|\beval\(", file.read_text())
 
 
-def test_it_offers_all_policies_and_ways_of_recall() -> None:
+def test_it_offers_all_ways_of_recall() -> None:
     index = (FOLDER / "index.html").read_text()
     offered = {
         name: re.findall(r"<option>(.+)</option>", options)
         for name, options in re.findall(r'<select id="(\w+)">(.*?)</select>', index, re.DOTALL)
     }
-    named = [
+    assert offered == {"policy": [], "recall": list(get_args(Recall))}
+
+
+def test_it_is_told_of_all_policies_those_of_other_packages_too(tmp_path: Path) -> None:
+    code = """
+from dataclasses import replace
+from workers.policies import full
+
+POLICY = replace(full.POLICY, name="mine")
+"""
+
+    async def policies() -> list[str]:
+        async with site() as at, at.http() as client:
+            told: list[str] = (await client.get("/v1/cluster")).json()["policies"]
+            return told
+
+    built_in = asyncio.run(policies())
+    assert built_in == [
         f"{policy.name}/{prefill}" if prefill else policy.name
         for policy in BUILT_IN
         for prefill in policy.prefills or ("",)
     ]
-    assert offered == {"policy": named, "recall": list(get_args(Recall))}
+    with installed_policies(tmp_path, "mine", code, {"mine": "POLICY"}):
+        enable(["mine"])
+        assert asyncio.run(policies()) == [*built_in, "mine"]
 
 
 def test_the_state_of_the_cluster() -> None:
     async def whole() -> None:
         async with site() as at, at.http() as client:
             empty = (await client.get("/v1/cluster")).json()
-            assert empty | {"decisions": {}} == {
+            assert empty | {"decisions": {}, "policies": []} == {
                 "model": "toy",
                 "queued": 0,
                 "running": 0,
                 "queue_limit": 4,
                 "sessions": 0,
                 "pipelines": [],
+                "policies": [],
                 "decisions": {},
             }
             introduction = hello(pages=(8, 6))

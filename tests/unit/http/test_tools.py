@@ -116,6 +116,134 @@ def test_a_reply_that_must_call_is_held_to_it(choice: Any, names: list[str]) -> 
     run(scenario)
 
 
+def flat(tool: Any) -> Any:
+    """A tool as /v1/responses has it."""
+    return {"type": "function"} | tool["function"]
+
+
+def test_a_response_calls_and_goes_on() -> None:
+    async def scenario() -> None:
+        async with site() as at, at.head() as head, at.openai() as client:
+            tools = [flat(WEATHER), flat(TIME)]
+            asking = asyncio.create_task(client.responses.create(model="toy", input=ASKED, tools=tools))
+            start = await head.started()
+            assert (start.calls.form, list(start.calls.names)) == ("hermes", ["weather", "time"])
+            assert not start.calls.single
+            await answer(head, start)
+            reply = await asking
+            assert (reply.status, reply.output_text) == ("completed", "Hm.")
+            assert (reply.tool_choice, reply.parallel_tool_calls) == ("auto", True)
+            assert [tool.name for tool in reply.tools] == ["weather", "time"]
+            said, *calls = reply.output
+            assert (said.type, said.status) == ("message", "completed")
+            assert [(each.call_id, each.name, each.arguments) for each in calls] == [
+                ("a1", "weather", "{}"),
+                ("b2", "time", ""),
+            ]
+            assert {each.type for each in calls} == {"function_call"}
+            assert len({each.id for each in reply.output}) == 3
+            result = {"type": "function_call_output", "call_id": "a1", "output": "Rain."}
+            later = [*ASKED, *reply.output, result]
+            asking = asyncio.create_task(
+                client.responses.create(model="toy", input=later, tools=tools, tool_choice="none")
+            )
+            start = await head.started()
+            assert start.session_id  # the conversation was found
+            assert list(start.prompt_ids)[-4:] == [0, *(ord(each) % 100 for each in "in.;")][1:]
+            assert 8 in start.prompt_ids
+            assert not start.HasField("calls")
+            await answer(head, start)
+            await asking
+
+    run(scenario)
+
+
+def test_calls_of_a_response_are_streamed_as_openai_streams_them() -> None:
+    async def scenario() -> None:
+        async with site() as at, at.head() as head, at.openai() as client:
+
+            async def listen() -> tuple[list[Any], Any]:
+                async with client.responses.stream(
+                    model="toy", input=ASKED, tools=[flat(WEATHER), flat(TIME)]
+                ) as stream:
+                    return [event async for event in stream], await stream.get_final_response()
+
+            listening = asyncio.create_task(listen())
+            await answer(head, await head.started())
+            events, final = await listening
+            assert [event.sequence_number for event in events] == list(range(len(events)))
+            added = [event for event in events if event.type == "response.output_item.added"]
+            assert [(each.output_index, each.item.type) for each in added] == [
+                (0, "message"),
+                (1, "function_call"),
+                (2, "function_call"),
+            ]
+            deltas = [event for event in events if event.type == "response.function_call_arguments.delta"]
+            assert {event.item_id for event in deltas} == {added[1].item.id}
+            assert "".join(event.delta for event in deltas) == "{}"
+            done = [event for event in events if event.type == "response.function_call_arguments.done"]
+            assert [(each.output_index, each.arguments) for each in done] == [(1, "{}"), (2, "")]
+            assert events[-1].type == "response.completed"
+            assert [item.type for item in final.output] == ["message", "function_call", "function_call"]
+            assert final.output[1].arguments == "{}"
+
+    run(scenario)
+
+
+def test_a_response_that_calls_alone_has_no_message() -> None:
+    async def scenario() -> None:
+        async with site() as at, at.head() as head, at.openai() as client:
+            asking = asyncio.create_task(
+                client.responses.create(
+                    model="toy",
+                    input="Weather?",
+                    tools=[flat(WEATHER), flat(TIME)],
+                    tool_choice={"type": "function", "name": "weather"},
+                    parallel_tool_calls=False,
+                    include=["message.output_text.logprobs"],
+                )
+            )
+            start = await head.started()
+            assert (list(start.calls.names), start.calls.single) == (["weather"], True)
+            assert '"const": "weather"' in start.constraint.text
+            part = pb.ToolCallPart(id="a1", name="weather", arguments="{")
+            new = pb.Tokens(
+                token_ids=[5, 6], tool_calls=[part], logprobs=[pb.TokenLogprob(logprob=-1.0)] * 2
+            )
+            said = SequenceTokens(sequence_id=start.sequence_id, tokens=new)
+            await head.report(
+                StepReport(tokens=[said], finished=[finished(start.sequence_id, start.request_id, 2)])
+            )
+            reply = await asking
+            (call,) = reply.output
+            assert (call.name, call.arguments, call.status) == ("weather", "{", "incomplete")
+            assert (reply.status, reply.tool_choice.name) == ("incomplete", "weather")
+            assert reply.parallel_tool_calls is False
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    ("extra", "said"),
+    [
+        ({"tools": [{"type": "web_search"}]}, "tools.0.type is 'web_search'"),
+        ({"tools": [TIME]}, "tools.0.name is missing"),
+        ({"tools": [flat(TIME)], "tool_choice": "weather"}, "tool_choice is 'weather'"),
+        ({"tool_choice": "required"}, "there are no tools"),
+        ({"input": [{"type": "item_reference", "id": "x"}]}, "'item_reference'"),
+        ({"input": [{"type": "function_call", "name": "x"}]}, "call_id is missing"),
+        ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "type is 'input_image'"),
+    ],
+)
+def test_bad_input_of_a_response_names_the_value(extra: dict[str, Any], said: str) -> None:
+    async def scenario() -> None:
+        async with site() as at, at.openai() as client:
+            with pytest.raises(openai.BadRequestError, match=said):
+                await client.responses.create(model="toy", input="Weather?", extra_body=extra)
+
+    run(scenario)
+
+
 @pytest.mark.parametrize(
     ("extra", "said"),
     [

@@ -88,6 +88,12 @@ def test_replies_run_together(scripted_target: str, scripted: ScriptedInference)
     assert sent["b"].chat.messages[0].role == "user"
 
 
+def test_several_replies_to_one_prompt(scripted_target: str, scripted: ScriptedInference) -> None:
+    replies = with_client(scripted_target, lambda client: client.replies("two words", 2, request_id="r"))
+    assert replies == [Reply("two words", (100, 101), receipt(f"r-{each}", 2)) for each in range(2)]
+    assert {request.request_id for request in scripted.requests} == {"r-0", "r-1"}
+
+
 def test_closing_a_stream_cancels_the_request(scripted_target: str, scripted: ScriptedInference) -> None:
     scripted.script = hold
 

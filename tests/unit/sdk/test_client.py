@@ -45,6 +45,39 @@ def test_a_stream_brings_the_events_in_order(client: Client) -> None:
     assert list(stream) == []
 
 
+def test_several_streams_run_at_once(client: Client, scripted: ScriptedInference) -> None:
+    together = threading.Barrier(3)
+
+    def meet(request: pb.GenerateRequest, context: object) -> Iterator[Event]:
+        together.wait(PATIENCE)
+        yield Tokens(0, (1,), request.request_id)
+        yield receipt(request.request_id, 1)
+
+    scripted.script = meet
+    streams = client.streams("word", 3, request_id="r")
+    assert [stream.request_id for stream in streams] == ["r-0", "r-1", "r-2"]
+    assert [next(stream) for stream in streams] == [Tokens(0, (1,), f"r-{each}") for each in range(3)]
+
+
+def test_of_several_replies_none_is_left_where_one_is_refused(
+    client: Client, scripted: ScriptedInference
+) -> None:
+    begun, left = threading.Event(), threading.Event()
+
+    def refuse_the_first(request: pb.GenerateRequest, context: grpc.ServicerContext) -> Iterator[Event]:
+        if request.request_id == "r-0":
+            begun.wait(PATIENCE)
+            yield from refuse(OverloadedError("full"))(request, context)
+        begun.set()
+        context.add_callback(left.set)
+        yield from hold(request, context)
+
+    scripted.script = refuse_the_first
+    with pytest.raises(OverloadedError, match="full"):
+        client.replies("word", 2, request_id="r")
+    assert left.wait(PATIENCE)
+
+
 def test_generate_joins_what_the_stream_brings(client: Client) -> None:
     assert client.generate("two words", request_id="r") == Reply("two words", (100, 101), receipt("r", 2))
 

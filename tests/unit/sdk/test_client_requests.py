@@ -79,6 +79,37 @@ def test_requests_are_named_apart_and_say_no_more_than_asked(
     assert scripted.requests[0].request_id != scripted.requests[1].request_id
 
 
+def test_several_replies_are_requests_of_their_own(client: Client, scripted: ScriptedInference) -> None:
+    asked = {"request_id": "r", "session_id": "s", "sampling": Sampling(1.0, seed=2**63 - 2)}
+    replies = client.replies("two words", 3, **asked)  # type: ignore[arg-type]
+    assert [reply.receipt.request_id for reply in replies] == ["r-0", "r-1", "r-2"]
+    assert {reply.text for reply in replies} == {"two words"}
+    sent = sorted(scripted.requests, key=lambda each: each.request_id)
+    assert [(each.session_id, each.sampling.seed) for each in sent] == [
+        ("s", 2**63 - 2),
+        ("", 2**63 - 1),
+        ("", 0),
+    ]
+    assert {(each.text, each.sampling.temperature) for each in sent} == {("two words", 1.0)}
+
+
+def test_a_single_one_of_several_replies_is_the_same_request(
+    client: Client, scripted: ScriptedInference
+) -> None:
+    client.generate("word", request_id="r", session_id="s")
+    client.replies("word", 1, request_id="r", session_id="s")
+    assert scripted.requests[0] == scripted.requests[1]
+
+
+@pytest.mark.parametrize("n", [0, 129, 2.5])
+def test_there_are_bounds_to_several_replies(client: Client, scripted: ScriptedInference, n: int) -> None:
+    with pytest.raises(InvalidRequestError, match=f"n must be a whole number from 1 to 128, not {n}"):
+        client.streams("word", n)
+    with pytest.raises(InvalidRequestError, match="n is 2, and resume_output_ids are of one reply"):
+        client.replies("word", 2, resume_output_ids=[1])
+    assert scripted.requests == []
+
+
 @pytest.mark.parametrize("ids", [[], [0, 2**31 - 1]])
 def test_token_ids_are_sent_as_they_are(
     client: Client, scripted: ScriptedInference, ids: Sequence[int]
