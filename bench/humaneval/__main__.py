@@ -15,11 +15,11 @@ from openai import AsyncOpenAI
 from bench.humaneval.answers import Answers
 from bench.humaneval.asking import STOPS, Asking
 from bench.humaneval.measuring import Measuring
-from bench.humaneval.problems import REQUIREMENT, Problem, fetch, read
 from bench.humaneval.report import report, table
 from bench.humaneval.sandbox import Sandbox, can_be_apart
 from bench.humaneval.setting import SETTINGS
 from cluster.commands.serve import say
+from workers.bench.problems import REQUIREMENT, Problem, fetch, read
 
 CONFIG = Path(__file__).with_name("cluster.yaml")
 TURNS = (

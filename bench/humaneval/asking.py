@@ -6,9 +6,9 @@ from typing import Any
 
 from openai import AsyncOpenAI
 
-from bench.humaneval.problems import Problem
 from bench.humaneval.setting import Setting
 from pyramidserve.errors import UnavailableError
+from workers.bench.problems import Problem
 
 # Behind the function: other code begins.
 STOPS = ["\nclass ", "\ndef ", "\n#", "\nif ", "\nprint("]

@@ -8,10 +8,10 @@ from functools import cache
 
 from bench.humaneval.answers import Answer, Answers
 from bench.humaneval.asking import Asking
-from bench.humaneval.problems import Problem
 from bench.humaneval.sandbox import Sandbox
 from bench.humaneval.setting import SETTINGS
 from cluster.commands.serve import say
+from workers.bench.problems import Problem
 
 # Problems that are asked at the same time.
 AT_ONCE = 16

@@ -2,7 +2,7 @@
 # Installs peers, each in a venv of its own below ~/.cache/pyramidserve-peers, and gives them the
 # embedded model in their own form. What is there already stays.
 #
-#   bench/peers/install.sh [openvino] [vllm] [llama.cpp]      (all of them without arguments)
+#   bench/peers/install.sh [openvino] [vllm] [llama.cpp] [kvpress]      (all of them without arguments)
 set -euo pipefail
 
 root=$(cd "$(dirname "$0")/../.." && pwd)
@@ -65,6 +65,11 @@ install_vllm() {
     vllm/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
 }
 
+install_kvpress() {
+    venv kvpress torch==2.13.0
+    venv kvpress kvpress==0.5.5 optimum-quanto==0.2.7
+}
+
 install_llama.cpp() {
     checkpoint
     converter
@@ -86,7 +91,7 @@ install_llama.cpp() {
     done
 }
 
-[ $# -gt 0 ] || set -- openvino vllm llama.cpp
+[ $# -gt 0 ] || set -- openvino vllm llama.cpp kvpress
 for peer; do
     [ ! -f "$peer/.ready" ] || continue
     "install_$peer"

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from pyramidserve.types import Compression
-from workers.bench.facts import LEAST_GAIN, Asking, recovered, talks
+from workers.bench.facts import Asking, talks
+from workers.bench.intervals import LEAST_GAIN, share
 from workers.engine.engine import Engine, EngineConfig
 
 
@@ -39,7 +40,7 @@ def main() -> None:
             results[mode] += asking.ask(ids, reply, talk.asked, compression)
         print(f"\r{number} of {len(held)} talks", end="", flush=True)
     print()
-    report(results, arguments.seed)
+    report(results)
     if arguments.output:
         columns = {
             mode: {name: [each[name] for each in own] for name in own[0]} for mode, own in results.items()
@@ -47,7 +48,7 @@ def main() -> None:
         arguments.output.write_text(json.dumps(columns) + "\n")
 
 
-def report(results: dict[str, list[dict[str, Any]]], seed: int) -> None:
+def report(results: dict[str, list[dict[str, Any]]]) -> None:
     """Prints how far each mode closes the gap to ``full``, where the document helps with the answer."""
     scores = {mode: [each["log_probability"] for each in own] for mode, own in results.items()}
     pairs = zip(scores["full"], scores["no document"], strict=True)
@@ -63,9 +64,8 @@ def report(results: dict[str, list[dict[str, Any]]], seed: int) -> None:
         )
         if mode.endswith("turn"):
             off = scores[mode.replace("turn", "off")]
-            gaps = [(scores["full"][i] - off[i], scores[mode][i] - off[i]) for i in counted]
-            share, low, high = recovered(gaps, seed)
-            line += f"; recovers {share:.1%} of the gap [{low:.1%}, {high:.1%}]"
+            closed = share([(scores[mode][i] - off[i], scores["full"][i] - off[i]) for i in counted])
+            line += f"; recovers {closed.value:.1%} of the gap [{closed.low:.1%}, {closed.high:.1%}]"
         print(line)
 
 

@@ -1,4 +1,4 @@
-"""`pyramidserve bench`: how fast the engine is in this process, and a cluster under load."""
+"""`pyramidserve bench`: how fast the engine is, what its caches keep, and a cluster under load."""
 
 import argparse
 import dataclasses
@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from cluster.commands import bench_policies, bench_serve
+from cluster.commands import bench_quality, bench_serve
 from cluster.commands.policy import add_policy_arguments, compression_here
 from cluster.commands.serve import say
 from cluster.partition import boundaries, layer_costs
@@ -53,10 +53,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     stall = subjects.add_parser("stall", help=STALL, description=STALL)
     serve = subjects.add_parser("serve", help=bench_serve.DESCRIPTION, description=bench_serve.DESCRIPTION)
     bench_serve.add_arguments(serve)
-    policies = subjects.add_parser(
-        "policies", help=bench_policies.SUMMARY, description=bench_policies.DESCRIPTION
+    quality = subjects.add_parser(
+        "quality", help=bench_quality.SUMMARY, description=bench_quality.DESCRIPTION
     )
-    bench_policies.add_arguments(policies)
+    bench_quality.add_arguments(quality)
     for subject, measured in ((engine, run_engine), (stall, run_stall)):
         subject.add_argument("--model", default=EMBEDDED, help="checkpoint; default: the embedded model")
         add_policy_arguments(subject, "full")

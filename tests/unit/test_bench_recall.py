@@ -1,9 +1,11 @@
-"""The measures of recall: real text in pieces, facts all over it, and an interval for what is recovered."""
+"""The measures of recall: real text in pieces, and facts all over it."""
+
+from pydoc_data.topics import topics
 
 import pytest
 
 from workers.bench import texts
-from workers.bench.facts import FACTS, LATER_TURNS, recovered, talks
+from workers.bench.facts import FACTS, LATER_TURNS, talks
 from workers.bench.texts import windows
 
 
@@ -24,6 +26,7 @@ class Words:
 
 def test_pieces_are_of_one_length_and_do_not_overlap(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(texts, "topics", {"a": "x " * 9, "b": "y " * 4, "c": "z " * 12})
+    monkeypatch.setattr(texts, "PACKAGES", ())
     pieces = windows(Words(), 10, 9)  # type: ignore[arg-type]
     assert [len(piece) for piece in pieces] == [10, 10]
     assert sorted(token for piece in pieces for token in piece) == list(range(20))
@@ -40,8 +43,9 @@ def test_a_document_has_all_its_facts_and_later_turns_ask_for_some() -> None:
             assert "".join(fact.answer) + "." == fact.sentence.strip()
 
 
-def test_what_is_recovered_is_a_share_of_all_gaps_within_its_interval() -> None:
-    share, low, high = recovered([(1.0, 1.0), (1.0, 0.5), (2.0, 1.5)] * 20, seed=1)
-    assert share == pytest.approx(0.75)
-    assert low < share < high
-    assert recovered([(1.0, 1.0)] * 9, seed=1) == (1.0, 1.0, 1.0)
+def test_behind_the_reference_come_docstrings_and_never_code() -> None:
+    short, many = windows(Words(), 2000, 3), windows(Words(), 2000, 99999)  # type: ignore[arg-type]
+    assert [len(piece) for piece in short] == [2000] * 3
+    assert sum(map(len, many)) > len(" ".join(topics.values()).split(" "))
+    source = b'"""Of the module."""\nx = "code"\n\n\ndef f():\n    """Of f."""\n'
+    assert texts.docstrings(source) == "Of the module.\n\nOf f."

@@ -34,7 +34,7 @@ RUN_BY = {
     "pytest": ("Makefile", "$(BIN)/pytest"),
     "pyramidserve bench engine": (CLAIMS, '"bench", "engine"'),
     "pyramidserve bench engine --shards": (ENGINE, '"--shards", "2"'),
-    "pyramidserve bench policies": ("tests/integration/test_bench_policies.py", '"bench", "policies"'),
+    "pyramidserve bench quality": ("tests/integration/test_bench_quality.py", '"bench", "quality"'),
     "pyramidserve bench serve": ("tests/integration/test_bench_serve.py", '"bench", "serve"'),
     "pyramidserve bench stall": (ENGINE, '"bench", "stall"'),
     "pyramidserve chat": ("tests/unit/sdk/test_cli_chat.py", '"chat"'),

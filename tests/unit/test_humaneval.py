@@ -10,10 +10,10 @@ import pytest
 
 from bench.humaneval.answers import Answer, Answers
 from bench.humaneval.asking import Reply
-from bench.humaneval.problems import Problem
 from bench.humaneval.report import report, table
 from bench.humaneval.sandbox import Sandbox, can_be_apart
 from pyramidserve.errors import InvalidRequestError
+from workers.bench.problems import Problem
 
 PROBLEM = Problem(
     "Toy/0",

@@ -10,9 +10,9 @@ import pytest
 from openai import AsyncOpenAI
 
 from bench.humaneval.asking import Asking, Reply
-from bench.humaneval.problems import Problem
 from bench.humaneval.setting import SETTINGS
 from pyramidserve.errors import UnavailableError
+from workers.bench.problems import Problem
 
 PROBLEM = Problem("Toy/0", "def f():", "f", "", "")
 

@@ -12,7 +12,7 @@ PURE = {
     "workers.budget": "footprint forecast ledger pages plan released",
     "workers.engine": "settings",
     "workers.backends": "tuning",
-    "workers.bench": "cell",
+    "workers.bench": "cell intervals summary",
     "workers.execute": "tuning",
     "workers.schedule": (
         "accept capacity cohorts detokenizer drafts groups integrity memory parked phase receipt room "

@@ -1,58 +1,154 @@
-"""What is compared: a policy, one of its ways to prefill, and how much of a prompt's KV it keeps. Pure."""
+"""What is compared: a way to hold a prompt's KV in so many bytes. Pure."""
 
+import json
+import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pyramidserve.errors import InvalidRequestError
-from pyramidserve.types import Compression
-from workers.policies import registry
-from workers.policies.registry import policy_name, validate, versions
+from pyramidserve.types import Compression, Parameter
+from workers.budget.kv_format import KV_DTYPES
+from workers.policies.registry import keeps_all, policy_name, recall, validate
+
+# Of the bytes that all KV takes in 16 bits.
+SHARES = (0.45, 0.25, 0.12)
+# Of a prompt's tokens, where its bytes are taken by what is there in any case.
+LEAST = 0.01
+NAME = re.compile(
+    r"(?P<policy>[\w-]+)(/(?P<prefill>\w+))?(\[(?P<knobs>[^]]*)\])?(:(?P<kv_dtype>\w+))?(\+(?P<recall>\w+))?"
+    r"(@(?P<share>\d*\.?\d+))?"
+)
+SHAPE = "POLICY/PREFILL[KNOB=VALUE,...]:FORMAT+RECALL@SHARE"
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A way to compress."""
+    """A way to hold KV.
+
+    Attributes:
+        compression: all but how much stays.
+        kv_dtype: in what keys and values are stored, one of KV_DTYPES.
+        share: bytes that stay, of those that all KV takes in 16 bits; None where every token stays.
+    """
 
     compression: Compression
+    kv_dtype: str = "auto"
+    share: float | None = None
+
+    @property
+    def method(self) -> str:
+        """All but the share, as in ``pyramid/evict:int8+turn``."""
+        known = dict(self.compression.parameters)
+        knobs = ",".join(f"{name}={_written(value)}" for name, value in known.items())
+        mode = recall(self.compression)
+        return "".join(
+            (
+                policy_name(self.compression),
+                f"[{knobs}]" if knobs else "",
+                "" if self.kv_dtype == "auto" else f":{self.kv_dtype}",
+                "" if mode == "off" else f"+{mode}",
+            )
+        )
 
     @property
     def name(self) -> str:
-        """As in ``pyramid/evict@0.45``; of a policy that keeps everything its name alone."""
-        keep, name = self.compression.kv_keep, policy_name(self.compression)
-        return name if keep is None else f"{name}@{keep:g}"
+        """As in ``pyramid/evict:int8+turn@0.25``."""
+        return self.method if self.share is None else f"{self.method}@{self.share:g}"
+
+
+@dataclass(frozen=True)
+class Holding:
+    """A cell with what its format comes to for a model.
+
+    Attributes:
+        token_share: bytes of a token beside those that it has in 16 bits.
+        fixed_tokens: how many tokens in 16 bits have the bytes that a layer takes whatever it holds.
+    """
+
+    cell: Cell
+    token_share: float
+    fixed_tokens: float = 0.0
+
+    def asks(self, prompt_tokens: int) -> Compression:
+        """What the request of a prompt asks for: as many of its tokens as there are bytes for.
+
+        Raises InvalidRequestError where more would stay than there is.
+        """
+        cell = self.cell
+        if cell.share is None:
+            return cell.compression
+        if cell.share > self.token_share:
+            raise InvalidRequestError(
+                f"{cell.name}: all tokens take {self.token_share:.3g} of the bytes in that format; give "
+                "less than that, or a policy that keeps all"
+            )
+        keep = (cell.share - self.fixed(prompt_tokens)) / self.token_share
+        compression = replace(cell.compression, kv_keep=max(min(LEAST, cell.share), keep))
+        validate(compression)
+        return compression
+
+    def fixed(self, prompt_tokens: int) -> float:
+        """Bytes that are taken in any case, of those of the prompt in 16 bits."""
+        return self.fixed_tokens / prompt_tokens
 
 
 # What the others are compared with: everything is kept.
 BASELINE = Cell(Compression())
 
 
-def all_cells(kv_keeps: Iterable[float], others: Sequence[str] = ()) -> list[Cell]:
-    """All policies of ours and the enabled ``others``, in all their ways at all shares; the baseline first.
+def read_cell(name: str) -> Cell:
+    """The cell of a name. Raises InvalidRequestError where it is none."""
+    read = NAME.fullmatch(name)
+    if not read:
+        raise InvalidRequestError(f"--cells names {name!r}; it must be {SHAPE}, as in snapkv:int8@0.25")
+    kv_dtype, share = read["kv_dtype"] or "auto", read["share"]
+    knobs = dict(_knob(name, each) for each in (read["knobs"] or "").split(",") if each)
+    compression = Compression(
+        read["policy"], read["prefill"] or "", recall=read["recall"] or "off", parameters=knobs
+    )
+    validate(compression)
+    if kv_dtype not in KV_DTYPES:
+        raise InvalidRequestError(
+            f"--cells names {name!r}; its format must be one of {', '.join(KV_DTYPES)}"
+        )
+    if keeps_all(compression) != (share is None):
+        way = (
+            "keeps all: leave its share out" if share else "does not keep all: give it a share, as in @0.25"
+        )
+        raise InvalidRequestError(f"--cells names {name!r}; {compression.policy!r} {way}")
+    return Cell(compression, kv_dtype, None if share is None else float(share))
 
-    Raises InvalidRequestError where a share cannot be.
-    """
-    shares = tuple(dict.fromkeys(kv_keeps))
-    cells = []
-    for name in versions(others):
-        policy = registry.POLICIES[name]
-        for share in (None,) if policy.keeps_all else shares:
-            for prefill in policy.prefills or ("",):
-                cells.append(Cell(Compression(name, prefill, share)))
-    for cell in cells:
-        validate(cell.compression)
-    return sorted(cells, key=lambda cell: cell != BASELINE)
+
+def usual(others: Sequence[str] = ()) -> list[Cell]:
+    """Those that are compared where none are named: ours, and ``others`` that are enabled, in 16 bits."""
+    kept = ("streaming", "snapkv", "expected_attention", "pyramid/evict", "pyramid/prune", *others)
+    few = ("expected_attention", "pyramid/evict")
+    names = [
+        *("full", "full:int8", "full:int4"),
+        *(f"{name}@{share}" for name in kept for share in SHARES),
+        *(f"{name}:int8@{share}" for name in few for share in SHARES),
+        # All tokens take 0.27 in four bits.
+        *(f"{name}:int4@{share}" for name in few for share in SHARES[1:]),
+        *("pyramid/evict+turn@0.25", "pyramid/evict:int4+turn@0.12"),
+    ]
+    return [read_cell(name) for name in names]
 
 
-def chosen(cells: Sequence[Cell], names: Sequence[str]) -> list[Cell]:
-    """Those of ``cells`` that are named, and the baseline; all where there are no names.
+def with_baseline(cells: Iterable[Cell]) -> list[Cell]:
+    """Each once, the baseline first: the others are compared with it as they are measured."""
+    return list(dict.fromkeys((BASELINE, *cells)))
 
-    Raises InvalidRequestError where a name is none of theirs.
-    """
-    known = {cell.name: cell for cell in cells}
-    for name in names:
-        if name not in known:
-            raise InvalidRequestError(
-                f"--cells names {name!r}; there are {', '.join(known)}, and with --policies and --kv-keep "
-                "others"
-            )
-    return [cell for cell in cells if not names or cell == BASELINE or cell.name in names]
+
+def _knob(cell: str, text: str) -> tuple[str, Parameter]:
+    name, _, value = text.partition("=")
+    if not value:
+        raise InvalidRequestError(f"--cells names {cell!r}; {text!r} must be KNOB=VALUE")
+    try:
+        known: Parameter = json.loads(value)
+    except json.JSONDecodeError:
+        known = value  # a word
+    return name, known
+
+
+def _written(value: Parameter) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

@@ -11,7 +11,6 @@ from workers.bench.likelihood import Judge, Likelihood
 from workers.bench.texts import windows
 from workers.engine.engine import Engine, EngineRequest
 from workers.model.tokenizer import Tokenizer
-from workers.policies.registry import keeps_all
 
 NAMES = (
     *("Anna", "Boris", "Clara", "David", "Emma", "Felix", "Greta", "Hugo"),
@@ -29,8 +28,9 @@ FACTS, LATER_TURNS = 12, 4
 FIRST_QUESTION = "What is this text about? Answer in one sentence."
 # Stands for a reply where turns are rendered; nothing else has it.
 REPLY = "¤"
-# A question is counted where the document makes the answer likelier by so much, in nats, to the full cache.
-LEAST_GAIN = 0.5
+SESSION = "talk"
+# What facts, questions and answers add to a document at most, a token a byte.
+TALK_TOKENS = 1024
 
 
 @dataclass(frozen=True)
@@ -116,15 +116,14 @@ class Asking:
         self, ids: list[int], reply: list[int], facts: tuple[Fact, ...], compression: Compression
     ) -> list[dict[str, Any]]:
         """A talk: the first turn, then a question about each of ``facts``. What became of the answers."""
-        session = "" if keeps_all(compression) else "talk"
-        self.judge.read(ids, reply, compression, session)
+        self.judge.read(ids, reply, compression, SESSION)
         answers = []
         for fact in facts:
             given, wanted = map(self.tokenizer.encode_part, fact.answer)
             ids = [*ids, *reply, *self._turn(fact.question)]
             reply = [*given, *wanted]
-            answers.append(_answer(self.judge.read(ids, reply, compression, session), reply, len(given)))
-        self._engine.end_session("talk")
+            answers.append(_answer(self.judge.read(ids, reply, compression, SESSION), reply, len(given)))
+        self.judge.end(SESSION)
         return answers
 
     def _turn(self, question: str) -> list[int]:
@@ -138,18 +137,7 @@ def _answer(read: Likelihood, reply: list[int], given: int) -> dict[str, Any]:
     return {
         "log_probability": round(sum(read.log_probabilities[given:]), 4),
         "exact": list(read.likeliest[given:]) == reply[given:],
-        "device_share": round(read.receipt.kv_keep_reached, 4),
+        "device_share": round(read.kept, 4),
         "reused": round(read.receipt.reused_tokens / read.receipt.prompt_tokens, 4),
         "recalled_bytes": read.receipt.recalled_bytes,
     }
-
-
-def recovered(gaps: list[tuple[float, float]], seed: int) -> tuple[float, float, float]:
-    """Of pairs of a gap and what of it is closed, the share that is, with a bootstrap 95 % interval."""
-    draw = random.Random(seed)
-
-    def share(pairs: list[tuple[float, float]]) -> float:
-        return sum(closed for _, closed in pairs) / sum(gap for gap, _ in pairs)
-
-    again = sorted(share(draw.choices(gaps, k=len(gaps))) for _ in range(2000))
-    return share(gaps), again[49], again[1949]

