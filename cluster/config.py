@@ -47,6 +47,7 @@ class ClusterConfig(EngineSettings):
         cors_origins: of pages in browsers that may call it, beside its own; "*": all.
         tls_certificate, tls_key: PEM files; with them, the router's port wants TLS.
         tenants_file: YAML list of name, token and weight; with it, callers need a bearer token.
+        budgets: file that `pyramidserve calibrate` has written of the model; "": what comes with this.
         queue_limit: requests that may wait; a tenant may always have its share of them, by its weight.
         session_limit: sessions that the router remembers.
         session_max_age: seconds that a session, and its KV, is remembered after its last use.
@@ -81,6 +82,7 @@ class ClusterConfig(EngineSettings):
     tls_certificate: str = ""
     tls_key: str = ""
     tenants_file: str = ""
+    budgets: str = ""
     queue_limit: int = 1024
     session_limit: int = 10_000
     session_max_age: float = 3600.0

@@ -5,7 +5,7 @@ from functools import cache
 
 from pyramidserve.types import Compression
 from workers.model.config import ModelConfig
-from workers.policies.registry import plan
+from workers.policies.registry import plan, settled
 
 # The prompt length at which retained bytes are compared; their proportions hardly move with it.
 TYPICAL_PROMPT = 2048
@@ -17,7 +17,8 @@ def layer_costs(model: ModelConfig, compression: Compression) -> tuple[list[floa
     Half of a layer's cost is the KV that it retains, half its work: its weights are read once a decode
     step, and so are the head's, which hold no KV.
     """
-    kept = plan(compression, min(TYPICAL_PROMPT, model.context), model.layers).kept
+    asked = settled(compression, model.fingerprint)
+    kept = plan(asked, min(TYPICAL_PROMPT, model.context), model.layers).kept
     attention = (2 * model.heads + 2 * model.kv_heads) * model.head_size * model.hidden
     weights = attention + 3 * model.hidden * model.intermediate
     head = model.hidden * model.vocabulary

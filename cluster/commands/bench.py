@@ -31,7 +31,7 @@ from workers.engine.engine import Engine, EngineConfig
 from workers.engine.pipeline import connect_local
 from workers.model.checkpoint import EMBEDDED, resolve_checkpoint
 from workers.model.config import DTYPES, ModelConfig, read_config
-from workers.policies.registry import plan
+from workers.policies.registry import plan, settled
 
 SUMMARY = "measure the engine on this machine, or a running cluster"
 ENGINE = "tokens per second of a workload, and where the time goes"
@@ -101,7 +101,8 @@ def run_engine(arguments: argparse.Namespace) -> dict[str, Any]:
     dtype: torch.dtype = getattr(torch, facts.dtype)
     device = engine.stages[0].device
     limits = machine_limits(engine.model, dtype, device)
-    keep = plan(compression, workload.prompt, engine.model.layers)
+    asked = settled(compression, engine.model.fingerprint)
+    keep = plan(asked, workload.prompt, engine.model.layers)
     least = floor(runs[0], workload, engine.model, keep, limits, dtype.itemsize)
     middle = medians(runs)
     whole_model = arguments.shards == 1  # is in this process, whose turns are known

@@ -30,7 +30,7 @@ from workers.model.generation import sampling_defaults
 from workers.model.grammar import Grammars
 from workers.model.tokenizer import Tokenizer, end_ids
 from workers.model.transcript import Transcript
-from workers.policies.registry import enable, versions
+from workers.policies.registry import enable, use_budgets, versions
 from workers.rendezvous import announce, node_address, router_key, shard_address, take_over_key
 
 DEMAND_SECONDS = 0.5
@@ -44,6 +44,7 @@ class Edge:
         """``shards`` is the handle of the shards' deployment; it makes them part of the application."""
         write_events()
         enable(config.policies)
+        use_budgets(config.budgets)
         self._server: RouterServer | None = None
         self._tasks: list[asyncio.Task[None]] = []
         checkpoint = await asyncio.to_thread(resolve_checkpoint, config.model)

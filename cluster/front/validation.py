@@ -88,7 +88,7 @@ def validate_request(
         prompt_ids=prompt_ids,
         sampling=terms.sampling,
         stopping=terms.stopping,
-        compression=compression,
+        compression=terms.compression,
         session_id=message.session_id,
         resume_output_ids=resumed,
         given_output_ids=given,

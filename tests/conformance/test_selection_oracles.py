@@ -1,7 +1,8 @@
-"""H2O and Scissorhands against ten plain lines each, fed with the queries and keys of a toy that runs."""
+"""H2O, Scissorhands and DefensiveKV against ten plain lines each, fed with what a toy computes."""
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from pyramidserve.types import Compression, Stopping
 from workers.engine.engine import Engine, EngineConfig, EngineRequest
 from workers.model.llama import LlamaLayer
+from workers.policies.defensive import RECENT, SINKS
 
 Array = npt.NDArray[np.float64]
 LAYERS = 6
@@ -69,6 +71,30 @@ def scissorhands(
     return held, closest
 
 
+def defensive(
+    queries: Array, kv: Array, output: Array, keep: int, recent: int, window: int, kernel: int
+) -> tuple[list[int], float]:
+    """What one KV head holds of a prompt, and how close that was; ``output`` is [hidden, heads, size]."""
+    tokens = len(kv)
+    rows = range(max(0, tokens - window), tokens)
+    paid = np.zeros((len(rows), queries.shape[1], tokens))
+    for index, row in enumerate(rows):
+        logits = queries[row] @ kv[: row + 1, 0].T / queries.shape[2] ** 0.5
+        powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+        paid[index, :, : row + 1] = powers / powers.sum(axis=1, keepdims=True)
+    old = tokens - recent
+    worst = paid.max(axis=(0, 1))[:old]
+    added = (np.einsum("ohd,nd->nho", output, kv[:old, 1]) ** 2).sum(axis=2).mean(axis=1) ** 0.5
+    scores = np.maximum(worst, worst.mean()) * added
+    reach = [range(max(0, place - kernel // 2), min(old, place + kernel // 2 + 1)) for place in range(old)]
+    best = [max(near, key=lambda token: scores[token]) for near in reach]
+    order = sorted(range(SINKS, old), key=lambda token: -scores[best[token]])
+    cut = keep - recent - SINKS
+    last, first = best[order[cut - 1]], best[order[cut]]
+    held = [*range(SINKS), *sorted(order[:cut]), *range(old, tokens)]
+    return held, 1 if last == first else (scores[last] - scores[first]) / scores[last]
+
+
 @pytest.fixture(scope="module")
 def engine(toy: Callable[[str], Path]) -> Engine:
     # Kernels of plain torch take the layers one by one, so that they can be watched.
@@ -82,13 +108,13 @@ def engine(toy: Callable[[str], Path]) -> Engine:
 def watched(
     engine: Engine, prompt: list[int], compression: Compression, output: int
 ) -> tuple[list[tuple[Array, Array]], list[npt.NDArray[np.int32]]]:
-    """Runs a prompt; of each layer all queries and keys, and the positions that it held in the end."""
+    """Runs a prompt; of each layer all queries and KV, and the positions that it held in the end."""
     seen: dict[int, list[tuple[torch.Tensor, torch.Tensor]]] = {}
     project = LlamaLayer.project
 
     def watch(layer: LlamaLayer, *arguments: object) -> tuple[torch.Tensor, torch.Tensor]:
         query, kv = project(layer, *arguments)  # type: ignore[arg-type]
-        seen.setdefault(id(layer), []).append((query, kv[:, 0].clone()))
+        seen.setdefault(id(layer), []).append((query, kv.clone()))
         return query, kv
 
     with pytest.MonkeyPatch.context() as patch:
@@ -102,7 +128,7 @@ def watched(
         tuple(torch.cat(parts).double().numpy() for parts in zip(*layer, strict=True))
         for layer in seen.values()
     ]
-    return [(query, keys) for query, keys in both], list(traced.positions)
+    return [(query, kv) for query, kv in both], list(traced.positions)
 
 
 prompts = st.lists(st.integers(3, 250), min_size=1, max_size=60)
@@ -118,11 +144,11 @@ def test_h2o_holds_what_its_oracle_holds(
     heavy, recent = tokens - tokens // 2, tokens // 2
     compression = Compression("h2o", parameters={"tokens": tokens, "drop": drop})
     layers, held = watched(engine, prompt, compression, output)
-    for (queries, keys), sets in zip(layers, held, strict=True):
-        group = queries.shape[1] // keys.shape[1]
+    for (queries, kv), sets in zip(layers, held, strict=True):
+        group = queries.shape[1] // kv.shape[2]
         for head, own in enumerate(sets):
             mine = queries[:, head * group : (head + 1) * group]
-            expected, closest = h2o(mine, keys[:, head], len(prompt), heavy, recent, drop)
+            expected, closest = h2o(mine, kv[:, 0, head], len(prompt), heavy, recent, drop)
             assert len(own) == len(expected)
             assert own.tolist() == expected or closest < 1e-4
 
@@ -142,10 +168,38 @@ def test_scissorhands_holds_what_its_oracle_holds(
     parameters = {"tokens": budget, "history_window": window, "recent_window": recent, "drop": drop}
     recent = min(recent, budget)
     layers, held = watched(engine, prompt, Compression("scissorhands", parameters=parameters), output)
-    for (queries, keys), sets in zip(layers, held, strict=True):
-        group = queries.shape[1] // keys.shape[1]
+    for (queries, kv), sets in zip(layers, held, strict=True):
+        group = queries.shape[1] // kv.shape[2]
         for head, own in enumerate(sets):
             mine = queries[:, head * group : (head + 1) * group]
-            expected, closest = scissorhands(mine, keys[:, head], len(prompt), budget, window, recent, drop)
+            keys = kv[:, 0, head]
+            expected, closest = scissorhands(mine, keys, len(prompt), budget, window, recent, drop)
             assert len(own) == len(expected)
+            assert own.tolist() == expected or closest < 1e-4
+
+
+@settings(max_examples=examples(100), suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(st.integers(3, 250), min_size=SINKS + 3, max_size=120),
+    st.floats(0, 1),
+    st.integers(1, 130),
+    st.sampled_from((1, 5, 7)),
+)
+def test_defensive_holds_what_its_oracle_holds(
+    engine: Engine, prompt: list[int], share: float, window: int, kernel: int
+) -> None:
+    least = SINKS + 2
+    keep = least + int(share * (len(prompt) - 1 - least))
+    recent = min(RECENT, (keep - SINKS + 1) // 2)
+    parameters = {"tokens": keep, "window_size": window, "kernel_size": kernel}
+    layers, held = watched(engine, prompt, Compression("defensive", parameters=parameters), 1)
+    (stage,) = engine.stages
+    for module, (queries, kv), sets in zip(stage.model.layers, layers, held, strict=True):
+        output = cast(LlamaLayer, module).output_weight.double().numpy()
+        group = queries.shape[1] // kv.shape[2]
+        for head, own in enumerate(sets):
+            mine = slice(head * group, (head + 1) * group)
+            expected, closest = defensive(
+                queries[:, mine], kv[:, :, head], output[:, mine], keep, recent, window, kernel
+            )
             assert own.tolist() == expected or closest < 1e-4

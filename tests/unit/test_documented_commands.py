@@ -37,6 +37,7 @@ RUN_BY = {
     "pyramidserve bench quality": ("tests/integration/test_bench_quality.py", '"bench", "quality"'),
     "pyramidserve bench serve": ("tests/integration/test_bench_serve.py", '"bench", "serve"'),
     "pyramidserve bench stall": (ENGINE, '"bench", "stall"'),
+    "pyramidserve calibrate": ("tests/conformance/test_calibrate.py", '"calibrate", str(model)'),
     "pyramidserve chat": ("tests/unit/sdk/test_cli_chat.py", '"chat"'),
     "pyramidserve demo": (CLAIMS, '"demo", "--config"'),
     "pyramidserve rollout": ("tests/integration/test_rollout.py", '"rollout", "--config"'),

@@ -8,7 +8,7 @@ import pytest
 
 PURE = {
     "workers": "events percentile tuning whole_file",
-    "workers.policies": "registry pyramid streaming full",
+    "workers.policies": "registry budget defensive pyramid streaming full",
     "workers.budget": "footprint forecast ledger pages plan released",
     "workers.engine": "settings",
     "workers.backends": "tuning",

@@ -50,6 +50,7 @@ def window_scores(
     context: int,
     at_once: int,
     starts: torch.Tensor | None = None,
+    greatest: bool = False,
 ) -> torch.Tensor:
     """How much rows attend to the context (arXiv 2405.12532, section 3.2).
 
@@ -60,14 +61,19 @@ def window_scores(
         context: oldest tokens that are scored.
         at_once: rows whose probabilities are there together.
         starts: as ``prefill_attention`` takes them.
+        greatest: instead of average and sum the greatest, of all rows and heads (arXiv 2510.13334).
 
     Returns:
         fp32 [KV heads, context]: attention probabilities averaged over the heads of a KV head, weighted and
         summed over rows.
     """
     scores = torch.zeros(key.shape[1], context, device=query.device)
-    for rows, probabilities in _by_rows(query, key, at_once, starts):
-        scores += torch.einsum("r,grn->gn", weights[rows], probabilities[..., :context])
+    for rows, probabilities in _by_rows(query, key, at_once, starts, greatest):
+        seen, weight = probabilities[..., :context], weights[rows]
+        if greatest:
+            scores = scores.maximum((seen * weight[:, None]).amax(dim=1))
+        else:
+            scores += torch.einsum("r,grn->gn", weight, seen)
     return scores
 
 
@@ -102,9 +108,16 @@ def low_counts(
 
 
 def _by_rows(
-    query: torch.Tensor, key: torch.Tensor, at_once: int, starts: torch.Tensor | None
+    query: torch.Tensor,
+    key: torch.Tensor,
+    at_once: int,
+    starts: torch.Tensor | None,
+    greatest: bool = False,
 ) -> Iterator[tuple[slice, torch.Tensor]]:
-    """Attention probabilities of some rows after others, means of each group, [KV heads, rows, tokens]."""
+    """Attention probabilities of some rows after others, [KV heads, rows, tokens].
+
+    They are means of the heads of each, or the ``greatest`` of theirs.
+    """
     before = len(key) - len(query)
     keys = key.permute(1, 2, 0)[:, None]  # [KV heads, 1, head size, tokens]
     columns = torch.arange(len(key), device=query.device)
@@ -118,7 +131,8 @@ def _by_rows(
         logits.masked_fill_(columns > last, float("-inf"))
         if starts is not None:
             logits.masked_fill_(columns < starts[own, None], float("-inf"))
-        yield own, logits.softmax(dim=-1).mean(dim=1)
+        over_heads = torch.amax if greatest else torch.mean
+        yield own, over_heads(logits.softmax(dim=-1), dim=1)
 
 
 def row_weights(observes: RowAttention, rows: int, device: torch.device) -> torch.Tensor:

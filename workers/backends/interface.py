@@ -40,6 +40,7 @@ class Attention(Protocol):
         weights: torch.Tensor,
         context: int,
         starts: torch.Tensor | None = None,
+        greatest: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Causal attention of the newest rows of one sequence, and the scores that are read off it.
 
@@ -49,6 +50,7 @@ class Attention(Protocol):
             weights: fp32, of the newest rows, which score what they see; empty if none do.
             context: oldest tokens that are scored.
             starts: the first token that each row attends to, int32 [rows], ascending; None: of all.
+            greatest: as ``window_scores`` takes it.
 
         Returns:
             The output [rows, heads * head size], and scores as ``window_scores`` has them, fp32

@@ -92,14 +92,15 @@ class ReferenceBackend:
         weights: torch.Tensor,
         context: int,
         starts: torch.Tensor | None = None,
+        greatest: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         with self.stopwatch.on("attention"):
             kv = kv.to(query.dtype)
             attended = prefill_attention(query, kv[:, 0], kv[:, 1], starts)
             newest = slice(len(query) - len(weights), len(query))
             scoring = None if starts is None else starts[newest]
-            at_once = self._tuning.score_rows
-            return attended, window_scores(query[newest], kv[:, 0], weights, context, at_once, scoring)
+            scored = (query[newest], kv[:, 0], weights, context, self._tuning.score_rows, scoring, greatest)
+            return attended, window_scores(*scored)
 
     def low_counts(
         self,

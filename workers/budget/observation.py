@@ -5,25 +5,27 @@ from typing import Literal
 
 # Over the KV heads of a layer: one choice for each, or one for all by the mean or the greatest of theirs.
 Heads = Literal["each", "mean", "max"]
+# What rows come to: the sum of what they pay; the most that one pays, by its most attentive query head; or
+# how many of them pay less than the even share, 1 / the tokens that they see.
+Rows = Literal["sum", "max", "low"]
 
 
 @dataclass(frozen=True)
 class RowAttention:
-    """The attention that tokens get from rows, the mean of a KV head's query heads, summed over rows.
+    """The attention that tokens get from rows, the mean of a KV head's query heads but for "max".
 
     Attributes:
         rows: of a prompt the newest so many look, and of generated tokens those just before a choice;
             None: all do, and what tokens that stay have got is not forgotten.
         newest: weight of the newest row; the oldest weighs 1, and between them weights are on a line.
         decay: each row multiplies with it what those before it have paid, in (0, 1].
-        counts_low: instead of being summed, rows are counted in which a token gets less than its even
-            share, 1 / the tokens that the row sees.
+        over_rows: what they come to; "max" of a prompt's alone.
     """
 
     rows: int | None
     newest: float = 1.0
     decay: float = 1.0
-    counts_low: bool = False
+    over_rows: Rows = "sum"
 
 
 @dataclass(frozen=True)

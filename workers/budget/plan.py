@@ -18,7 +18,7 @@ class GenerationPlan:
 
     Attributes:
         observes: what the choice among them looks at; None: nothing. Keys, values and counts of rows are
-            for choices among all.
+            for choices among all; the most that a row pays is of a prompt's rows alone.
         rechooses: what has stayed, of the prompt too, may go later; ``keeps`` are then 0.
         recent: newest tokens that always stay when all are looked at; else 0.
         sinks: first slots that always do; else 0.
@@ -32,6 +32,13 @@ class GenerationPlan:
     rechooses: bool = False
     recent: int = 0
     sinks: int = 0
+
+    def __post_init__(self) -> None:
+        """Raises ValueError where steps cannot gather what is to be looked at."""
+        if isinstance(self.observes, RowAttention) and self.observes.over_rows == "max":
+            raise ValueError(
+                "over_rows is 'max' while tokens are generated; it must be 'sum' or 'low' then"
+            )
 
     def chunks(self, generated: int) -> int:
         """Chunks compressed once ``generated`` tokens are in the cache."""

@@ -152,7 +152,7 @@ class Engine:
             prompt_ids=tuple(prompt_ids),
             sampling=terms.sampling,
             stopping=terms.stopping,
-            compression=request.compression,
+            compression=terms.compression,
             forced_output_ids=forced,
             untold=len(forced) - len(request.resume_output_ids),
             expected_tokens=terms.expected_tokens,

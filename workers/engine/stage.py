@@ -214,8 +214,8 @@ class Stage:
                 self._generation.open(spec.sequence, keep, choose)
                 prompts.append(
                     FreshPrompt(
-                        *(spec.sequence, keep, self.cache, self.layout.first, choose, self._rotate(length)),
-                        self._backend.stopwatch,
+                        *(spec.sequence, keep, self.cache, self.model, self.layout.first, choose),
+                        *(self._rotate(length), self._backend.stopwatch),
                     )
                 )
         return Prefill(

@@ -86,7 +86,7 @@ class Generation:
             tokens = growing.base + growing.uncompressed + growing.unverified + fed[sequence]
             if generation.rechooses:
                 if looks(generation, growing.generated + growing.unverified + fed[sequence]):
-                    low = generation.accumulates.counts_low
+                    low = generation.accumulates.over_rows == "low"
                     seen = (tokens - growing.lacking(self._layout.first, self._layout.end)).astype(
                         np.float32
                     )

@@ -52,11 +52,12 @@ class LayerObserver:
         newest = max(0, min(len(query), start + len(query) - (self._all - self.rows)))
         context = max(0, min(self._context - unseen, len(kv))) if newest else 0
         weights = query.new_zeros(0, dtype=torch.float32)
-        if newest and isinstance(self._observes, RowAttention) and not self._observes.counts_low:
+        over_rows = self._observes.over_rows if isinstance(self._observes, RowAttention) else None
+        if newest and isinstance(self._observes, RowAttention) and over_rows != "low":
             begin = start + len(query) - newest - (self._all - self.rows)
             weights = row_weights(self._observes, self.rows, query.device)[begin : begin + newest]
-        out, scores = attention.prefill_attention(query, kv, weights, context, starts)
-        if newest and isinstance(self._observes, RowAttention) and self._observes.counts_low:
+        out, scores = attention.prefill_attention(query, kv, weights, context, starts, over_rows == "max")
+        if newest and over_rows == "low":
             own = slice(len(query) - newest, len(query))
             each = self._heads != "mean"
             scores = attention.low_counts(
@@ -65,7 +66,11 @@ class LayerObserver:
         if newest:
             if self._attention is None:
                 self._attention = scores.new_zeros(len(scores), self._past + self._all)
-            self._attention[:, unseen : unseen + context] += scores
+            seen = self._attention[:, unseen : unseen + context]
+            if over_rows == "max":
+                torch.maximum(seen, scores, out=seen)
+            else:
+                seen += scores
         return out
 
     def take_queries(self, positions: Positions, query: torch.Tensor, rotation: Rotation | None) -> None:

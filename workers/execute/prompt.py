@@ -1,7 +1,7 @@
 """What one sequence of a prefill has before its rows, and which of all its tokens stay."""
 
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import Protocol, cast
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from workers.execute.observe import LayerObserver
 from workers.kv.cache import ShardCache
 from workers.kv.entry import GatheredLayer, Positions
 from workers.kv.score_pages import Indices
+from workers.model.llama import LlamaLayer, LlamaStage
 from workers.model.rope import Rotation
 from workers.policies.observed import Observed, ends, over_heads
 
@@ -79,6 +80,7 @@ class FreshPrompt:
         sequence: int,
         plan: KeepPlan,
         cache: ShardCache,
+        model: LlamaStage,
         first_layer: int,
         choose: Chooser,
         rotate: Rotate,
@@ -90,7 +92,7 @@ class FreshPrompt:
             rotate: rotations of positions.
         """
         self.plan, self.waits = plan, plan.spills_hidden
-        self._sequence, self._cache, self._choose = sequence, cache, choose
+        self._sequence, self._cache, self._model, self._choose = sequence, cache, model, choose
         self._first_layer, self._rotate, self._stopwatch = first_layer, rotate, stopwatch
 
     def begin(self, layer: int) -> Iterator[None]:
@@ -108,7 +110,8 @@ class FreshPrompt:
         keep = None
         if kept < rows:
             with self._stopwatch.on("selection"):
-                seen = observed(plan, plan.recent, observer, kv, rows, self._rotate)
+                own = cast(LlamaLayer, self._model.layers[layer])
+                seen = observed(plan, plan.recent, observer, kv, own, rows, self._rotate)
                 keep = choose_kept(self._choose, plan, seen, plan.sets(kv.shape[2]), rows, kept)
         prunes = plan.drops_hidden_states
         self._cache.store_prompt(self._sequence, layer, positions, kv, None if prunes else keep)
@@ -150,6 +153,7 @@ def observed(
     recent: int,
     observer: LayerObserver,
     kv: torch.Tensor,
+    layer: LlamaLayer,
     next_position: int,
     rotate: Rotate,
 ) -> Observed:
@@ -162,6 +166,7 @@ def observed(
         device=kv.device,
         attention=None if attention is None else over_heads(attention, plan.heads),
         kv=kv,
+        output=layer.output_weight,
         queries=observer.queries,
         rotation=lambda count: rotate(np.arange(next_position, next_position + count, dtype=np.int32)),
     )

@@ -77,6 +77,13 @@ class ModelConfig:
         sizes = f"{self.layers} layers, a context of {self.context} tokens"
         return f"{sizes} and a vocabulary of {self.vocabulary}"
 
+    @property
+    def fingerprint(self) -> str:
+        """What models whose budgets were measured are known by: their sizes, as fine-tuned ones have."""
+        heads = f"{self.heads} heads, {self.kv_heads} KV heads of {self.head_size}"
+        sizes = f"hidden {self.hidden}, MLP {self.intermediate}, vocabulary {self.vocabulary}"
+        return f"{self.layers} layers, {heads}, {sizes}"
+
     def window(self, layer: int) -> int:
         """The newest tokens that one attends to in ``layer``, itself among them; 0: all."""
         return self.windows[layer] if self.windows else 0

@@ -86,6 +86,11 @@ class LlamaLayer(nn.Module):
         )
 
     @property
+    def output_weight(self) -> torch.Tensor:
+        """What heads' outputs are multiplied with, [hidden, heads, head size]."""
+        return self.output.weight.view(-1, self._heads, self._head_size)
+
+    @property
     def _head_norms(self) -> HeadNorms | None:
         if self.query_norm is None or self.key_norm is None:
             return None

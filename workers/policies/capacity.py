@@ -1,5 +1,8 @@
 """Plans of policies that hold a layer to a capacity, of the prompt and while tokens are generated. Pure."""
 
+from itertools import pairwise
+
+from pyramidserve.errors import InvalidRequestError
 from workers.budget.observation import Heads, KeysValues, Observation, RowAttention
 from workers.budget.plan import GenerationPlan, KeepPlan
 from workers.policies.policy import Target
@@ -9,6 +12,21 @@ def capacities(target: Target, usual: int, least: int = 1) -> tuple[int, ...]:
     """Tokens that each layer holds: as many as were asked for, or ``usual``; never below ``least``."""
     counts = target.tokens or target.wanted or (usual,) * target.layers
     return tuple(max(count, least) for count in counts)
+
+
+def asked_counts(target: Target) -> tuple[int, ...]:
+    """Tokens that each layer keeps where that was asked for; raises InvalidRequestError where none can."""
+    assert target.wanted is not None
+    kept = target.wanted
+    if not target.prunes:
+        return kept
+    for layer, (count, deeper) in enumerate(pairwise(kept[1:]), 1):
+        if deeper > count:
+            raise InvalidRequestError(
+                f"tokens has {count} for layer {layer} and {deeper} for the next; prefill 'prune' drops "
+                "hidden states, so that no layer keeps more than the one before it: ask for prefill 'evict'"
+            )
+    return (target.prompt_tokens, *kept[1:])
 
 
 def keep_prompt(

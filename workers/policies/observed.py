@@ -36,6 +36,8 @@ class Observed:
         attention: fp32 [..., sets, tokens], of one layer or of several that are chosen for at once; 0 for
             tokens that stay in any case, of a prompt of which nothing has to be remembered.
         kv: keys and values, [tokens, 2, KV heads, head size]; not to be changed.
+        output: weight of the attention's output, [hidden, heads, head size], where a prompt is chosen of;
+            not to be changed.
         queries: their moments.
         rotation: cosines and sines, fp32 [n, head size / 2], of as many positions behind the tokens.
     """
@@ -46,6 +48,7 @@ class Observed:
     device: "torch.device"
     attention: "torch.Tensor | None" = None
     kv: "torch.Tensor | None" = None
+    output: "torch.Tensor | None" = None
     queries: Moments | None = None
     rotation: "Callable[[int], Rotation] | None" = None
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pyramidserve.errors import InvalidRequestError
 from pyramidserve.types import Parameter
 from workers.budget.plan import KeepPlan
+from workers.policies.budget import shared_out
 from workers.policies.observed import Observed, ends
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ class Target:
         kv_keep: fraction of the prompt's KV, summed over layers, in (0, 1]; None where the knobs say it.
         prunes: what is not chosen goes no deeper, where the policy has prefill "prune".
         tokens: how many tokens each layer is to keep, where that was asked for; None elsewhere.
+        weights: of each layer, by which they share what a fraction comes to; None: evenly.
     """
 
     prompt_tokens: int
@@ -31,6 +33,7 @@ class Target:
     kv_keep: float | None = None
     prunes: bool = False
     tokens: tuple[int, ...] | None = None
+    weights: tuple[float, ...] | None = None
 
     @property
     def wanted(self) -> tuple[int, ...] | None:
@@ -41,7 +44,10 @@ class Target:
         if self.tokens is not None:
             return tuple(min(count, self.prompt_tokens) for count in self.tokens)
         if self.kv_keep is not None:
-            return (max(1, int(self.prompt_tokens * self.kv_keep)),) * self.layers
+            mean = max(1, int(self.prompt_tokens * self.kv_keep))
+            if self.weights is not None:
+                return shared_out(mean * self.layers, self.weights, self.prompt_tokens)
+            return (mean,) * self.layers
         return None
 
 
@@ -59,6 +65,8 @@ class Policy:
         choose: which they are, of so many tokens so many: indices, int64 [..., sets, kept], ascending.
         prefills: ways to prefill that a request may choose of, the usual one first; empty: no choice.
         keeps_all: nothing is ever evicted.
+        calibrates: layers share a fraction that is asked for as it was measured of the model, if it was,
+            unless a request says otherwise or prunes.
     """
 
     name: str
@@ -69,6 +77,7 @@ class Policy:
     choose: "Callable[[Observed, int, int, Any], torch.Tensor]" = ends
     prefills: tuple[str, ...] = ()
     keeps_all: bool = False
+    calibrates: bool = False
 
 
 def knob(default: Parameter, allowed: str, meaning: str, counts: bool = False) -> Any:

@@ -3,12 +3,11 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from itertools import pairwise
 
-from pyramidserve.errors import InvalidRequestError
 from workers.budget.observation import RowAttention
 from workers.budget.plan import GenerationPlan, KeepPlan
-from workers.policies.capacity import sets
+from workers.policies.budget import SLOPE
+from workers.policies.capacity import asked_counts, sets
 from workers.policies.observed import best_by_attention
 from workers.policies.policy import Policy, Target, heads_knob, knob
 
@@ -17,8 +16,6 @@ from workers.policies.policy import Policy, Target, heads_knob, knob
 DECAY_RATIO_FLOOR = 0.5
 RECENT_RATIOS = (0.2, 0.1, 0.05)
 TOLERANCE = 0.005
-# A straight pyramid keeps this many times its mean in its first layer, and as much less in its last.
-SLOPE = 0.5
 # A solved schedule may have a recent window of a few tokens; generation keeps at least this many.
 LEAST_GENERATION_WINDOW = 32
 
@@ -64,7 +61,7 @@ def plan_pyramid(target: Target, knobs: PyramidKnobs) -> KeepPlan:
     for take the place of the schedule: with "prune" layer 0 has all tokens even so.
     """
     parameters, prompt_tokens, layers = knobs, target.prompt_tokens, target.layers
-    if target.tokens is not None:
+    if target.tokens is not None or target.weights is not None:
         kept, bound_by = asked_counts(target), ""
         recent = min(recent_tokens(parameters, prompt_tokens), *kept)
         window = max(recent, LEAST_GENERATION_WINDOW)
@@ -98,21 +95,6 @@ def plan_pyramid(target: Target, knobs: PyramidKnobs) -> KeepPlan:
         ),
         bound_by=bound_by,
     )
-
-
-def asked_counts(target: Target) -> tuple[int, ...]:
-    """Tokens that each layer keeps where that was asked for; raises InvalidRequestError where none can."""
-    assert target.wanted is not None
-    kept = target.wanted
-    if not target.prunes:
-        return kept
-    for layer, (count, deeper) in enumerate(pairwise(kept[1:]), 1):
-        if deeper > count:
-            raise InvalidRequestError(
-                f"tokens has {count} for layer {layer} and {deeper} for the next; prefill 'prune' drops "
-                "hidden states, so that no layer keeps more than the one before it: ask for prefill 'evict'"
-            )
-    return (target.prompt_tokens, *kept[1:])
 
 
 def recent_tokens(parameters: PyramidKnobs, prompt_tokens: int) -> int:

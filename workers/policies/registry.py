@@ -4,12 +4,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import TYPE_CHECKING, cast, get_args
 
 from pyramidserve.errors import ConfigurationError, InvalidRequestError
 from pyramidserve.types import Compression, Parameter, Recall
 from workers.budget.plan import INDEX_SHARE, KeepPlan
 from workers.policies import (
+    defensive,
     expected_attention,
     full,
     h2o,
@@ -20,6 +22,15 @@ from workers.policies import (
     snapkv,
     streaming,
     tova,
+)
+from workers.policies.budget import (
+    BUDGETS,
+    CALIBRATED,
+    MEASURED,
+    PYRAMID,
+    UNIFORM,
+    pyramid_weights,
+    read_calibration,
 )
 from workers.policies.observed import Observed
 from workers.policies.policy import Policy, Target, counting_knobs, read_knobs
@@ -34,8 +45,9 @@ ENTRY_POINTS = "pyramidserve.policies"
 # Tokens that "exact" generates ahead of their verification, at most: fewer than are compressed at once.
 DRAFTS = 8
 
-# What any policy takes beside its own knobs: how many tokens each layer is to keep.
-TOKENS = "tokens"
+# What any policy takes beside its own knobs: how many tokens each layer is to keep, or how layers share
+# what a fraction comes to, as one of BUDGETS or by a weight for each layer.
+TOKENS, BUDGET = "tokens", "layer_budget"
 
 BUILT_IN = (
     full.POLICY,
@@ -48,8 +60,11 @@ BUILT_IN = (
     tova.POLICY,
     keydiff.POLICY,
     expected_attention.POLICY,
+    defensive.POLICY,
 )
 POLICIES = {policy.name: policy for policy in BUILT_IN}
+# What was measured of models, by their fingerprints.
+CALIBRATIONS = {each.model: each for each in map(read_calibration, sorted(MEASURED.glob("*.json")))}
 
 
 def enable(names: Sequence[str], asked: str = "policies names") -> None:
@@ -77,6 +92,26 @@ def enable(names: Sequence[str], asked: str = "policies names") -> None:
                 f"{installed[name].value!r} is {policy!r}; it must be a Policy whose name is {name!r}"
             )
         POLICIES[name] = policy
+
+
+def use_budgets(file: str) -> None:
+    """Takes in what ``pyramidserve calibrate`` has written; "": nothing. Raises ConfigurationError."""
+    if file:
+        calibration = read_calibration(Path(file))
+        CALIBRATIONS[calibration.model] = calibration
+
+
+def settled(compression: Compression, model: str) -> Compression:
+    """A valid ``compression`` with weights where its budget is the one that was measured of a ``model``.
+
+    They go with the request, so that router and shards plan the same. ``model`` is a fingerprint.
+    """
+    asked, kv_keep = dict(compression.parameters), compression.kv_keep
+    usual = CALIBRATED if POLICIES[compression.policy].calibrates else UNIFORM
+    calibration = CALIBRATIONS.get(model) if asked.get(BUDGET, usual) == CALIBRATED else None
+    if calibration is None or kv_keep is None or prunes(compression):
+        return compression
+    return replace(compression, parameters={**asked, BUDGET: calibration.at(kv_keep)})
 
 
 def versions(others: Sequence[str] = ()) -> dict[str, str]:
@@ -111,7 +146,7 @@ def validate(compression: Compression) -> None:
     kv_keep = compression.kv_keep
     if kv_keep is not None and not 0 < kv_keep <= 1:
         raise InvalidRequestError(f"kv_keep is {kv_keep}; it must be in (0, 1]")
-    knobs, tokens = _parameters(compression)
+    knobs, tokens, budget = _parameters(compression)
     wanted = {"kv_keep": kv_keep, TOKENS: tokens}
     asked = [f"{name} {value}" for name, value in wanted.items() if value is not None]
     if asked and policy.keeps_all:
@@ -119,7 +154,7 @@ def validate(compression: Compression) -> None:
             f"{asked[0]} was given, but policy {policy.name!r} keeps everything; drop it or ask for one of "
             f"{', '.join(repr(name) for name, each in POLICIES.items() if not each.keeps_all)}"
         )
-    read = read_knobs(policy, knobs)
+    read_knobs(policy, knobs)
     if asked and (others := [*asked[1:], *(name for name in knobs if name in counting_knobs(policy))]):
         raise InvalidRequestError(
             f"{asked[0]} was given beside {', '.join(others)}; give one of them alone"
@@ -128,7 +163,21 @@ def validate(compression: Compression) -> None:
         raise InvalidRequestError(
             f"tokens is {tokens!r}; it must be a whole number from 1 on, or a list of such"
         )
-    if getattr(read, "heads", "all") == "each" and prunes(compression):
+    if budget is not None and kv_keep is None:
+        raise InvalidRequestError(
+            f"layer_budget is {budget!r}, but there is no kv_keep; give what layers are to share"
+        )
+    if budget is not None and prunes(compression):
+        raise InvalidRequestError(
+            f"layer_budget is {budget!r}, but prefill 'prune' has a shape of its own; give tokens for each "
+            "layer, or ask for prefill 'evict'"
+        )
+    if budget is not None and not _is_budget(budget):
+        raise InvalidRequestError(
+            f"layer_budget is {budget!r}; it must be {' or '.join(map(repr, BUDGETS))}, or a list of "
+            "weights from 1e-6 to 1e6, one for each layer"
+        )
+    if knobs.get("heads") == "each" and prunes(compression):
         raise InvalidRequestError(
             "heads is 'each', which prefill 'prune' cannot have, as a hidden state serves all heads; ask "
             "for prefill 'evict'"
@@ -161,8 +210,9 @@ def plan(compression: Compression, prompt_tokens: int, layers: int) -> KeepPlan:
     if indexes and kv_keep is not None:
         # The index is part of what stays on the device.
         kv_keep = (kv_keep - INDEX_SHARE) / (1 - INDEX_SHARE)
-    knobs, tokens = _parameters(compression)
-    target = Target(prompt_tokens, layers, kv_keep, prunes(compression), _of_layers(tokens, layers))
+    knobs, tokens, budget = _parameters(compression)
+    counts, weights = _of_layers(tokens, layers), _weights(budget, layers)
+    target = Target(prompt_tokens, layers, kv_keep, prunes(compression), counts, weights)
     keep = policy.plan(target, read_knobs(policy, knobs))
     drafts = DRAFTS if recall(compression) == "exact" else 0
     return replace(
@@ -176,14 +226,14 @@ def plan(compression: Compression, prompt_tokens: int, layers: int) -> KeepPlan:
 
 def chooser(compression: Compression) -> Choose:
     """Chooses as the policy of a valid ``compression`` does: of so many tokens so many."""
-    policy, (knobs, _) = POLICIES[compression.policy], _parameters(compression)
+    policy, (knobs, *_) = POLICIES[compression.policy], _parameters(compression)
     read = read_knobs(policy, knobs)
     return lambda observed, tokens, keep: policy.choose(observed, tokens, keep, read)
 
 
 def says_how_much(compression: Compression) -> bool:
     """Whether it says itself how much stays, with a fraction, counts or knobs."""
-    knobs, tokens = _parameters(compression)
+    knobs, tokens, _ = _parameters(compression)
     counting = counting_knobs(POLICIES[compression.policy])
     return compression.kv_keep is not None or tokens is not None or any(name in counting for name in knobs)
 
@@ -209,10 +259,12 @@ def policy_name(compression: Compression) -> str:
     return f"{compression.policy}/{prefill}" if prefill else compression.policy
 
 
-def _parameters(compression: Compression) -> tuple[dict[str, Parameter], Parameter | None]:
-    """The policy's knobs that are given, and the counts."""
+def _parameters(
+    compression: Compression,
+) -> tuple[dict[str, Parameter], Parameter | None, Parameter | None]:
+    """The policy's knobs that are given, the counts, and the budget."""
     knobs = dict(compression.parameters)
-    return knobs, knobs.pop(TOKENS, None)
+    return knobs, knobs.pop(TOKENS, None), knobs.pop(BUDGET, None)
 
 
 def _are_counts(tokens: Parameter) -> bool:
@@ -221,6 +273,32 @@ def _are_counts(tokens: Parameter) -> bool:
         isinstance(count, int | float) and count is not True and count >= 1 and float(count).is_integer()
         for count in counts
     )
+
+
+def _is_budget(budget: Parameter) -> bool:
+    if isinstance(budget, str):
+        return budget in BUDGETS
+    return (
+        isinstance(budget, tuple)
+        and bool(budget)
+        and all(
+            isinstance(weight, int | float) and weight is not True and 1e-6 <= weight <= 1e6
+            for weight in budget
+        )
+    )
+
+
+def _weights(budget: Parameter | None, layers: int) -> tuple[float, ...] | None:
+    """Of each layer; None: as the policy has it. Raises InvalidRequestError where there are not as many."""
+    if isinstance(budget, tuple):
+        if len(budget) != layers:
+            raise InvalidRequestError(
+                f"layer_budget has {len(budget)} weights for the {layers} layers of the model; give one "
+                "for each"
+            )
+        return budget
+    # Where nothing was measured, "calibrated" is as the policy itself has it.
+    return {UNIFORM: (1.0,) * layers, PYRAMID: pyramid_weights(layers)}.get(str(budget))
 
 
 def _of_layers(tokens: Parameter | None, layers: int) -> tuple[int, ...] | None:

@@ -34,7 +34,7 @@ class ScissorhandsKnobs:
 def plan_scissorhands(target: Target, knobs: ScissorhandsKnobs) -> KeepPlan:
     """The counts for one prompt, as they stay."""
     counts = capacities(target, int(knobs.budget * target.prompt_tokens))
-    observes = RowAttention(rows=knobs.history_window, counts_low=True)
+    observes = RowAttention(rows=knobs.history_window, over_rows="low")
     recent = min(knobs.recent_window, *counts)
     return hold(target, counts, recent, knobs.drop, 0, observes, sets(knobs.heads))
 

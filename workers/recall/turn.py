@@ -85,7 +85,8 @@ class ContinuedPrompt:
         if kept < tokens:
             with self._stopwatch.on("selection"):
                 recent, behind = min(plan.recent, rows), int(positions[-1]) + 1
-                seen = observed(plan, recent, observer, kv, behind, self._rotate)
+                own = self._layers[layer]
+                seen = observed(plan, recent, observer, kv, own, behind, self._rotate)
                 keep = choose_kept(self._choose, plan, seen, len(keep), tokens, kept)
         past = self._gathered
         if past.kv.dtype != kv.dtype:  # stored in fewer bits, and decoded in more than the rows have

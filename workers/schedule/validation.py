@@ -10,7 +10,7 @@ from typing import Protocol, TypeVar
 from pyramidserve.errors import InvalidRequestError
 from pyramidserve.types import Compression, Sampling, Stopping
 from workers.model.config import ModelConfig
-from workers.policies.registry import plan, validate
+from workers.policies.registry import plan, settled, validate
 
 # Of a reply whose length nobody has limited, until it is known how long they become.
 EXPECTED_TOKENS = 256
@@ -22,13 +22,14 @@ LONGEST_STOP_STRING = 256
 
 @dataclass(frozen=True)
 class Terms:
-    """Sampling with its seed and stopping with its ``max_tokens``, valid for one prompt.
+    """Sampling with its seed, stopping with its ``max_tokens``, and compression, valid for one prompt.
 
     ``limited``: the request has chosen ``max_tokens``; else they are what the context has room for.
     """
 
     sampling: Sampling
     stopping: Stopping
+    compression: Compression
     limited: bool
 
     @property
@@ -46,7 +47,7 @@ def settle(
     model: ModelConfig,
     given_ids: Sequence[int] = (),
 ) -> Terms:
-    """Checks a request against the model and settles seed and ``max_tokens``.
+    """Checks a request against the model and settles seed, ``max_tokens`` and how layers share a budget.
 
     Args:
         output_ids: output that the client has already.
@@ -78,6 +79,7 @@ def settle(
     validate_sampling(sampling, model.vocabulary)
     validate_stopping(stopping)
     validate(compression)
+    compression = settled(compression, model.fingerprint)
     keep = plan(compression, len(prompt_ids), model.layers)
     if any(model.windows) and keep.heads == "each":
         raise InvalidRequestError(
@@ -109,7 +111,8 @@ def settle(
                 "resume_output_ids with a temperature needs the seed that the first stream reported"
             )
         sampling = replace(sampling, seed=secrets.randbits(63))
-    return Terms(sampling, replace(stopping, max_tokens=max_tokens), stopping.max_tokens is not None)
+    limited = stopping.max_tokens is not None
+    return Terms(sampling, replace(stopping, max_tokens=max_tokens), compression, limited)
 
 
 class Stops(Protocol):

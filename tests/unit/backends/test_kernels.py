@@ -154,6 +154,7 @@ def test_rotate(
     st.floats(0, 1),
     st.floats(0, 1),
     st.integers(1, 500) | st.none(),
+    st.booleans(),
 )
 def test_the_newest_rows_attend_to_all_before_them_and_the_newest_of_them_score(
     kernels_for: KernelsFor,
@@ -166,6 +167,7 @@ def test_the_newest_rows_attend_to_all_before_them_and_the_newest_of_them_score(
     window_share: float,
     context_share: float,
     reach: int | None,
+    greatest: bool,
 ) -> None:
     kernels = kernels_for(dtype)
     rows = max(1, int(row_share * tokens))
@@ -179,7 +181,7 @@ def test_the_newest_rows_attend_to_all_before_them_and_the_newest_of_them_score(
         last = torch.arange(tokens - rows, tokens)
         starts = (last + 1 - reach + draw(seed + 3, rows).abs().cumsum(0).long()).clamp(0).minimum(last)
         starts = starts.cummax(0).values.to(torch.int32)
-    attended, scores = kernels.prefill_attention(query, kv, weights, context, starts)
+    attended, scores = kernels.prefill_attention(query, kv, weights, context, starts, greatest)
     key, value = kv.float().repeat_interleave(heads[0] // heads[1], dim=2).unbind(1)
     logits = torch.einsum("mhd,nhd->hmn", query.float(), key) / head_size**0.5
     logits += torch.full((rows, tokens), -torch.inf).triu(tokens - rows + 1)
@@ -187,9 +189,12 @@ def test_the_newest_rows_attend_to_all_before_them_and_the_newest_of_them_score(
         logits.masked_fill_(torch.arange(tokens) < starts[:, None], -torch.inf)
     probabilities = logits.softmax(dim=-1)
     assert near(attended, torch.einsum("hmn,nhd->mhd", probabilities, value).flatten(1), dtype)
-    newest = probabilities.unflatten(0, (heads[1], -1)).mean(dim=1)[:, rows - window :, :context]
+    newest = probabilities.unflatten(0, (heads[1], -1))[..., rows - window :, :context] * weights[:, None]
+    expected = newest.mean(dim=1).sum(dim=1)
+    if greatest:
+        expected = newest.amax(dim=(1, 2)) if window else torch.zeros_like(expected)
     assert scores.dtype == torch.float32
-    assert near(scores, torch.einsum("r,grn->gn", weights, newest), dtype)
+    assert near(scores, expected, dtype)
 
 
 def scattered(

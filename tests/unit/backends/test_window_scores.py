@@ -69,6 +69,8 @@ def check_scores(
     scores = window_scores(query, key, weighted, context, at_once)
     assert scores.shape == (heads[1], context)
     assert close(scores, expected)
+    greatest = window_scores(query, key, weighted, context, at_once, greatest=True)
+    assert close(greatest, (groups * weights[:, None, None, None]).max(axis=(0, 2))[:, :context])
     seen = np.arange(tokens)[None, :] < np.arange(tokens - window + 1, tokens + 1)[:, None]
     for each, shares in ((True, groups.mean(axis=2)), (False, probabilities.mean(axis=1)[:, None])):
         low = (shares < 1 / seen.sum(axis=1)[:, None, None]) & seen[:, None]

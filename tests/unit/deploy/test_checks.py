@@ -5,7 +5,7 @@ import socket
 import pytest
 
 from cluster.config import ClusterConfig
-from cluster.deploy.checks import check_memory, check_resources
+from cluster.deploy.checks import check_files, check_memory, check_resources
 from cluster.deploy.serving import the_only_one
 from cluster.edge.server import port_problem
 from pyramidserve.errors import ConfigurationError, UnschedulableError
@@ -23,6 +23,11 @@ def test_pools_that_this_machine_has_no_memory_for_are_named(settings: dict[str,
     ) as raised:
         check_memory(ClusterConfig(**settings))  # type: ignore[arg-type]
     assert str(settings.get("kv_bytes", settings.get("host_bytes"))) in raised.value.message
+
+
+def test_budgets_that_are_not_there_are_named() -> None:
+    with pytest.raises(ConfigurationError, match=r"budgets 'none\.json' cannot be read"):
+        check_files(ClusterConfig(budgets="none.json"), lambda _: None)
 
 
 def test_pools_are_counted_together() -> None:

@@ -30,7 +30,7 @@ _ARGUMENTS = {
     "rms_norm": (_POINTER, _POINTER, _POINTER, _SIZE, _SIZE, c_float, *(_INT,) * 3),
     "silu_product": (_POINTER, _POINTER, _SIZE, _SIZE, _INT, _INT),
     "rotate": (*(_POINTER,) * 6, _SIZE, *(_INT,) * 6),
-    "prefill_attention": (*(_POINTER,) * 7, *(_SIZE,) * 4, *(_INT,) * 6),
+    "prefill_attention": (*(_POINTER,) * 7, *(_SIZE,) * 4, *(_INT,) * 7),
     "indexed_shares": (*(_POINTER,) * 5, *(_SIZE,) * 2, *(_INT,) * 7),
     "decode_attention": (*(_POINTER,) * 9, *(_SIZE,) * 2, *(_INT,) * 5),
 }
@@ -133,9 +133,10 @@ class CpuBackend:
         weights: torch.Tensor,
         context: int,
         starts: torch.Tensor | None = None,
+        greatest: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         if query.shape[-1] % LANES:  # No whole number of vectors.
-            return self._reference.prefill_attention(query, kv, weights, context, starts)
+            return self._reference.prefill_attention(query, kv, weights, context, starts, greatest)
         query, kv = query.contiguous(), kv.contiguous()
         (rows, heads, head_size), (tokens, _, kv_heads, _) = query.shape, kv.shape
         out = query.new_empty(rows, heads * head_size)
@@ -146,7 +147,7 @@ class CpuBackend:
         with self.stopwatch.on("attention"):
             self._library.prefill_attention(
                 *(*pointers, rows, tokens, len(weights), context),
-                *(heads, kv_heads, head_size, *self._mode()),
+                *(heads, kv_heads, head_size, greatest, *self._mode()),
             )
         return out, scores
 

@@ -145,10 +145,16 @@ static inline void store_panel(const prefill_shape *s, const panel_state *panel,
         }
 }
 
-// seen [context, LANES] += the attention of the panel's queries that are of the window, each by its weight. What they
-// do not see has no part in it.
-static inline void score_panel(const prefill_shape *s, const panel_state *panel, const lanes weights[2],
-                               int64_t context, float *seen) {
+// What is seen before and what comes to it: their sum, or the greater.
+static inline __attribute__((always_inline)) lanes joined(lanes before, lanes more, const int greatest) {
+    return greatest ? maximum(before, more) : before + more;
+}
+
+// seen [context, LANES] is joined by the attention of the panel's queries that are of the window, each by its weight.
+// What they do not see has no part in it.
+static inline __attribute__((always_inline)) void score_panel(const prefill_shape *s, const panel_state *panel,
+                                                              const lanes weights[2], int64_t context, float *seen,
+                                                              const int greatest) {
     if (context > panel->end) context = panel->end;
     for (int64_t start = panel->begin; start < context; start += SPAN) {
         const int64_t slot = start / SPAN;
@@ -165,10 +171,11 @@ static inline void score_panel(const prefill_shape *s, const panel_state *panel,
                 const float *own = shares + half * LANES;
                 if (s->pairs) {
                     const lanes words = load_lanes(own, t / 2 * PANEL, 0);
-                    low += low_of(words) * factor[half], high += high_of(words) * factor[half];
+                    low = joined(low, low_of(words) * factor[half], greatest);
+                    high = joined(high, high_of(words) * factor[half], greatest);
                 } else {
-                    low += load_lanes(own, t * PANEL, 0) * factor[half];
-                    high += load_lanes(own, (t + 1) * PANEL, 0) * factor[half];
+                    low = joined(low, load_lanes(own, t * PANEL, 0) * factor[half], greatest);
+                    high = joined(high, load_lanes(own, (t + 1) * PANEL, 0) * factor[half], greatest);
                 }
             }
             store_lanes(sums, 0, 0, low), store_lanes(sums, LANES, 0, high);
@@ -178,13 +185,14 @@ static inline void score_panel(const prefill_shape *s, const panel_state *panel,
 
 // Causal attention of `queries` rows, the last of `tokens` tokens, and what the last `window` of them attend
 // to in the first `context` tokens: their shares, averaged over heads, weighted by `weights` [window] and
-// summed. `starts` [queries], ascending: the first token that each attends to; null for 0.
+// summed; or, of all heads and queries, the `greatest`. `starts` [queries], ascending: the first token that each
+// attends to; null for 0.
 //
 // query, out [queries, heads, head_size], head_size a multiple of 16; kv [tokens, 2, kv_heads, head_size];
 // scores: float [kv_heads, context], written if there is a window. scratch: words, see `prefill_scratch`.
 void prefill_attention(const void *query, const void *kv, const float *weights, const int32_t *starts, void *out,
                        float *scratch, float *scores, int64_t queries, int64_t tokens, int64_t window, int64_t context,
-                       int heads, int kv_heads, int head_size, int bf16, int stored, int threads) {
+                       int heads, int kv_heads, int head_size, int greatest, int bf16, int stored, int threads) {
     const prefill_shape shape = shape_of(tokens, window, heads, kv_heads, head_size, bf16), *s = &shape;
     const int64_t row_size = (int64_t)2 * kv_heads * head_size, before = tokens - queries;
     const int64_t stacks = (queries + s->stack * PANEL - 1) / (s->stack * PANEL);
@@ -248,20 +256,25 @@ void prefill_attention(const void *query, const void *kv, const float *weights, 
                 for (int j = 0; j < PANEL; j++) {
                     const int64_t row = panels[i].first + j - (queries - window);
                     const int counts = row >= 0 && j < panels[i].count;
-                    each[j / LANES][j % LANES] = counts ? weights[row] / s->group : 0;
+                    each[j / LANES][j % LANES] = counts ? weights[row] / (greatest ? 1 : s->group) : 0;
                 }
-                score_panel(s, &panels[i], each, context, seen + kv_head * s->seen_words);
+                if (greatest)
+                    score_panel(s, &panels[i], each, context, seen + kv_head * s->seen_words, 1);
+                else
+                    score_panel(s, &panels[i], each, context, seen + kv_head * s->seen_words, 0);
             }
         }
 #pragma omp for
         for (int64_t place = 0; place < (window ? kv_heads * context : 0); place++) {
             const int64_t kv_head = place / context, token = place % context;
-            lanes sum = all(0);
-            for (int thread = 0; thread < omp_get_num_threads(); thread++)
-                sum += load_lanes(threads_own + (thread + 1) * s->thread_words - (kv_heads - kv_head) * s->seen_words,
-                                  token * LANES, 0);
-            scores[place] = 0;
-            for (int i = 0; i < LANES; i++) scores[place] += sum[i];
+            lanes whole = all(0);
+            for (int thread = 0; thread < omp_get_num_threads(); thread++) {
+                const float *own = threads_own + (thread + 1) * s->thread_words - (kv_heads - kv_head) * s->seen_words;
+                whole = joined(whole, load_lanes(own, token * LANES, 0), greatest);
+            }
+            float score = 0;
+            for (int i = 0; i < LANES; i++) score = greatest ? fmaxf(score, whole[i]) : score + whole[i];
+            scores[place] = score;
         }
     }
 }
