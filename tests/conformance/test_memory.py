@@ -192,7 +192,7 @@ def decode():
     engine.step()
     engine.step()
 kernels = choose_backend(sys.argv[2], torch.device("cpu"), torch.float32)
-print(decode_workspace_bytes(engine.model, kernels, sequences), grown_by(decode))
+print(decode_workspace_bytes(engine.model, kernels, sequences, torch.float32), grown_by(decode))
 """
 
 

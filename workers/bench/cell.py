@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pyramidserve.errors import InvalidRequestError
 from pyramidserve.types import Compression, Parameter
 from workers.budget.kv_format import KV_DTYPES
-from workers.policies.registry import keeps_all, policy_name, recall, validate
+from workers.policies.registry import POLICIES, keeps_all, policy_name, recall, validate
 
 # Of the bytes that all KV takes in 16 bits.
 SHARES = (0.45, 0.25, 0.12)
@@ -106,7 +106,8 @@ def read_cell(name: str) -> Cell:
     compression = Compression(
         read["policy"], read["prefill"] or "", recall=read["recall"] or "off", parameters=knobs
     )
-    validate(compression)
+    chooses = compression.policy in POLICIES and not keeps_all(compression)
+    validate(replace(compression, kv_keep=float(share)) if share and chooses else compression)
     if kv_dtype not in KV_DTYPES:
         raise InvalidRequestError(
             f"--cells names {name!r}; its format must be one of {', '.join(KV_DTYPES)}"
@@ -121,15 +122,15 @@ def read_cell(name: str) -> Cell:
 
 def usual(others: Sequence[str] = ()) -> list[Cell]:
     """Those that are compared where none are named: ours, and ``others`` that are enabled, in 16 bits."""
-    kept = ("streaming", "snapkv", "expected_attention", "pyramid/evict", "pyramid/prune", *others)
-    few = ("expected_attention", "pyramid/evict")
+    ours = ("streaming", "snapkv", "expected_attention", "pyramid/evict", "pyramid/prune", "defensive")
+    few = ("expected_attention", "defensive")
     names = [
         *("full", "full:int8", "full:int4"),
-        *(f"{name}@{share}" for name in kept for share in SHARES),
+        *(f"{name}@{share}" for name in (*ours, *others) for share in SHARES),
         *(f"{name}:int8@{share}" for name in few for share in SHARES),
         # All tokens take 0.27 in four bits.
         *(f"{name}:int4@{share}" for name in few for share in SHARES[1:]),
-        *("pyramid/evict+turn@0.25", "pyramid/evict:int4+turn@0.12"),
+        *("defensive+turn@0.25", "defensive:int4+turn@0.12", "defensive:int8+turn@0.25"),
     ]
     return [read_cell(name) for name in names]
 

@@ -258,6 +258,10 @@ def test_a_step_attends_to_each_cache_up_to_its_length(
         better, finest = scattered(seed + 5, every, heads[1], head_size, torch.float32)
         before_them = torch.tensor(every) - torch.tensor(counts)
         better = dataclasses.replace(better, starts=before_them.to(torch.int32))
+        for row, begin in enumerate(before_them.tolist()):  # where nothing has been written yet
+            slots = torch.arange(begin)
+            places = better.pages[row, slots // PAGE_TOKENS] * PAGE_TOKENS + slots % PAGE_TOKENS
+            better.rows[places.long()] = torch.nan
         batch = dataclasses.replace(batch, recent=better)
         for cache, other, few in zip(caches, finest, counts, strict=True):
             if few:

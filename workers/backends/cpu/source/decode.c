@@ -9,17 +9,21 @@
 #define TOGETHER 3
 #define WIDE 4
 
-// Where one thread finds its part of a sequence: `count` tokens on pages from `table` on.
+// Where one thread finds its part of a sequence: `count` tokens on pages from `table` on, the first of which, if they are
+// `unseen`, are not attended to, and may be anything.
 typedef struct {
     const char *rows;
     const int32_t *table;
-    int count, head_size, page_tokens;
+    int count, unseen, head_size, page_tokens;
     int64_t row_bytes;
 } cache_part;
 
 static inline const char *page_of(const cache_part *part, int token) {
     return part->rows + part->table[token / part->page_tokens] * part->page_tokens * part->row_bytes;
 }
+
+// The first token of the first page that has any that is attended to.
+static inline int first_page(const cache_part *part) { return part->unseen / part->page_tokens * part->page_tokens; }
 
 // logits[g * CHUNK + t] of `heads` query heads of one KV head, a constant, and the tokens of a page, whose
 // keys begin at `row`; behind the last token there is 0. Queries are pairs of bf16, or floats; `middles` are what
@@ -95,10 +99,11 @@ INLINE void mix_values(const int heads, const int vectors, const int pairs, cons
                        int64_t offset, int at, const float *shares, float *mixed, int64_t mixed_size) {
     const int parts = format == INT4 ? 2 : 1, each = vectors / parts;
     lanes sums[TOGETHER][WIDE] = {0};
-    for (int first = 0; first < part->count; first += part->page_tokens) {
+    for (int first = first_page(part); first < part->count; first += part->page_tokens) {
         const int count = part->count - first < part->page_tokens ? part->count - first : part->page_tokens;
-        const char *row = page_of(part, first) + offset;
-        for (int t = 0; t < count; t += pairs ? 2 : 1, row += part->row_bytes * (pairs ? 2 : 1)) {
+        const int step = pairs ? 2 : 1, begin = part->unseen > first ? (part->unseen - first) / step * step : 0;
+        const char *row = page_of(part, first) + offset + begin * part->row_bytes;
+        for (int t = begin; t < count; t += step, row += part->row_bytes * step) {
             // Behind the last token there may be anything, and its share is 0.
             const char *other = t + 1 < count ? row + part->row_bytes : row;
             lanes share[TOGETHER];
@@ -133,9 +138,10 @@ INLINE void mix_heads(const int heads, const int pairs, const int format, const 
 
 // Gives shares the scales of their values, which begin at `offset` in a row, for the `group` heads of a KV head.
 static void scale_shares(const cache_part *part, int format, int64_t offset, int group, float *shares) {
-    for (int first = 0; first < part->count; first += part->page_tokens) {
-        const char *row = page_of(part, first) + offset;
-        for (int t = first; t < part->count && t < first + part->page_tokens; t++, row += part->row_bytes) {
+    for (int first = first_page(part); first < part->count; first += part->page_tokens) {
+        const int begin = part->unseen > first ? part->unseen : first;
+        const char *row = page_of(part, first) + offset + (begin - first) * part->row_bytes;
+        for (int t = begin; t < part->count && t < first + part->page_tokens; t++, row += part->row_bytes) {
             const float scale = load_scale(format, row, part->head_size);
             for (int g = 0; g < group; g++) shares[g * CHUNK + t] *= scale;
         }
@@ -195,10 +201,12 @@ void decode_attention_rows(const void *query, const paged_cache *own_cache, cons
             for (int head = 0; head < heads; head++) sums[head * size + head_size + 1] = -INFINITY;
             continue;
         }
+        const int count = length - begin < CHUNK ? length - begin : CHUNK;
         const cache_part part = {
             .rows = cache->rows,
             .table = cache->pages + sequence * cache->width + begin / page_tokens,
-            .count = length - begin < CHUNK ? length - begin : CHUNK,
+            .count = count,
+            .unseen = start < begin ? 0 : start - begin < count ? start - begin : count,
             .head_size = head_size,
             .page_tokens = page_tokens,
             .row_bytes = cache->row_bytes,
@@ -214,9 +222,8 @@ void decode_attention_rows(const void *query, const paged_cache *own_cache, cons
             middles[head] = 0;
             for (int i = 0; i < head_size; i++) middles[head] += MIDDLE * asked[head * head_size + i];
         }
-        // Tokens before the first that is attended to.
-        const int unseen = start < begin ? 0 : start - begin < part.count ? start - begin : part.count;
-        for (int first = unseen / page_tokens * page_tokens; first < part.count; first += page_tokens) {
+        const int unseen = part.unseen;
+        for (int first = first_page(&part); first < part.count; first += page_tokens) {
             const int count = part.count - first < page_tokens ? part.count - first : page_tokens;
             const char *page = page_of(&part, first);
             const int more = first + page_tokens < part.count;
