@@ -107,7 +107,7 @@ def read_cell(name: str) -> Cell:
         read["policy"], read["prefill"] or "", recall=read["recall"] or "off", parameters=knobs
     )
     chooses = compression.policy in POLICIES and not keeps_all(compression)
-    validate(replace(compression, kv_keep=float(share)) if share and chooses else compression)
+    validate(replace(compression, kv_keep=min(1.0, float(share))) if share and chooses else compression)
     if kv_dtype not in KV_DTYPES:
         raise InvalidRequestError(
             f"--cells names {name!r}; its format must be one of {', '.join(KV_DTYPES)}"
