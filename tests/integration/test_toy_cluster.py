@@ -217,7 +217,7 @@ def test_a_good_start_says_what_fits(toy_cluster: RunningCluster) -> None:
     # A sequence of the whole context has 16 pages of each layer.
     fits = min(stage.pages_total // (16 * (stage.end_layer - stage.first_layer)) for stage in stages)
     assert 1 < fits < 16
-    first = "6 layers, context 256, vocabulary 259, float32 on cpu kernels; "
+    first = "6 layers, context 256, vocabulary 259, float32 with KV in float32 on cpu kernels; "
     room = f"{fits} sequences of 256 tokens with `full`"
     # Where one was lost before, there are lines of two that are alike.
     said = [line for line in toy_cluster.lines if line.startswith("· pipeline ")]
