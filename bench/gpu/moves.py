@@ -15,7 +15,8 @@ from workers.kv.cache import ShardCache
 from workers.kv.host import HostStore
 from workers.kv.link import link_for
 from workers.kv.page_table import PageTables
-from workers.kv.pool import KVPool, page_bytes
+from workers.kv.pool import KVPool
+from workers.kv.rows import row_format
 from workers.model.shapes import SHAPES
 from workers.policies.registry import plan
 
@@ -28,7 +29,7 @@ def moves(context: Context, results: dict[str, Any]) -> None:
     model = SHAPES["toy" if context.tiny else "llama-2-13b"]
     tokens, sizes = (256, 32 << 20) if context.tiny else (TOKENS, POOL_BYTES)
     dtype = torch.float32 if context.tiny else torch.bfloat16
-    size = page_bytes(model.kv_heads, model.head_size, dtype)
+    size = row_format(dtype).page_bytes(model.kv_heads, model.head_size)
     pool = KVPool(sizes // size, model.kv_heads, model.head_size, dtype, context.device)
     link, layers = link_for(context.device), model.layers
     host = HostStore(

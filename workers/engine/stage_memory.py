@@ -11,15 +11,16 @@ from workers.kv.cache import ShardCache
 from workers.kv.host import HostStore
 from workers.kv.link import HostLink
 from workers.kv.page_table import PageTables
-from workers.kv.pool import KVPool, page_bytes
+from workers.kv.pool import KVPool
 from workers.kv.rows import row_format
 from workers.model.config import ModelConfig
 
 
 def shard_layout(model: ModelConfig, first: int, end: int, dtype: torch.dtype) -> ShardLayout:
     """The layers ``first`` to ``end`` in pages of rows of ``dtype``."""
-    size = page_bytes(model.kv_heads, model.head_size, dtype)
-    return ShardLayout(first, end, size, model.kv_heads, row_format(dtype).name)
+    form = row_format(dtype)
+    size = form.page_bytes(model.kv_heads, model.head_size)
+    return ShardLayout(first, end, size, model.kv_heads, form.name)
 
 
 def check_room(settings: EngineSettings, layout: ShardLayout, device: torch.device, workspace: int) -> None:

@@ -235,8 +235,9 @@ class ShardCache:
             ordered = np.take_along_axis(own[:, start:], moved, axis=1)
             stayed = np.concatenate((own[:, :start], ordered[:, :length]), axis=1)
             entry.positions[first + layer] = stayed
-            since = unbroken_from(stayed, entry.tokens, RECENT_TOKENS)
-            entry.unbroken[first + layer] = max(since, entry.unbroken[first + layer])
+            if self.device.recent:
+                since = unbroken_from(stayed, entry.tokens, RECENT_TOKENS)
+                entry.unbroken[first + layer] = max(since, entry.unbroken[first + layer])
             spilled.append(ordered[:, length:])
         self._spill(sequence, first, spilled, evicted)
 
@@ -326,10 +327,11 @@ class ShardCache:
         entry = self._sequences[sequence]
         self.device.write(sequence, layer, kv)
         entry.positions[layer] = positions
-        entry.unbroken[layer] = unbroken_from(positions, entry.tokens, RECENT_TOKENS)
-        newest = entry.tokens - int(entry.unbroken[layer])
-        if self.device.recent and newest:
-            self.device.recent.write(sequence, layer, entry.tokens - newest, kv[-newest:])
+        if self.device.recent is None:
+            return
+        since = entry.unbroken[layer] = unbroken_from(positions, entry.tokens, RECENT_TOKENS)
+        if newest := entry.tokens - since:
+            self.device.recent.write(sequence, layer, since, kv[-newest:])
 
     def _with_recent(self, step: PagedStep, fed: Counter[int]) -> PagedStep:
         """``step`` with the newest tokens in a finer format, if there is one; ``fed``: of each sequence."""

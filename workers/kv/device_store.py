@@ -166,7 +166,7 @@ class DeviceStore:
             parts.append(self.recent.image(sequence, layer))
         if sequence in self.keys:
             parts.append(self.keys.read(sequence, layer))
-        return torch.cat(parts)
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
 
     def restore(self, sequence: int, layer: int, image: torch.Tensor, tokens: int) -> None:
         """Makes ``image``, of so many ``tokens``, all that ``layer`` has, bit for bit."""

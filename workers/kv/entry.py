@@ -44,8 +44,8 @@ class CachedSequence:
 
     ``positions`` are the input positions of each layer's slots as of the last change of order; slots
     behind them hold the newest tokens in order. ``fed`` counts the tokens behind the prompt; ``recalled``
-    those of each layer that came back from the host; ``unbroken`` is the position from which on each layer
-    has all tokens, in its last slots.
+    those of each layer that came back from the host; ``unbroken``, where the newest tokens are finer, is
+    the position from which on each layer has all tokens, in its last slots.
     """
 
     needs: CacheNeeds

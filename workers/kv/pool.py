@@ -143,7 +143,7 @@ class KVPool:
         self.allocator = PageAllocator(pages)
         shape = row_shape(kv_heads, head_size, dtype)
         self.rows = torch.empty((pages * PAGE_TOKENS, *shape), dtype=dtype, device=device)
-        self.page_bytes = page_bytes(kv_heads, head_size, dtype)
+        self.page_bytes = row_format(dtype).page_bytes(kv_heads, head_size)
 
     @property
     def floats(self) -> torch.Tensor:
@@ -158,8 +158,3 @@ class KVPool:
     def write(self, rows: torch.Tensor, new: torch.Tensor) -> None:
         """Overwrites ``rows`` (int64 [n]) with ``new`` ones [n, 2, KV heads, width]."""
         self.rows.index_copy_(0, rows, new)
-
-
-def page_bytes(kv_heads: int, head_size: int, dtype: torch.dtype) -> int:
-    """Bytes of one page of rows of that type."""
-    return row_format(dtype).page_bytes(kv_heads, head_size)

@@ -33,6 +33,18 @@ async def answer(head: Any, start: Any) -> None:
     await head.report(StepReport(tokens=said, finished=[end]))
 
 
+async def goes_on(head: Any, asking: asyncio.Task[Any]) -> None:
+    """The turn behind ``CALLED`` and a result finds the conversation, however its calls are written."""
+    start = await head.started()
+    assert start.session_id
+    # The turn's own ids, and then those of what came behind it.
+    assert list(start.prompt_ids)[-4:] == [0, *(ord(each) % 100 for each in "in.;")][1:]
+    assert 8 in start.prompt_ids
+    assert not start.HasField("calls")
+    await answer(head, start)
+    await asking
+
+
 def test_a_call_and_what_follows_from_it() -> None:
     async def scenario() -> None:
         async with site() as at, at.head() as head, at.openai() as client:
@@ -58,14 +70,7 @@ def test_a_call_and_what_follows_from_it() -> None:
             asking = asyncio.create_task(
                 chat.create(model="toy", messages=later, tools=[WEATHER, TIME], tool_choice="none")
             )
-            start = await head.started()
-            assert start.session_id  # the conversation was found, however its calls are written
-            # The turn's own ids, and then those of what came behind it.
-            assert list(start.prompt_ids)[-4:] == [0, *(ord(each) % 100 for each in "in.;")][1:]
-            assert 8 in start.prompt_ids
-            assert not start.HasField("calls")
-            await answer(head, start)
-            await asking
+            await goes_on(head, asking)
 
     run(scenario)
 
@@ -147,13 +152,7 @@ def test_a_response_calls_and_goes_on() -> None:
             asking = asyncio.create_task(
                 client.responses.create(model="toy", input=later, tools=tools, tool_choice="none")
             )
-            start = await head.started()
-            assert start.session_id  # the conversation was found
-            assert list(start.prompt_ids)[-4:] == [0, *(ord(each) % 100 for each in "in.;")][1:]
-            assert 8 in start.prompt_ids
-            assert not start.HasField("calls")
-            await answer(head, start)
-            await asking
+            await goes_on(head, asking)
 
     run(scenario)
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from workers.budget.kv_format import KV_FORMATS
 from workers.budget.pages import PAGE_TOKENS
-from workers.kv.pool import KVPool, page_bytes
+from workers.kv.pool import KVPool
 from workers.kv.rows import bytes_as_rows, decode, encode, hadamard, head_size_of, row_dtype, row_shape
 
 # How far a number may be from what it was, beside the greatest of its head.
@@ -76,7 +76,7 @@ def test_what_is_no_number_is_none_when_it_comes_back(name: str, bad: float) -> 
 def test_a_pool_takes_as_many_bytes_as_its_format_says(name: str) -> None:
     pool = KVPool(3, 3, 64, row_dtype(name), torch.device("cpu"))
     assert pool.rows.nbytes == 3 * pool.page_bytes
-    assert pool.page_bytes == KV_FORMATS[name].page_bytes(3, 64) == page_bytes(3, 64, row_dtype(name))
+    assert pool.page_bytes == KV_FORMATS[name].page_bytes(3, 64)
     assert pool.page_bytes == PAGE_TOKENS * KV_FORMATS[name].row_bytes(3, 64)
 
 

@@ -183,14 +183,14 @@ void decode_attention_rows(const void *query, const paged_cache *own_cache, cons
     const int64_t size = PART_SIZE(head_size);
 #pragma omp for schedule(dynamic)
     for (int64_t task = 0; task < sequences * chunks; task++) {
-        const int64_t sequence = task / chunks, chunk = task % chunks;
-        const int is_spilled = chunk >= own_cache->chunks + recent->chunks;
-        const int is_recent = !is_spilled && chunk >= own_cache->chunks;
-        const paged_cache *cache = is_spilled ? spilled : is_recent ? recent : own_cache;
+        const int64_t sequence = task / chunks;
+        const paged_cache *caches[] = {own_cache, recent, spilled}, **in = caches;
+        int64_t chunk = task % chunks;
+        for (; chunk >= (*in)->chunks; in++) chunk -= (*in)->chunks;
+        const paged_cache *cache = *in;
+        const int is_recent = cache == recent, is_spilled = cache == spilled;
         const int format = cache->format, pairs = bf16 && format == BFLOAT16, page_tokens = cache->page_tokens;
-        const int64_t bytes = head_bytes(format, head_size);
-        const int64_t before = is_spilled ? own_cache->chunks + recent->chunks : is_recent ? own_cache->chunks : 0;
-        const int64_t begin = (chunk - before) * CHUNK;
+        const int64_t bytes = head_bytes(format, head_size), begin = chunk * CHUNK;
         const int64_t start = cache->starts ? cache->starts[sequence] : 0;
         int64_t length = cache->lengths[sequence];
         // Where in the sequence, of its tokens that are not spilled, the first slot of the cache would lie.
@@ -299,8 +299,8 @@ void decode_attention_rows(const void *query, const paged_cache *own_cache, cons
 }
 
 void decode_attention(const void *query, const paged_cache *cache, const paged_cache *recent,
-                      const paged_cache *spilled, void *out, float *partials, float *logits, float *shares, float *lse, int64_t sequences,
-                      int64_t tail, int heads, int kv_heads, int head_size, int bf16, int threads) {
+                      const paged_cache *spilled, void *out, float *partials, float *logits, float *shares, float *lse,
+                      int64_t sequences, int64_t tail, int heads, int kv_heads, int head_size, int bf16, int threads) {
 #pragma omp parallel num_threads(threads)
     decode_attention_rows(query, cache, recent, spilled, out, partials, logits, shares, lse, sequences, tail, heads,
                           kv_heads, head_size, bf16);

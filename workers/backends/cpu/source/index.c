@@ -25,12 +25,6 @@ static inline indices load_codes(const uint8_t *source) {
     return __builtin_convertvector(codes, indices);
 }
 
-// Steps of sixteen channels: numbers of the pool's type, of bfloat16 where that has codes.
-static inline lanes load_step(int format, const char *rows, int64_t at) {
-    if (format == FLOAT16) return load_numbers(FLOAT16, rows, at, 0);
-    return load_lanes(rows, at, format != FLOAT32);
-}
-
 // logits[g * stride + t] of `heads` query heads of one KV head, a constant, and the keys from `first` on, a multiple
 // of KEYS, which have `bits` bits a value, a constant, and begin at `offset` among the channels. Groups of 8 / bits
 // keys share bytes, one of each channel for a group. Of the last row there may be less than KEYS.
@@ -78,15 +72,17 @@ void indexed_shares(const void *query, const paged_cache *index, const int32_t *
             const key_index own = {
                 .rows = index->rows,
                 .table = index->pages + sequence * index->width,
-                .row_bytes = 2 * kv_heads * head_bytes(format, head_size),
+                .row_bytes = index->row_bytes,
                 .channels = channels,
                 .scale_rows = scale_rows,
                 .keys_per_row = keys_per_row,
             };
-            // Behind the least of each channel, in the first rows, are the steps.
+            // Behind the least of each channel, in the first rows, are the steps: numbers of the pool's type, or of
+            // bfloat16 where that has codes.
+            const int scale_format = has_scale(format) ? BFLOAT16 : format;
             float asked[heads * head_size], steps[channels];
             for (int64_t i = 0; i < channels; i += LANES)
-                store_lanes(steps, i, 0, load_step(format, row_of(&own, 0), channels + i));
+                store_lanes(steps, i, 0, load_numbers(scale_format, row_of(&own, 0), channels + i, 0));
             load(query, sequence * heads * head_size, heads * head_size, bf16, asked);
             for (int head = 0; head < heads; head++)
                 for (int i = 0; i < head_size; i++)

@@ -68,8 +68,8 @@ void silu_product(const void *gate_up, void *out, int64_t rows, int64_t size, in
 }
 
 // Splits projected [rows, heads + 2 * kv_heads, head_size] into rotated queries [rows, heads, head_size] and
-// rotated keys and values, which are written to both targets; cos and sin are float [rows, head_size / 2], null where nothing is rotated. Before that, each
-// query and key is normed, where there are norms [head_size].
+// rotated keys and values, which are written to both targets; cos and sin are float [rows, head_size / 2], null where
+// nothing is rotated. Before that, each query and key is normed, where there are norms [head_size].
 void rotate_rows(const void *projected, const head_norms *norms, const float *cos, const float *sin, void *query,
                  const kv_target *targets, int64_t rows, int heads, int kv_heads, int head_size, int from_bf16, int bf16,
                  int stored) {
