@@ -145,7 +145,7 @@ class ClusterConfig(EngineSettings):
             raise ConfigurationError(
                 f"backend is {self.backend!r}; it must be one of {', '.join(BACKENDS)}"
             )
-        for name, known in (("dtype", DTYPES), ("kv_dtype", KV_DTYPES)):
+        for name, known in (("dtype", DTYPES), ("kv_dtype", KV_DTYPES), ("host_kv_dtype", KV_DTYPES)):
             if getattr(self, name) not in known:
                 raise ConfigurationError(
                     f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(known)}"

@@ -50,4 +50,5 @@ def first_state(fact: StageFacts) -> StageState:
         backend=fact.backend,
         kv_heads=fact.layout.kv_heads,
         kv_dtype=fact.layout.kv_dtype,
+        host_kv_dtype=fact.layout.host_kv_dtype,
     )

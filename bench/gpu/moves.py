@@ -36,7 +36,8 @@ def moves(context: Context, results: dict[str, Any]) -> None:
         sizes if context.tiny else HOST_BYTES, link, 16, layers + 1, 2 * model.context, like=pool.rows
     )
     tables = PageTables(pool.allocator, 4, layers, model.context)
-    cache = ShardCache(pool, tables, host, ShardLayout(0, layers, size, model.kv_heads))
+    layout = ShardLayout(0, layers, size, model.kv_heads)
+    cache = ShardCache(pool, tables, host, layout)
     keep_plan = plan(EVICT, tokens, layers)
     draw = torch.Generator(context.device).manual_seed(1)
     kv = torch.randn(tokens, 2, model.kv_heads, model.head_size, generator=draw, device=context.device)
@@ -56,7 +57,7 @@ def moves(context: Context, results: dict[str, Any]) -> None:
         rates[what].append(size / (time.perf_counter() - began) / 1e9)
 
     for number in range(REPETITIONS):
-        cache.open(number, cache_needs(keep_plan, model.kv_heads))
+        cache.open(number, cache_needs(keep_plan, layout))
         synchronize(context.device)
         began = time.perf_counter()
         for layer in range(layers):

@@ -14,6 +14,7 @@ import torch
 
 from pyramidserve.types import Compression, Receipt, Sampling, Stopping
 from workers.bench.texts import windows
+from workers.budget.kv_format import KV_DTYPES, KV_FORMATS
 from workers.engine.engine import Engine, EngineConfig, EngineRequest
 from workers.engine.loop import SequenceFinished, SequenceTokens
 from workers.engine.pipeline import connect_local
@@ -36,12 +37,16 @@ LATENCY = 10e-6
 GIGABYTE = 1e9
 
 
-def build(model: str, dtype: str, gigabytes_per_second: float, shards: int = 1) -> Engine:
-    """An engine whose host memory is behind a link of that bandwidth."""
+def build(
+    model: str, dtype: str, gigabytes_per_second: float, shards: int = 1, kv_dtype: str = "auto"
+) -> Engine:
+    """An engine whose host memory, in the model's type, is behind a link of that bandwidth."""
     layers = read_config(resolve_checkpoint(model)).layers
     config = EngineConfig(
         model,
         dtype=dtype,
+        kv_dtype=kv_dtype,
+        host_kv_dtype="auto" if kv_dtype == "auto" else dtype,
         boundaries=tuple(layers * rank // shards for rank in range(1, shards)),
         kv_bytes=1 << 30,
         host_bytes=1 << 30,
@@ -57,12 +62,16 @@ def ask(ids: Sequence[int], output: int, compression: Compression) -> EngineRequ
     return EngineRequest(ids, stopping=stopping, compression=compression)
 
 
-def compare(model: str, prompts: list[list[int]], output: int, shards: int) -> dict[str, Any]:
+def compare(
+    model: str, prompts: list[list[int]], output: int, shards: int, kv_dtype: str, kv_keep: float
+) -> dict[str, Any]:
     """Runs every prompt with the full cache, alone, and with "exact" among others, fp32."""
-    engine = build(model, "float32", 25, shards)
+    whole = build(model, "float32", 25, shards)
+    engine = whole if kv_dtype == "auto" else build(model, "float32", 25, shards, kv_dtype)
+    exact = replace(EXACT, kv_keep=kv_keep)
     expected, certain = [], []
     for prompt in prompts:
-        (reply,) = engine.generate([replace(ask(prompt, output, FULL), sampling=Sampling(logprobs=2))])
+        (reply,) = whole.generate([replace(ask(prompt, output, FULL), sampling=Sampling(logprobs=2))])
         best = [each.top_logprobs for each in reply.logprobs]
         ties = [index for index, (first, second) in enumerate(best) if first - second < MARGIN]
         expected.append(reply.token_ids)
@@ -71,7 +80,7 @@ def compare(model: str, prompts: list[list[int]], output: int, shards: int) -> d
     for first in range(0, len(prompts), 5):
         batch = prompts[first : first + 5]
         others = [ask(prompt, output, OTHERS[i % len(OTHERS)]) for i, prompt in enumerate(batch)]
-        replies = engine.generate([ask(prompt, output, EXACT) for prompt in batch] + others)
+        replies = engine.generate([ask(prompt, output, exact) for prompt in batch] + others)
         for index, reply in enumerate(replies[: len(batch)], first):
             end = certain[index]
             if reply.token_ids[:end] != expected[index][:end]:
@@ -82,7 +91,10 @@ def compare(model: str, prompts: list[list[int]], output: int, shards: int) -> d
     for receipt in receipts:
         spilled += receipt.spilled_bytes
         per_token += receipt.host_attended_bytes / (output - 1)
+    kept = max(receipt.kv_keep_reached for receipt in receipts)
+    form = KV_FORMATS["float32" if kv_dtype == "auto" else kv_dtype]
     return {
+        "kv_dtype": form.name,
         "shards": shards,
         "prompts": len(prompts),
         "cut_short": sum(end < output for end in certain),
@@ -90,7 +102,8 @@ def compare(model: str, prompts: list[list[int]], output: int, shards: int) -> d
         "acceptance": right,
         "accepted_a_verification": accepted,
         "host_bytes_per_token_of_spilled": per_token / spilled,
-        "device_share": max(receipt.kv_keep_reached for receipt in receipts),
+        "device_share": kept,
+        "device_bytes_of_16_bits": kept * form.share(engine.model.head_size),
     }
 
 
@@ -125,6 +138,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default=EMBEDDED, help="checkpoint; default: the embedded model")
     parser.add_argument("--prompts", type=int, default=50, metavar="N", help="to be compared; 0: none")
+    parser.add_argument(
+        "--kv-dtype", choices=KV_DTYPES, default="auto", help="of the device where replies are compared"
+    )
+    parser.add_argument("--kv-keep", type=float, default=EXACT.kv_keep, help="where they are compared")
     parser.add_argument("--tokens", type=int, nargs="*", default=[1024, 4000], help="timed prompts")
     parser.add_argument("--reply", type=int, default=128, metavar="TOKENS", help="to each prompt")
     parser.add_argument("--sequences", type=int, nargs="+", default=[1, 2, 4, 8], help="at once, timed")
@@ -139,7 +156,8 @@ def main() -> None:
         starts = range(0, len(text) - 4000, max(1, (len(text) - 4000) // arguments.prompts))
         prompts = [text[start : start + n] for start, n in zip(starts, lengths, strict=False)]
         for shards in (1, 2):
-            results["equal"].append(compare(arguments.model, prompts, arguments.reply, shards))
+            how = (shards, arguments.kv_dtype, arguments.kv_keep)
+            results["equal"].append(compare(arguments.model, prompts, arguments.reply, *how))
             print(results["equal"][-1], flush=True)
     for tokens in arguments.tokens:
         for gigabytes in (25, 5):

@@ -10,7 +10,7 @@ from cluster.admit.tuning import AdmitTuning
 from pyramidserve.errors import ConfigurationError, InvalidRequestError, RequestTooLargeError
 from pyramidserve.types import PipelineState, StageState
 from pyramidserve.v1 import pipeline_pb2 as pb
-from workers.budget.footprint import ShardLayout, host_pages
+from workers.budget.footprint import ShardLayout, host_pages, stage_layout
 from workers.budget.forecast import Forecast, Growth, growth
 from workers.budget.kv_format import KV_FORMATS
 from workers.budget.plan import KeepPlan
@@ -41,15 +41,6 @@ class PipelineLedger(Forecast):
             ConfigurationError: the stages do not follow each other from layer 0 on, or a size is
                 not positive.
         """
-        on_host = [stage.host_bytes_limit // max(1, stage.page_bytes) for stage in stages]
-        pages = [*(stage.pages_total for stage in stages), *on_host]
-        super().__init__(pages, max(max_sequences, 0), tuning.horizon)
-        self.pipeline_id, self.max_sequences = pipeline_id, max_sequences
-        self.memory: Sequence[pb.StageMemory] = ()
-        self._stages = tuple(stages)
-        self._layouts = tuple(
-            ShardLayout(s.first_layer, s.end_layer, s.page_bytes, s.kv_heads, s.kv_dtype) for s in stages
-        )
         ends = [0, *(stage.end_layer for stage in stages)]
         if not (
             pipeline_id
@@ -57,13 +48,20 @@ class PipelineLedger(Forecast):
             and max_sequences > 0
             and all(s.first_layer == end < s.end_layer for s, end in zip(stages, ends, strict=False))
             and all(stage.pages_total > 0 and stage.page_bytes > 0 for stage in stages)
-            and all(stage.kv_dtype in KV_FORMATS for stage in stages)
+            and all(s.kv_dtype in KV_FORMATS and s.host_kv_dtype in ("", *KV_FORMATS) for s in stages)
         ):
-            known = [(s.first_layer, s.end_layer, s.pages_total, s.page_bytes, s.kv_dtype) for s in stages]
+            known = [(s.pages_total, *vars(stage_layout(s)).values()) for s in stages]
             raise ConfigurationError(
                 f"pipeline {pipeline_id!r} for {max_sequences} sequences has the stages {known}; they must "
                 f"cover the layers in order and have pages, and KV in {', '.join(KV_FORMATS)}"
             )
+        self._stages, self._layouts = tuple(stages), tuple(map(stage_layout, stages))
+        hosts = zip(stages, self._layouts, strict=True)
+        on_host = [stage.host_bytes_limit // layout.host_page_bytes for stage, layout in hosts]
+        pages = [*(stage.pages_total for stage in stages), *on_host]
+        super().__init__(pages, max_sequences, tuning.horizon)
+        self.pipeline_id, self.max_sequences = pipeline_id, max_sequences
+        self.memory: Sequence[pb.StageMemory] = ()
 
     def growth(self, request: ValidatedRequest, expected_tokens: int) -> Growth:
         """Pages that ``request`` takes, and will until ``expected_tokens`` or its last token."""

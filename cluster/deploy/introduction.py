@@ -21,8 +21,11 @@ def introduction(deployment: Deployment) -> Iterator[str]:
     for pipeline in state.pipelines:
         head = pipeline.stages[0]
         fits = capacity(pipeline.stages, pipeline.max_sequences, model.context, config.compression)
+        on_host = (
+            "" if head.host_kv_dtype in ("", head.kv_dtype) else f" ({head.host_kv_dtype} on the host)"
+        )
         yield (
             f"pipeline {pipeline.pipeline_id}: {config.model}, {model.layers} layers, "
             f"context {model.context:,}, vocabulary {model.vocabulary:,}, {head.dtype} with KV in "
-            f"{head.kv_dtype} on {head.backend} kernels; room for {fits}"
+            f"{head.kv_dtype}{on_host} on {head.backend} kernels; room for {fits}"
         )

@@ -10,6 +10,7 @@ class StageState:
     ``workspace_bytes`` is what a step may need beside weights and pages, for as long as it runs;
     ``device_bytes`` is what the device's allocator has handed out, ``device_peak_bytes`` the most of it so
     far, both 0 on CPUs. ``dtype`` is of weights, ``kv_dtype`` of KV; ``backend`` has the kernels.
+    ``host_kv_dtype`` is of KV in host memory; "": as on the device.
     """
 
     first_layer: int
@@ -31,6 +32,7 @@ class StageState:
     backend: str = ""
     kv_heads: int = 1
     kv_dtype: str = "float32"
+    host_kv_dtype: str = ""
 
 
 @dataclass(frozen=True)

@@ -1305,6 +1305,7 @@ class StageState(_message.Message):
     BACKEND_FIELD_NUMBER: _builtins.int
     KV_HEADS_FIELD_NUMBER: _builtins.int
     KV_DTYPE_FIELD_NUMBER: _builtins.int
+    HOST_KV_DTYPE_FIELD_NUMBER: _builtins.int
     first_layer: _builtins.int
     """First layer and the one behind the last."""
     end_layer: _builtins.int
@@ -1341,6 +1342,8 @@ class StageState(_message.Message):
     """KV heads of a layer."""
     kv_dtype: _builtins.str
     """Type of KV, as in "int8"."""
+    host_kv_dtype: _builtins.str
+    """Type of KV in host memory; empty: as on the device."""
     @_builtins.property
     def tensor_names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Names of the checkpoint's tensors that the shard loaded."""
@@ -1367,10 +1370,11 @@ class StageState(_message.Message):
         backend: _builtins.str = ...,
         kv_heads: _builtins.int = ...,
         kv_dtype: _builtins.str = ...,
+        host_kv_dtype: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "device_bytes", b"device_bytes", "device_peak_bytes", b"device_peak_bytes", "dtype", b"dtype", "end_layer", b"end_layer", "first_layer", b"first_layer", "host_bytes", b"host_bytes", "host_bytes_limit", b"host_bytes_limit", "kv_dtype", b"kv_dtype", "kv_heads", b"kv_heads", "node", b"node", "page_bytes", b"page_bytes", "pages_in_use", b"pages_in_use", "pages_reserved", b"pages_reserved", "pages_total", b"pages_total", "pid", b"pid", "resident_bytes", b"resident_bytes", "tensor_names", b"tensor_names", "workspace_bytes", b"workspace_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "device_bytes", b"device_bytes", "device_peak_bytes", b"device_peak_bytes", "dtype", b"dtype", "end_layer", b"end_layer", "first_layer", b"first_layer", "host_bytes", b"host_bytes", "host_bytes_limit", b"host_bytes_limit", "host_kv_dtype", b"host_kv_dtype", "kv_dtype", b"kv_dtype", "kv_heads", b"kv_heads", "node", b"node", "page_bytes", b"page_bytes", "pages_in_use", b"pages_in_use", "pages_reserved", b"pages_reserved", "pages_total", b"pages_total", "pid", b"pid", "resident_bytes", b"resident_bytes", "tensor_names", b"tensor_names", "workspace_bytes", b"workspace_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -31,6 +31,7 @@ def stage_state_from_message(message: pb.StageState) -> StageState:
         backend=message.backend,
         kv_heads=message.kv_heads,
         kv_dtype=message.kv_dtype,
+        host_kv_dtype=message.host_kv_dtype,
     )
 
 

@@ -77,3 +77,15 @@ def test_exact_is_compared_with_full_and_timed_beside_it(
             assert 0 < rate < math.inf
             assert 0 <= right <= 1
             assert accepted >= 0
+
+
+def test_replies_are_compared_where_the_device_has_fewer_bits_than_the_host(
+    tmp_path: Path, toy: Callable[[str], Path]
+) -> None:
+    sizes = ["--prompts", "1", "--tokens", "--reply", "12", "--kv-dtype", "int8", "--kv-keep", "0.48"]
+    _, told = measured("exact", tmp_path, "--model", str(toy("long")), *sizes)
+    assert [each["kv_dtype"] for each in told["equal"]] == ["int8", "int8"]
+    for each in told["equal"]:
+        assert 0 < each["tokens_compared"] <= 12
+        assert each["device_share"] == pytest.approx(0.48, abs=0.02)
+        assert each["device_bytes_of_16_bits"] < each["device_share"] * 0.75

@@ -78,6 +78,7 @@ def test_the_scheduler_is_tuned_by_settings_too() -> None:
         ),
         ({"dtype": "int8"}, ("dtype", "'int8'", "bfloat16")),
         ({"kv_dtype": "int2"}, ("kv_dtype", "'int2'", "int4")),
+        ({"host_kv_dtype": "fp8"}, ("host_kv_dtype", "'fp8'", "float32")),
         ({"device": "tpu"}, ("device", "'tpu'", "cuda")),
         ({"backend": "mkl"}, ("backend", "'mkl'", "reference")),
         ({"admit": 4}, ("admit", "4", "mapping")),

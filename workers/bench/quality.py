@@ -175,10 +175,13 @@ class Quality:
         """An engine with room for ``workload``, and for ``sequences`` at once."""
         gc.collect()  # engines are in cycles, and those before this one had pools
         pool_bytes = workload.pool_bytes(self._model, self._item_bytes)
+        form = self._settings.dtype if kv_dtype == "auto" else kv_dtype
         config = EngineConfig(
             str(self._checkpoint),
             dtype=self._settings.dtype,
             kv_dtype=kv_dtype,
+            # Codes are what is measured on the device; what comes back is as it was computed.
+            host_kv_dtype=self._settings.dtype if KV_FORMATS[form].scale_bytes else "auto",
             device=self._settings.device,
             kv_bytes=pool_bytes,
             host_bytes=pool_bytes,

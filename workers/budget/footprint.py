@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from pyramidserve.types import StageState
 from workers.budget.kv_format import KV_FORMATS, KVFormat
-from workers.budget.pages import Tokens, pages_for
+from workers.budget.pages import PAGE_TOKENS, Tokens, pages_for
 from workers.budget.plan import KeepPlan
 
 Counts = npt.NDArray[np.int64]
@@ -15,13 +16,17 @@ Counts = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class ShardLayout:
-    """What decides how many pages a sequence takes on a shard with layers ``first`` to ``end``."""
+    """What decides how many pages a sequence takes on a shard with layers ``first`` to ``end``.
+
+    ``kv_dtype`` is the device's, ``page_bytes`` its pages'; ``host_kv_dtype`` the host's, "": the same.
+    """
 
     first: int
     end: int
     page_bytes: int
     kv_heads: int = 1
     kv_dtype: str = "float32"
+    host_kv_dtype: str = ""
 
     @property
     def kv_format(self) -> KVFormat:
@@ -29,9 +34,38 @@ class ShardLayout:
         return KV_FORMATS[self.kv_dtype]
 
     @property
+    def host_page_bytes(self) -> int:
+        """Bytes of a page of the host's."""
+        if not self.mirrors:
+            return self.page_bytes
+        own = self.kv_format
+        head_bytes = self.page_bytes // (PAGE_TOKENS * 2 * self.kv_heads)
+        head_size = (head_bytes - own.scale_bytes) * 8 // own.bits
+        return KV_FORMATS[self.host_kv_dtype].page_bytes(self.kv_heads, head_size)
+
+    @property
+    def mirrors(self) -> bool:
+        """Whether the host has another format, and all tokens of sequences that are verified over it."""
+        return self.host_kv_dtype not in ("", self.kv_dtype)
+
+    def pages_on_host(self, pages: int) -> int:
+        """Pages of the host that so many ``pages`` of the device take at most, layer by layer."""
+        if not (self.mirrors and pages):
+            return pages
+        return -(-pages * self.page_bytes // self.host_page_bytes) + self.end - self.first
+
+    @property
     def recent_pages(self) -> int:
         """Pages in which a sequence has its newest tokens in a finer format, too."""
         return (self.end - self.first) * self.kv_format.recent_pages
+
+
+def stage_layout(stage: StageState) -> ShardLayout:
+    """The layout of a shard as it tells of itself."""
+    return ShardLayout(
+        *(stage.first_layer, stage.end_layer, stage.page_bytes),
+        *(stage.kv_heads, stage.kv_dtype, stage.host_kv_dtype),
+    )
 
 
 def index_rows(spilled: Tokens, form: KVFormat) -> Tokens:
@@ -152,7 +186,12 @@ def pages_held(plan: KeepPlan, layout: ShardLayout, generated: int) -> int:
 
 def host_pages(plan: KeepPlan, layout: ShardLayout, max_tokens: int) -> int:
     """Pages of host memory that must be there for what a sequence spills until it has ``max_tokens``."""
-    return int(_alone(plan, (layout,)).spilled_pages(0, max_tokens - 1)[0]) if plan.spills_all else 0
+    if not plan.spills_all:
+        return 0
+    if plan.drafts and layout.mirrors:
+        tokens = plan.prompt_tokens + max_tokens + plan.drafts
+        return int(pages_for(tokens)) * (layout.end - layout.first)
+    return int(_alone(plan, (layout,)).spilled_pages(0, max_tokens - 1)[0])
 
 
 def peak_pages(plan: KeepPlan, layout: ShardLayout, max_tokens: int) -> int:

@@ -14,7 +14,7 @@ from workers.backends.tuning import ReferenceTuning
 from workers.budget.kv_format import KV_DTYPES, KV_FORMATS
 from workers.device import multiplies_bf16
 from workers.events import tell
-from workers.kv.rows import WHOLE_WORDS, row_dtype
+from workers.kv.rows import WHOLE_WORDS, row_dtype, row_format
 
 logger = logging.getLogger(__name__)
 
@@ -39,21 +39,38 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16
 
 
-def choose_kv_dtype(name: str, dtype: torch.dtype, head_size: int) -> torch.dtype:
+def choose_kv_dtype(
+    name: str, dtype: torch.dtype, head_size: int, setting: str = "kv_dtype"
+) -> torch.dtype:
     """The type of rows of KV that ``name``, one of KV_DTYPES, stands for beside weights of ``dtype``.
 
     Raises ConfigurationError where there is no such, or keys of ``head_size`` cannot be stored so.
     """
     if name not in KV_DTYPES:
-        raise ConfigurationError(f"kv_dtype is {name!r}; it must be one of {', '.join(KV_DTYPES)}")
+        raise ConfigurationError(f"{setting} is {name!r}; it must be one of {', '.join(KV_DTYPES)}")
     if name == "auto":
         return dtype
     if KV_FORMATS[name].scale_bytes and head_size % WHOLE_WORDS:
         raise ConfigurationError(
-            f"kv_dtype is {name!r}, but the model's heads have {head_size} numbers, which is no multiple "
+            f"{setting} is {name!r}, but the model's heads have {head_size} numbers, which is no multiple "
             f"of {WHOLE_WORDS}; give 'auto'"
         )
     return row_dtype(name)
+
+
+def choose_host_dtype(name: str, stored: torch.dtype, head_size: int) -> torch.dtype:
+    """The type of rows on the host that ``name``, one of KV_DTYPES, stands for beside ``stored`` ones.
+
+    Raises ConfigurationError as ``choose_kv_dtype``, and where they would have fewer bits.
+    """
+    dtype = choose_kv_dtype(name, stored, head_size, "host_kv_dtype")
+    own, least = row_format(dtype), row_format(stored)
+    if own.bits < least.bits:
+        raise ConfigurationError(
+            f"host_kv_dtype is {name!r}, but kv_dtype has {least.bits} bits, which what comes back would "
+            "lack; give 'auto', or one that has as many"
+        )
+    return dtype
 
 
 def choose_backend(

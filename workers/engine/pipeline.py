@@ -59,7 +59,7 @@ def pipeline_layout(
     return PipelineLayout(
         shards=tuple(fact.layout for fact in facts),
         pages=tuple(fact.pages for fact in facts),
-        host_pages=tuple(fact.host_bytes_limit // fact.layout.page_bytes for fact in facts),
+        host_pages=tuple(fact.host_bytes_limit // fact.layout.host_page_bytes for fact in facts),
         layers=model.layers,
         max_sequences=settings.max_sequences,
         max_sessions=settings.max_sessions,

@@ -14,6 +14,7 @@ class EngineSettings:
     Attributes:
         dtype: "float32", "bfloat16" or "float16"; "auto" takes bfloat16 where that is fast.
         kv_dtype: of KV, one of KV_DTYPES; "auto" is ``dtype``.
+        host_kv_dtype: of KV in host memory, of as many bits or more; "auto" is as ``kv_dtype``.
         device: "cpu", "cuda", or another as torch names it.
         backend: kernels: "cpu" are compiled ones, "reference" plain torch, "auto" the fastest there are.
         max_model_len: tokens of a sequence, prompt and output, at most; 0: as many as the checkpoint's
@@ -31,6 +32,7 @@ class EngineSettings:
 
     dtype: str = "auto"
     kv_dtype: str = "auto"
+    host_kv_dtype: str = "auto"
     device: str = "cpu"
     backend: str = "auto"
     max_model_len: int = 0

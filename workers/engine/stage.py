@@ -13,7 +13,7 @@ from workers.budget.observation import RowAttention
 from workers.budget.plan import KeepPlan
 from workers.budget.released import ReleasedSequence
 from workers.device import device_memory, open_device, to_device
-from workers.engine.choose import choose_backend, choose_dtype, choose_kv_dtype
+from workers.engine.choose import choose_backend, choose_dtype, choose_host_dtype, choose_kv_dtype
 from workers.engine.settings import EngineSettings
 from workers.engine.stage_memory import build_cache, check_room, shard_layout
 from workers.execute.choice import Chooser
@@ -33,6 +33,7 @@ from workers.model.weights import load_stage
 from workers.policies.registry import chooser, enable, plan, versions
 from workers.recall.exact import verify
 from workers.recall.lifted import LiftedRows
+from workers.recall.new_rows import new_rows_bytes
 from workers.recall.step import BestOfHost
 from workers.recall.turn import ContinuedPrompt
 from workers.schedule.step import (
@@ -92,17 +93,17 @@ class Stage:
         self.device = device = open_device(settings.device)
         self._dtype = choose_dtype(settings.dtype, device)
         self._kv_dtype = choose_kv_dtype(settings.kv_dtype, self._dtype, model.head_size)
+        self._host_dtype = choose_host_dtype(settings.host_kv_dtype, self._kv_dtype, model.head_size)
         self._backend = choose_backend(settings.backend, device, self._dtype, settings.reference)
         self.model, self.tensor_names = load_stage(
             config.checkpoint, model, config.first, config.end, self._dtype, device, self._backend
         )
         self._rope = Rope(config.checkpoint, model, device)
+        stored = (self._kv_dtype, self._host_dtype)
         self._decoder = Decoder(self.model, model, self._backend, self._rope, self._kv_dtype)
-        self.layout = shard_layout(model, config.first, config.end, self._kv_dtype)
+        self.layout = shard_layout(model, config.first, config.end, *stored)
         check_room(settings, self.layout, device, self.workspace_bytes())
-        self.cache = build_cache(
-            settings, model, self.layout, self._kv_dtype, device, link or link_for(device)
-        )
+        self.cache = build_cache(settings, model, self.layout, *stored, device, link or link_for(device))
         self._generation = Generation(self.cache, self.layout)
         self._sequences: dict[int, _Sequence] = {}
         self._running: set[int] = set()
@@ -131,7 +132,10 @@ class Stage:
         model, settings = self._model_config, self._settings
         longest = max(settings.max_prefill_tokens, model.context)
         rows = max(settings.max_sequences, VERIFIED_ROWS)
-        return step_workspace_bytes(
+        new_rows = 0
+        if self.layout.mirrors:
+            new_rows = new_rows_bytes(self.layout, min(settings.max_sequences, VERIFIED_ROWS))
+        return new_rows + step_workspace_bytes(
             *(model, self._backend, longest, rows),
             *(self._dtype.itemsize, self._kv_dtype, settings.execute.block_rows),
         )

@@ -12,15 +12,17 @@ from workers.kv.host import HostStore
 from workers.kv.link import HostLink
 from workers.kv.page_table import PageTables
 from workers.kv.pool import KVPool
-from workers.kv.rows import row_format
+from workers.kv.rows import row_format, row_shape
 from workers.model.config import ModelConfig
 
 
-def shard_layout(model: ModelConfig, first: int, end: int, dtype: torch.dtype) -> ShardLayout:
-    """The layers ``first`` to ``end`` in pages of rows of ``dtype``."""
+def shard_layout(
+    model: ModelConfig, first: int, end: int, dtype: torch.dtype, host_dtype: torch.dtype
+) -> ShardLayout:
+    """The layers ``first`` to ``end`` in pages of rows of ``dtype``, on the host of ``host_dtype``."""
     form = row_format(dtype)
     size = form.page_bytes(model.kv_heads, model.head_size)
-    return ShardLayout(first, end, size, model.kv_heads, form.name)
+    return ShardLayout(first, end, size, model.kv_heads, form.name, row_format(host_dtype).name)
 
 
 def check_room(settings: EngineSettings, layout: ShardLayout, device: torch.device, workspace: int) -> None:
@@ -54,6 +56,7 @@ def build_cache(
     model: ModelConfig,
     layout: ShardLayout,
     dtype: torch.dtype,
+    host_dtype: torch.dtype,
     device: torch.device,
     link: HostLink,
 ) -> ShardCache:
@@ -63,9 +66,12 @@ def build_cache(
     sizes = (settings.max_sequences + settings.max_sessions, layers, model.context)
     # For what each sequence has spilled, what of it was dropped, and for each to be suspended, with index
     # and newest tokens; hidden states wait behind the last layer too, and may take more room than KV.
-    hidden_bytes = model.hidden * (dtype.itemsize if dtype.is_floating_point else torch.float32.itemsize)
-    most = max(2, -(-hidden_bytes * PAGE_TOKENS // layout.page_bytes)) * model.context
+    plain = host_dtype if host_dtype.is_floating_point else torch.float32
+    hidden_bytes = model.hidden * plain.itemsize
+    most = max(2, -(-hidden_bytes * PAGE_TOKENS // layout.host_page_bytes)) * model.context
     host_sizes = (3 * sizes[0], layers + 1, most + layout.kv_format.recent_pages * PAGE_TOKENS)
-    host = HostStore(settings.host_bytes, link, *host_sizes, like=pool.rows)
+    host_row = row_shape(model.kv_heads, model.head_size, host_dtype)
+    like = torch.empty((0, *host_row), dtype=host_dtype, device=device)
+    host = HostStore(settings.host_bytes, link, *host_sizes, like=like)
     windows = model.windows[layout.first : layout.end]
     return ShardCache(pool, PageTables(pool.allocator, *sizes), host, layout, windows)

@@ -40,12 +40,12 @@ class Generation:
 
     def open(self, sequence: int, plan: KeepPlan, choose: Chooser) -> None:
         """Begins a sequence, as ``ShardCache.open`` does."""
-        self._cache.open(sequence, cache_needs(plan, self._layout.kv_heads))
+        self._cache.open(sequence, cache_needs(plan, self._layout))
         self._sequences[sequence] = Growing(plan, choose, plan.score_base)
 
     def reopen(self, old: int, sequence: int, plan: KeepPlan, reused: int, choose: Chooser) -> None:
         """Goes on with the first ``reused`` tokens of ``old``, as ``ShardCache.reopen`` does."""
-        self._cache.reopen(old, sequence, cache_needs(plan, self._layout.kv_heads), reused)
+        self._cache.reopen(old, sequence, cache_needs(plan, self._layout), reused)
         del self._sequences[old]
         self._sequences[sequence] = Growing(plan, choose, plan.score_base)
 
@@ -177,14 +177,15 @@ class Generation:
         return to_device(array, self._cache.device.pool.rows.device)
 
 
-def cache_needs(plan: KeepPlan, kv_heads: int) -> CacheNeeds:
-    """What ``plan`` asks of a cache of so many KV heads."""
+def cache_needs(plan: KeepPlan, layout: ShardLayout) -> CacheNeeds:
+    """What ``plan`` asks of the cache of a shard."""
     return CacheNeeds(
         prompt_tokens=plan.prompt_tokens,
         score_width=plan.score_width,
-        score_rows=score_rows(plan, kv_heads),
-        sets=plan.sets(kv_heads),
+        score_rows=score_rows(plan, layout.kv_heads),
+        sets=plan.sets(layout.kv_heads),
         whole=plan.spills_all,
+        mirrored=plan.drafts > 0 and layout.mirrors,
         indexed=plan.indexes,
         hidden=plan.spills_hidden,
     )

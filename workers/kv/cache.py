@@ -30,7 +30,7 @@ from workers.kv.hidden import HiddenStore
 from workers.kv.host import HostStore
 from workers.kv.page_table import Lengths, PageTables
 from workers.kv.pool import KVPool, PagedLayers, PagedStep
-from workers.kv.rows import decode, encode
+from workers.kv.rows import decode, encode, recoded
 from workers.kv.suspended import SuspendedSequences
 from workers.kv.windows import not_yet_there, unseen_slots
 
@@ -43,6 +43,7 @@ class ShardCache:
 
     Attributes:
         device, host: what holds the tokens.
+        windows: of every layer, the newest tokens that one attends to; 0: all.
         hidden: what holds hidden states, in the host's memory too.
     """
 
@@ -56,7 +57,7 @@ class ShardCache:
     ) -> None:
         """``windows``: of every layer, the newest tokens that one attends to; 0: all. Empty: all in all."""
         self.layers, self._first_layer = layout.end - layout.first, layout.first
-        self._windows = tuple(windows) or (0,) * self.layers
+        self.windows = tuple(windows) or (0,) * self.layers
         self.device, self.host = DeviceStore(pool, tables, self.layers), host
         self.hidden = HiddenStore(host, self.layers)
         self._suspended = SuspendedSequences(host)
@@ -64,6 +65,11 @@ class ShardCache:
 
     def __len__(self) -> int:
         return len(self._sequences)
+
+    @property
+    def mirrors(self) -> bool:
+        """Whether the host has another format than the device."""
+        return self.host.like.dtype != self.device.pool.rows.dtype
 
     def __contains__(self, sequence: int) -> bool:
         return sequence in self._sequences
@@ -114,8 +120,10 @@ class ShardCache:
         kv = self.device.read(sequence, layer)
         if not recall or not (spilled := self.host.count(sequence, layer)):
             return GatheredLayer(positions, places, kv)
-        rows = self.device.pool.rows
-        back = rows.new_empty((spilled, *rows.shape[1:]))
+        if self._sequences[sequence].needs.mirrored:  # all is there
+            positions, places, kv = positions[:, :0], places[:, :0], kv[:0]
+        like = self.host.like
+        back = torch.empty((spilled, *like.shape[1:]), dtype=like.dtype, device=kv.device)
         for copy in self.host.start_read(sequence, layer, back):
             copy.wait_on_device()
         positions = np.concatenate([positions, self.host.positions(sequence, layer)], axis=1)
@@ -124,23 +132,29 @@ class ShardCache:
     def replace(self, sequence: int, layer: int, tokens: GatheredLayer, keep: Slots) -> None:
         """Makes ``layer`` hold those of ``tokens`` that are to be kept, int64 [sets, kept], ascending.
 
-        Those of the others that are not on the host go there; those that come from there leave it.
+        Those of the others that are not on the host go there; those that come from there leave it, but
+        where it has all.
         """
         entry = self._sequences[sequence]
         stays = among(keep, tokens.tokens)
         back = np.take_along_axis(tokens.places, keep, axis=1)
+        kept = np.take_along_axis(tokens.positions, keep, axis=1)
         held = self.host.positions(sequence, layer)
         gone = ~stays & (tokens.places < 0)
+        if entry.needs.mirrored:
+            gone, places = tokens.places < 0, np.arange(0)
+            own = zip(kept, self.positions(sequence, layer), strict=True)
+            back[np.stack([np.isin(*each) for each in own])] = -1
         # A row of the host may be needed by some heads alone.
-        if len(keep) > 1 and (tokens.places >= 0).any():
+        elif len(keep) > 1 and (tokens.places >= 0).any():
             gone, places = ~stays, np.arange(held.shape[1])
-        elif entry.needs.whole and any(self._windows):  # in order, so that a window is all from a place on
+        elif entry.needs.whole and any(self.windows):  # in order, so that a window is all from a place on
             gone = ~stays
             places = np.arange(not_yet_there(gone[0], tokens.positions[0], held[0]), held.shape[1])
         else:
             places = np.sort(back[back >= 0])
         leaving = indices(gone)
-        evicted = encode(take_sets(tokens.kv, self._on_device(leaving)), self.device.pool.rows.dtype)
+        evicted = encode(take_sets(tokens.kv, self._on_device(leaving)), self.host.like.dtype)
         self.host.exchange(
             sequence, layer, places, np.take_along_axis(tokens.positions, leaving, axis=1), evicted
         )
@@ -151,12 +165,7 @@ class ShardCache:
             )
             self.device.keys.clear(sequence, layer)
             self.device.keys.append(sequence, layer, take_sets(tokens.kv, self._on_device(order))[:, 0], 0)
-        self._write(
-            sequence,
-            layer,
-            np.take_along_axis(tokens.positions, keep, axis=1),
-            take_sets(tokens.kv, self._on_device(keep)),
-        )
+        self._write(sequence, layer, kept, take_sets(tokens.kv, self._on_device(keep)))
         entry.recalled[layer] += round((back >= 0).sum() / len(back))
         self._note_peak(sequence)
 
@@ -175,12 +184,15 @@ class ShardCache:
             kv: [n, 2, KV heads, head size].
             keep: rows to keep on the device, int64 [sets, kept], ascending; None keeps all.
         """
-        sets = self._sequences[sequence].needs.sets
-        held = np.tile(positions, (sets, 1))
-        if keep is not None:
+        needs, like = self._sequences[sequence].needs, self.host.like
+        held = np.tile(positions, (needs.sets, 1))
+        if needs.mirrored:
+            self.host.spill(sequence, layer, [held], encode(kv, like.dtype))
+        elif keep is not None:
             leaving = indices(~among(keep, len(kv)))
-            evicted = encode(take_sets(kv, self._on_device(leaving)), self.device.pool.rows.dtype)
+            evicted = encode(take_sets(kv, self._on_device(leaving)), like.dtype)
             self._spill(sequence, layer, [positions[leaving]], evicted)
+        if keep is not None:
             kv, held = take_sets(kv, self._on_device(keep)), positions[keep]
         self._write(sequence, layer, held, kv)
         self._note_peak(sequence)
@@ -194,7 +206,7 @@ class ShardCache:
         for sequence, count in counts.items():
             self._sequences[sequence].fed += count
         step = self._with_recent(self.device.extend(sequences, counts, beyond), counts)
-        if not any(self._windows):
+        if not any(self.windows):
             return step
         starts = self._on_device(self.starts(sequences, on_host=False))
         if beyond is not None:
@@ -207,13 +219,26 @@ class ShardCache:
         On the device, or ``on_host``, of sequences that must not lose any there.
         """
         positions = self.host.positions if on_host else self.positions
-        return unseen_slots(sequences, self._windows, self._sequences, positions)
+        return unseen_slots(sequences, self.windows, self._sequences, positions)
+
+    def mirror(self, sequence: int, rows: torch.Tensor) -> None:
+        """Puts its newest tokens on the host, where all before are: [layers, tokens, 2, KV heads, width].
+
+        ``rows`` are as the host's, and given away.
+        """
+        entry, count = self._sequences[sequence], rows.shape[1]
+        positions = np.arange(entry.tokens - count, entry.tokens, dtype=np.int32)
+        held = [np.tile(positions, (entry.needs.sets, 1))] * self.layers
+        self.host.spill(sequence, 0, held, rows.flatten(0, 1))
 
     def take_back(self, sequence: int, tokens: int) -> None:
         """Forgets the newest ``tokens`` tokens."""
         self._note_peak(sequence)
         self.device.shrink(sequence, tokens)
-        self._sequences[sequence].fed -= tokens
+        entry = self._sequences[sequence]
+        entry.fed -= tokens
+        if entry.needs.mirrored:
+            self.host.shorten(sequence, entry.tokens)
 
     def cut(self, sequence: int, first: int, starts: Lengths, stays: npt.NDArray[np.bool_]) -> None:
         """Spills slots of layers from ``first`` on: of as many from ``starts`` on, those that do not stay.
@@ -230,7 +255,7 @@ class ShardCache:
         order = np.argsort(~stays, axis=2, kind="stable")
         lengths = stays[:, 0].sum(axis=1)
         evicted = self.device.cut(sequence, first, starts, order, lengths)
-        spilled = []
+        spilled: list[Positions] = []
         for layer, (own, start, moved, length) in enumerate(zip(held, starts, order, lengths, strict=True)):
             ordered = np.take_along_axis(own[:, start:], moved, axis=1)
             stayed = np.concatenate((own[:, :start], ordered[:, :length]), axis=1)
@@ -239,7 +264,8 @@ class ShardCache:
                 since = unbroken_from(stayed, entry.tokens, RECENT_TOKENS)
                 entry.unbroken[first + layer] = max(since, entry.unbroken[first + layer])
             spilled.append(ordered[:, length:])
-        self._spill(sequence, first, spilled, evicted)
+        if not entry.needs.mirrored:
+            self._spill(sequence, first, spilled, recoded(evicted, self.host.like.dtype))
 
     def suspend(self, sequence: int) -> None:
         """Moves all that ``sequence`` holds on the device to the host, which must have room for it.
@@ -264,7 +290,7 @@ class ShardCache:
         self.device.open(sequence, entry.needs)
         self.device.scores.write(sequence, self._on_device(self._suspended.scores(sequence)))
         for layer, positions in enumerate(entry.positions):
-            image = self._suspended.image(sequence, layer)
+            image = self._suspended.image(sequence, layer, self.device.pool.rows)
             self.device.restore(sequence, layer, image, positions.shape[1])
         self._suspended.close(sequence)
 
@@ -342,7 +368,7 @@ class ShardCache:
         new = [np.arange(-count, 0) + entry.tokens for entry, count in zip(entries, counts, strict=True)]
         positions = np.concatenate(new)
         unbroken = np.repeat(np.stack([entry.unbroken for entry in entries], axis=1), counts, axis=1)
-        windows = np.array([window or RECENT_TOKENS for window in self._windows])[:, None]
+        windows = np.array([window or RECENT_TOKENS for window in self.windows])[:, None]
         newest = np.minimum(np.minimum(windows, RECENT_TOKENS), positions + 1 - unbroken)
         slots = self.device.recent.slots(sequences, positions)
         return replace(

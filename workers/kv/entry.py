@@ -25,6 +25,7 @@ class CacheNeeds:
         score_width: scores, fp32, that are kept for it in every layer, ``score_rows`` times.
         sets: KV heads if each has tokens of its own, else 1.
         whole: what is not on the device must be on the host.
+        mirrored: so must what is, in the format that is the host's.
         indexed: the keys on the host have an index on the device.
         hidden: hidden states may go to the host too.
     """
@@ -34,6 +35,7 @@ class CacheNeeds:
     score_rows: int = 1
     sets: int = 1
     whole: bool = False
+    mirrored: bool = False
     indexed: bool = False
     hidden: bool = False
 
@@ -63,6 +65,8 @@ class CachedSequence:
     def receipt(self, layer: int, first_layer: int, positions: Positions, spilled: int) -> LayerReceipt:
         """What became of the tokens of a ``layer`` that has those at ``positions``, and ``spilled``."""
         kept = positions.shape[1]
+        if self.needs.mirrored:
+            spilled -= kept
         # Where heads have tokens of their own, as many as they have on average.
         prompt = round((positions < self.needs.prompt_tokens).sum() / len(positions))
         return LayerReceipt(

@@ -51,7 +51,7 @@ class HostStore:
         max_tokens: int,
         like: torch.Tensor,
     ) -> None:
-        """``like`` is the device pool's rows [*, 2, KV heads, width]."""
+        """``like`` has the form of its rows, [*, 2, KV heads, width], and is on the device."""
         self._link = link
         self._layers = layers
         self._device = like.device
@@ -167,6 +167,16 @@ class HostStore:
         own[:, holes], own[:, places] = own[:, movers], positions
         entry.positions[layer] = own[:, :after]
         self._tables.resize(sequence, layer, after)
+
+    def shorten(self, sequence: Hashable, tokens: int) -> None:
+        """Forgets those at position ``tokens`` and behind; they are in order, the same in each set."""
+        entry = self._sequences[sequence]
+        ends = np.array([np.searchsorted(each[0], tokens) for each in entry.positions])
+        if (ends == self._tables.lengths(sequence)).all():
+            return
+        self._await_writes(entry)
+        self._tables.resize_layers(sequence, 0, ends)
+        entry.positions = [each[:, :end] for each, end in zip(entry.positions, ends, strict=True)]
 
     def count(self, sequence: Hashable, layer: int) -> int:
         """Tokens held of ``layer``."""

@@ -77,6 +77,11 @@ def decode(rows: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tens
     return (numbers @ hadamard(numbers.shape[-1], rows.device)).to(dtype)
 
 
+def recoded(rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """``rows`` [..., width] as rows of ``dtype``."""
+    return rows if rows.dtype == dtype else encode(decode(rows), dtype)
+
+
 @lru_cache
 def hadamard(size: int, device: torch.device) -> torch.Tensor:
     """An orthogonal matrix that is its own inverse, fp32 [size, size]: it spreads what few channels have.

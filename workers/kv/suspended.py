@@ -1,5 +1,6 @@
 """What suspended sequences had on the device, on the host until they come back."""
 
+import math
 from collections.abc import Iterable
 
 import numpy as np
@@ -7,6 +8,7 @@ import torch
 
 from workers.budget.pages import IntegrityError
 from workers.kv.host import HostStore
+from workers.kv.rows import bytes_as_rows
 
 
 class SuspendedSequences:
@@ -15,38 +17,44 @@ class SuspendedSequences:
     def __init__(self, host: HostStore) -> None:
         self._host = host
         self._scores: dict[int, torch.Tensor] = {}
+        self._sizes: dict[int, list[int]] = {}  # rows of each layer
 
     def __contains__(self, sequence: int) -> bool:
         return sequence in self._scores
 
     def put(self, sequence: int, layers: Iterable[torch.Tensor], scores: torch.Tensor) -> None:
-        """Copies rows [n, 2, KV heads, head size] of each layer, which are given away, and scores.
+        """Copies the pool's rows of each layer, [n, 2, KV heads, width], which are given away, and scores.
 
         Raises IntegrityError, having kept nothing, when the host has no room for them.
         """
         name = _name(sequence)
         self._host.open(name, fixed=True)
-        for layer, rows in enumerate(layers):
+        sizes = []
+        for layer, image in enumerate(layers):
+            sizes.append(len(image))
+            rows = bytes_as_rows(image.view(1, -1), self._host.like)
             self._host.spill(name, layer, [np.zeros((1, len(rows)), dtype=np.int32)], rows)
             if self._host.count(name, layer) < len(rows):
                 self._host.close(name)
                 raise IntegrityError(f"the host has no room for suspended sequence {sequence}")
-        self._scores[sequence] = scores.cpu()
+        self._scores[sequence], self._sizes[sequence] = scores.cpu(), sizes
 
     def scores(self, sequence: int) -> torch.Tensor:
         """Its scores, in host memory."""
         return self._scores[sequence]
 
-    def image(self, sequence: int, layer: int) -> torch.Tensor:
-        """The rows of a layer, brought to the device."""
+    def image(self, sequence: int, layer: int, like: torch.Tensor) -> torch.Tensor:
+        """The rows of a layer, brought to the device, as ``like`` [*, 2, KV heads, width]."""
         rows = self._host.read(_name(sequence), layer)
         assert rows is not None  # it is fixed
-        return rows
+        shape = (self._sizes[sequence][layer], *like.shape[1:])
+        size = math.prod(shape) * like.dtype.itemsize
+        return rows.view(-1).view(torch.uint8)[:size].view(like.dtype).view(shape)
 
     def close(self, sequence: int) -> None:
         """Frees what the host holds of ``sequence``."""
         self._host.close(_name(sequence))
-        del self._scores[sequence]
+        del self._scores[sequence], self._sizes[sequence]
 
 
 def _name(sequence: int) -> tuple[str, int]:

@@ -1,4 +1,7 @@
-"""Recall "exact": drafts are verified over all KV, of the device and the host, in one step."""
+"""Recall "exact": drafts are verified over all KV, of the device and the host, in one step.
+
+Where the host has another format than the device, it has all KV in that, and they are verified over it.
+"""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -10,6 +13,7 @@ from workers.execute.generation import Generation
 from workers.kv.cache import ShardCache
 from workers.kv.link import Copy
 from workers.kv.pool import PagedStep
+from workers.recall.new_rows import NewRows
 from workers.schedule.step import Step
 
 
@@ -18,8 +22,14 @@ def verify(
 ) -> torch.Tensor:
     """Takes the rows of a verification through a shard; ``inputs`` and result as in ``Decoder.run``."""
     paged, copy = feed(step.fed, cache, generation)
-    hidden, _ = decoder.run(step, inputs, paged)
+    if not cache.mirrors:
+        hidden, _ = decoder.run(step, inputs, paged)
+        copy.wait_on_device()
+        return hidden
+    new = NewRows(step.fed, paged, cache)
+    hidden, _ = decoder.run(step, inputs, new.paged)
     copy.wait_on_device()
+    new.store()
     return hidden
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pyramidserve.types import Compression, StageState
-from workers.budget.footprint import ShardLayout, fitting
+from workers.budget.footprint import fitting, stage_layout
 from workers.policies.registry import keeps_all, plan, policy_name
 
 # A long chat; where the context is shorter, a full one.
@@ -47,12 +47,11 @@ def capacity(
 ) -> Capacity:
     """What fits into the pools of ``stages``; of a model with that ``context``."""
     tokens = min(SEQUENCE_TOKENS, context)
-    shards = tuple(
-        ShardLayout(each.first_layer, each.end_layer, each.page_bytes, each.kv_heads, each.kv_dtype)
-        for each in stages
-    )
+    shards = tuple(map(stage_layout, stages))
     pages = [each.pages_total for each in stages]
-    on_host = [each.host_bytes_limit // each.page_bytes for each in stages]
+    on_host = [
+        each.host_bytes_limit // shard.host_page_bytes for each, shard in zip(stages, shards, strict=True)
+    ]
 
     def count(kind: Compression) -> int:
         keep = plan(kind, tokens - 1, shards[-1].end)  # the last token is output

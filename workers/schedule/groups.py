@@ -70,7 +70,8 @@ class Groups:
     def counts(self, keys: Sequence[int]) -> list[int]:
         """Tokens that a decode step feeds of each: the newest, and what is known behind it."""
         counts, room = [], max(0, VERIFIED_ROWS - len(keys))
-        most = MOST_FED - 1 if self._layout.shards[0].kv_format.recent else VERIFIED_ROWS
+        shard = self._layout.shards[0]
+        most = MOST_FED - 1 if shard.kv_format.recent or shard.mirrors else VERIFIED_ROWS
         for key in keys:
             ahead = len(self._roster.sequences[key].known_ahead(min(room, most)))
             counts.append(1 + ahead)

@@ -1,6 +1,6 @@
 """The memory of a pipeline: what its sequences hold, will take, and have on the host instead."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,9 +46,9 @@ class PipelineMemory:
     """The pages of admitted sequences: held now, expected to be held, and moved to the host. Pure.
 
     Attributes:
-        suspended: pages that suspended sequences had, and take of the host.
+        suspended: pages that suspended sequences had on the device, as which they are on the host.
         spilled: pages of the host that are kept free for what sequences must not lose.
-        parked: pages that parked sessions take of the host; none while they are on the device.
+        parked: pages that parked sessions had, likewise; none while they are on the device.
     """
 
     def __init__(self, layout: PipelineLayout) -> None:
@@ -76,7 +76,7 @@ class PipelineMemory:
     @property
     def host_is_overfull(self) -> bool:
         """Whether parked sessions must leave the host, so that what runs finds its room there."""
-        return not self._host_has_room(*self.parked.values(), *self._spilled(parked=True))
+        return not self._host_has_room(*self._spilled(parked=True), moved=self.parked.values())
 
     def growth(self, request: SequenceRequest) -> Growth:
         """The pages that ``request`` will take of each shard."""
@@ -106,11 +106,20 @@ class PipelineMemory:
     def _spilled(self, parked: bool) -> list[Counts]:
         return [pages for key, pages in self.spilled.items() if (key in self.parked) == parked]
 
-    def _host_has_room(self, *pages: Counts) -> bool:
-        """Whether the host has room for ``pages`` beside what may not leave it: all but parked sessions."""
+    def _host_has_room(self, *pages: Counts, moved: Iterable[Counts] = ()) -> bool:
+        """Whether the host has room beside what may not leave it, which is all but parked sessions.
+
+        For ``pages`` of its own, and those of the device that have ``moved``.
+        """
         nothing: Counts = np.zeros(len(self._layout.pages), dtype=np.int64)
-        taken = sum((*self.suspended.values(), *self._spilled(parked=False), *pages), nothing)
+        images = map(self._image, (*self.suspended.values(), *moved))
+        taken = sum((*images, *self._spilled(parked=False), *pages), nothing)
         return bool((taken <= self._layout.host_pages).all())
+
+    def _image(self, pages: Counts) -> Counts:
+        """Pages of the host that ``pages`` of the device take there."""
+        pairs = zip(self._layout.shards, pages.tolist(), strict=True)
+        return np.array([shard.pages_on_host(count) for shard, count in pairs])
 
     def add(self, sequence: RunningSequence) -> bool:
         """Takes in a sequence, which holds nothing yet; False if one too many, or too large."""
@@ -143,7 +152,7 @@ class PipelineMemory:
     def park_on_host(self, key: int) -> bool:
         """Notes that a parked session is on its way to the host; False if that has no room for it."""
         held = self.ledger.held(key).copy()
-        if not self._host_has_room(held, *self.parked.values(), *self._spilled(parked=True)):
+        if not self._host_has_room(*self._spilled(parked=True), moved=(held, *self.parked.values())):
             return False
         self.parked[key] = held
         return True
@@ -191,7 +200,7 @@ class PipelineMemory:
     def suspend(self, key: int) -> bool:
         """Notes that a sequence is on its way to the host; False if that has no room for it."""
         held = self.ledger.held(key).copy()
-        if not self._host_has_room(held, *self.parked.values(), *self._spilled(parked=True)):
+        if not self._host_has_room(*self._spilled(parked=True), moved=(held, *self.parked.values())):
             return False
         self.suspended[key] = held
         self.forecast.remove(key)

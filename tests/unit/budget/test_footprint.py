@@ -15,6 +15,7 @@ from workers.budget.footprint import (
     peak_pages,
     score_pages,
 )
+from workers.budget.kv_format import KV_FORMATS
 from workers.budget.observation import RowAttention
 from workers.budget.plan import GenerationPlan, KeepPlan
 
@@ -113,3 +114,25 @@ def test_score_pages_hold_the_scores_and_no_page_more(plan: KeepPlan, layout: Sh
 @given(plans(LAYERS, 80).filter(lambda plan: not plan.generation or not plan.generation.accumulates))
 def test_a_plan_that_chooses_nothing_by_attention_takes_no_score_page(plan: KeepPlan) -> None:
     assert score_pages(plan, ShardLayout(0, LAYERS, 64)) == 0
+
+
+@given(plans(LAYERS, 60), st.integers(1, 200))
+def test_a_host_in_another_format_has_room_for_all_tokens_of_what_is_verified_there(
+    plan: KeepPlan, most: int
+) -> None:
+    head_size, heads = 64, 3
+    int8, wide = KV_FORMATS["int8"], KV_FORMATS["float32"]
+    layout = ShardLayout(1, 3, int8.page_bytes(heads, head_size), heads, "int8", "float32")
+    assert layout.host_page_bytes == wide.page_bytes(heads, head_size)
+    same = replace(layout, host_kv_dtype="int8")
+    assert same.host_page_bytes == replace(layout, host_kv_dtype="").host_page_bytes == layout.page_bytes
+    tokens = plan.prompt_tokens + most + plan.drafts
+    if plan.drafts:
+        assert (
+            host_pages(plan, layout, most) == 2 * len(range(0, tokens, 16)) >= host_pages(plan, same, most)
+        )
+    else:
+        assert host_pages(plan, layout, most) == host_pages(plan, same, most)
+    assert same.pages_on_host(most) == most
+    assert layout.pages_on_host(most) * layout.host_page_bytes >= most * layout.page_bytes
+    assert layout.pages_on_host(0) == 0

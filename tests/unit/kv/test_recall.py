@@ -29,8 +29,10 @@ from workers.kv.entry import GatheredLayer, with_rows
 from workers.kv.host import HostStore
 from workers.kv.page_table import PageTables
 from workers.kv.pool import KVPool
+from workers.kv.rows import row_format
 from workers.policies.registry import chooser, plan
 from workers.recall.exact import feed
+from workers.recall.new_rows import NewRows
 from workers.recall.step import RECALLED_OF, BestOfHost
 
 FIRST, END, MODEL_LAYERS, CONTEXT = 1, 3, 4, 400
@@ -73,16 +75,21 @@ class Recalling(RuleBasedStateMachine):
     """A shard's cache, and what it must hold."""
 
     @initialize(
-        dtype=st.sampled_from((torch.float32, torch.bfloat16)), host_pages=st.sampled_from([30, 2000])
+        dtype=st.sampled_from((torch.float32, torch.bfloat16)),
+        mirrors=st.booleans(),
+        host_pages=st.sampled_from([30, 2000]),
     )
-    def build(self, dtype: torch.dtype, host_pages: int) -> None:
+    def build(self, dtype: torch.dtype, mirrors: bool, host_pages: int) -> None:
+        host_dtype = torch.float32 if mirrors else dtype  # which has all that is in 16 bits, bit for bit
         pool = KVPool(2000, *TOKEN[1:], dtype, torch.device("cpu"))
         pool.allocator = PoisoningAllocator(2000, pool.rows)
         self.link, self.dtype = DeferredLink(), dtype
-        layout = ShardLayout(FIRST, END, pool.page_bytes, TOKEN[1])
+        names = (row_format(dtype).name, row_format(host_dtype).name)
+        layout = ShardLayout(FIRST, END, pool.page_bytes, TOKEN[1], *names)
         sizes = (3 * SESSIONS, len(LAYERS) + 1, 2 * CONTEXT)
         self.scarce = host_pages < 100
-        host = poison(HostStore(host_pages * pool.page_bytes, self.link, *sizes, like=pool.rows))
+        room, like = host_pages * layout.host_page_bytes, torch.empty(0, *TOKEN, dtype=host_dtype)
+        host = poison(HostStore(room, self.link, *sizes, like=like))
         tables = PageTables(pool.allocator, SESSIONS, len(LAYERS), CONTEXT)
         self.cache = ShardCache(pool, tables, host, layout)
         self.generation = Generation(self.cache, layout)
@@ -181,6 +188,9 @@ class Recalling(RuleBasedStateMachine):
             self.generation.fed([session.name])
             session.drafts += drafts > 0
 
+    def _mirrored(self, session: Session) -> bool:
+        return self.cache.mirrors and self.generation.plan(session.name).drafts > 0
+
     def _generated(self, session: Session) -> int:
         """Verified tokens behind the prompt."""
         return len(session.kv[0]) - session.drafts - self.generation.plan(session.name).prompt_tokens
@@ -195,22 +205,28 @@ class Recalling(RuleBasedStateMachine):
         for layer in LAYERS:
             del session.kv[layer][len(session.kv[layer]) - session.drafts :]
         before = len(session.kv[0])
-        paged, copy = feed([session.name] * rows, self.cache, self.generation)
+        fed = [session.name] * rows
+        paged, copy = feed(fed, self.cache, self.generation)
+        fresh = NewRows(fed, paged, self.cache) if self.cache.mirrors else None
         new = self._new(session, rows)
         for layer in LAYERS:
-            batch = paged.write(layer, new[layer])
+            batch = (fresh.paged if fresh else paged).write(layer, new[layer])
             assert batch.spilled
             for row in range(rows):
                 count = int(batch.lengths[row])
                 own = batch.gather(row, row + 1, count)[0]
                 back = batch.spilled.gather(row, row + 1, int(batch.spilled.lengths[row]))[0]
                 device = self.cache.positions(session.name, layer)[:, :count]
+                if fresh:
+                    device = np.tile(np.arange(before, before + count), (len(device), 1))
                 host = self.cache.host.positions(session.name, layer)
                 for both in np.concatenate([device, host], axis=1):
                     assert sorted(both) == list(range(before + row + 1))
-                assert same_bits(own, self._truth(session, layer, device))
-                assert same_bits(back, self._truth(session, layer, host))
+                assert same_bits(own, self._truth(session, layer, device).to(own.dtype))
+                assert same_bits(back, self._truth(session, layer, host).to(back.dtype))
         copy.wait()
+        if fresh:
+            fresh.store()
         right = data.draw(st.integers(1, rows))
         for layer in LAYERS:
             del session.kv[layer][before + right :]
@@ -239,7 +255,7 @@ class Recalling(RuleBasedStateMachine):
         fresh = self._new(session, new)
         for layer in LAYERS:
             past = self.cache.gather(name, layer, recall)
-            assert same_bits(past.kv, self._truth(session, layer, past.positions))
+            assert same_bits(past.kv, self._truth(session, layer, past.positions).to(past.kv.dtype))
             self._take_hidden(session, layer)
             positions = with_rows(past.positions, np.arange(reused, reused + new, dtype=np.int32))
             places = with_rows(past.places, np.full(new, -1))
@@ -318,18 +334,24 @@ class Recalling(RuleBasedStateMachine):
         self.cache.check_integrity()
         for session in self.sessions:
             for layer in LAYERS:
+                tokens = len(session.kv[layer])
                 device = self.cache.positions(session.name, layer)
                 host = self.cache.host.positions(session.name, layer)
-                for held in map(sorted, np.concatenate([device, host], axis=1).tolist()):
-                    assert len(set(held)) == len(held)
-                    if not self.scarce and session.kind != "prune":
-                        assert held == list(range(len(session.kv[layer])))
+                if self._mirrored(session):
+                    assert tokens - session.drafts <= host.shape[1] <= tokens
+                    assert (host == np.arange(host.shape[1])).all()
+                    assert (device[:, device.shape[1] - session.drafts :] >= tokens - session.drafts).all()
+                else:
+                    for held in map(sorted, np.concatenate([device, host], axis=1).tolist()):
+                        assert len(set(held)) == len(held)
+                        if not self.scarce and session.kind != "prune":
+                            assert held == list(range(tokens))
                 if not session.suspended:
                     own = self.cache.device.read(session.name, layer)
                     assert same_bits(own, self._truth(session, layer, device))
                 back = self.cache.host.read(session.name, layer)
                 if back is not None:
-                    assert same_bits(back, self._truth(session, layer, host))
+                    assert same_bits(back, self._truth(session, layer, host).to(back.dtype))
 
     def teardown(self) -> None:
         for session in self.sessions:

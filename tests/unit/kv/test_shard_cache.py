@@ -30,7 +30,7 @@ from workers.kv.cache import ShardCache
 from workers.kv.host import HostStore
 from workers.kv.page_table import PageTables
 from workers.kv.pool import KVPool
-from workers.kv.rows import decode, encode, row_format
+from workers.kv.rows import decode, encode, row_format, row_shape
 from workers.policies.observed import best_by_attention, ends
 from workers.policies.registry import plan
 
@@ -71,6 +71,7 @@ PLANS = {
 
 
 HEADS = TOKEN[1]
+DTYPES = (torch.float32, torch.bfloat16, torch.int8, torch.uint8)
 
 
 class Books:
@@ -146,14 +147,23 @@ class Books:
 class Shard:
     """A shard's cache in poisoned memory, its copies late, beside the books of its sequences."""
 
-    def __init__(self, dtype: torch.dtype = torch.float32, pages: int = 200, host_pages: int = 200) -> None:
+    def __init__(
+        self,
+        dtype: torch.dtype = torch.float32,
+        pages: int = 200,
+        host_pages: int = 200,
+        host_dtype: torch.dtype | None = None,
+    ) -> None:
         pool = KVPool(pages, *TOKEN[1:], dtype, torch.device("cpu"))
         pool.allocator = PoisoningAllocator(pages, pool.rows)
-        self.layout = ShardLayout(FIRST, END, pool.page_bytes, HEADS, row_format(dtype).name)
+        like = torch.empty(0, *row_shape(*TOKEN[1:], host_dtype or dtype), dtype=host_dtype or dtype)
+        names = (row_format(dtype).name, row_format(like.dtype).name)
+        self.layout = ShardLayout(FIRST, END, pool.page_bytes, HEADS, *names)
         self.link = DeferredLink()
         self.tables = PageTables(pool.allocator, SEQUENCES, len(LAYERS), MAX_TOKENS)
         sizes = (2 * SEQUENCES, len(LAYERS), 2 * MAX_TOKENS)
-        host = poison(HostStore(host_pages * pool.page_bytes, self.link, *sizes, like=pool.rows))
+        room = host_pages * self.layout.host_page_bytes
+        host = poison(HostStore(room, self.link, *sizes, like=like))
         self.cache = ShardCache(pool, self.tables, host, self.layout)
         self.generation = Generation(self.cache, self.layout)
         self.allocator, self.dtype = pool.allocator, dtype
@@ -251,8 +261,8 @@ class Shard:
 
     def suspend(self, sequence: int) -> bool:
         """Moves a sequence to the host; returns whether that had room beside others that are suspended."""
-        wanted = sum(self.device_pages(key) for key, own in self.books.items() if own.suspended)
-        if wanted + self.device_pages(sequence) > self.cache.host.limit_bytes // self.layout.page_bytes:
+        wanted = sum(self.host_pages(key) for key, own in self.books.items() if own.suspended)
+        if wanted + self.host_pages(sequence) > self.cache.host.limit_bytes // self.layout.host_page_bytes:
             with pytest.raises(IntegrityError, match="no room for suspended sequence"):
                 self.cache.suspend(sequence)
             return False
@@ -265,9 +275,15 @@ class Shard:
         self.cache.resume(sequence)
         self.books[sequence].suspended = False
 
-    def device_pages(self, sequence: int) -> int:
-        """Pages of a sequence's KV on the device, or that it had there."""
-        return self.layout.recent_pages + sum(map(pages_for, self.books[sequence].lengths()))
+    def host_pages(self, sequence: int) -> int:
+        """Pages of the host that a sequence takes there as it is on the device."""
+        row, host_row = self.layout.page_bytes // 16, self.layout.host_page_bytes // 16
+        rings = self.layout.kv_format.recent_pages * 16
+        lengths = self.books[sequence].lengths()
+        pages = sum(pages_for(-(-(length + rings) * row // host_row)) for length in lengths)
+        held = self.layout.recent_pages + sum(map(pages_for, lengths))
+        assert pages <= self.layout.pages_on_host(held)
+        return pages
 
     def recall(self, sequence: int) -> bool:
         """Asserts that the host has what was evicted; returns whether it has not dropped it."""
@@ -296,7 +312,7 @@ class Shard:
             assert tokens.generated_kept == len(held[0]) - tokens.prompt_kept
             assert tokens.spilled == spilled[layer]
             assert tokens.dropped == books.end - len(held[0]) - spilled[layer]
-        row_bytes = self.layout.page_bytes // 16
+        row_bytes = self.layout.host_page_bytes // 16
         evicted = sum(len(own[0]) for own in books.host) * row_bytes
         assert receipt.spilled_bytes == evicted
         assert receipt.dropped_bytes == evicted - sum(spilled) * row_bytes
@@ -315,10 +331,11 @@ def fixed_pages(plan: KeepPlan, layout: ShardLayout) -> int:
 
 
 @pytest.fixture(
-    params=[torch.float32, torch.bfloat16, torch.int8, torch.uint8], ids=["fp32", "bf16", "int8", "int4"]
+    params=[(each, each) for each in DTYPES] + [(torch.int8, torch.float32), (torch.uint8, torch.float32)],
+    ids=["fp32", "bf16", "int8", "int4", "int8-fp32", "int4-fp32"],
 )
 def shard(request: pytest.FixtureRequest) -> Shard:
-    return Shard(request.param)
+    return Shard(request.param[0], host_dtype=request.param[1])
 
 
 @pytest.mark.parametrize("name", ["streaming", "evict", "long chunk", "heads", "heads, unequal"])
@@ -513,12 +530,15 @@ class Caches(RuleBasedStateMachine):
         self.begun = 0
 
     @initialize(
-        dtype=st.sampled_from((torch.float32, torch.bfloat16, torch.int8, torch.uint8)),
+        dtype=st.sampled_from(DTYPES),
+        host_dtype=st.sampled_from((None, None, torch.float32)),
         pages=st.integers(16, 100),
         host_pages=st.integers(0, 40),
     )
-    def build(self, dtype: torch.dtype, pages: int, host_pages: int) -> None:
-        self.shard = Shard(dtype, pages, host_pages)
+    def build(
+        self, dtype: torch.dtype, host_dtype: torch.dtype | None, pages: int, host_pages: int
+    ) -> None:
+        self.shard = Shard(dtype, pages, host_pages, host_dtype)
 
     def _peaks(self) -> int:
         """Pages that admission has promised."""
