@@ -149,15 +149,11 @@ class DeviceStore:
         count = order.shape[2]
         slots = self._tables.rows_of_layers(sequence, first, starts, starts + count).reshape(-1, count)
         stays = np.arange(count) < lengths[:, None]
-        if order.shape[1] == 1:
-            tokens = self.pool.read(self._on_device(np.take_along_axis(slots, order[:, 0], axis=1)))
-        else:
-            index = self._on_device(order).swapaxes(1, 2)[:, :, None, :, None]
-            tokens = self.pool.read(self._on_device(slots))
-            tokens = tokens.gather(1, index.expand(-1, -1, 2, -1, tokens.shape[-1]))
-        self.pool.write(self._on_device(slots[stays]), tokens[self._on_device(stays)])
+        ordered = np.take_along_axis(slots[:, None], order, axis=2).swapaxes(1, 2)
+        kept, gone = (self.pool.read_sets(self._on_device(ordered[own])) for own in (stays, ~stays))
+        self.pool.write(self._on_device(slots[stays]), kept)
         self._tables.resize_layers(sequence, first, starts + lengths)
-        return tokens[self._on_device(~stays)]
+        return gone
 
     def image(self, sequence: int, layer: int) -> torch.Tensor:
         """A copy of all rows of the pool that ``layer`` has: of its KV, the newest tokens, the index."""

@@ -155,6 +155,16 @@ class KVPool:
         flat = self.rows.index_select(0, rows.reshape(-1))
         return flat.view(*rows.shape, *self.rows.shape[1:])
 
+    def read_sets(self, rows: torch.Tensor) -> torch.Tensor:
+        """As ``read``, of ``rows`` int64 [n, sets], where a set is of all KV heads, or each of one."""
+        if rows.shape[1] == 1:
+            return self.read(rows[:, 0])
+        _, sides, heads, width = self.rows.shape
+        side, head = (torch.arange(size, device=rows.device) for size in (sides, heads))
+        places = (rows[:, None] * sides + side[:, None]) * heads + head
+        flat = self.rows.view(-1, width).index_select(0, places.view(-1))
+        return flat.view(*places.shape, width)
+
     def write(self, rows: torch.Tensor, new: torch.Tensor) -> None:
         """Overwrites ``rows`` (int64 [n]) with ``new`` ones [n, 2, KV heads, width]."""
         self.rows.index_copy_(0, rows, new)
