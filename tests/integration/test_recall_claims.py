@@ -89,3 +89,16 @@ def test_replies_are_compared_where_the_device_has_fewer_bits_than_the_host(
         assert 0 < each["tokens_compared"] <= 12
         assert each["device_share"] == pytest.approx(0.48, abs=0.02)
         assert each["device_bytes_of_16_bits"] < each["device_share"] * 0.75
+
+
+def test_shapes_of_prune_are_measured_with_one_another(tmp_path: Path) -> None:
+    sizes = ["--prompts", "160", "--texts", "1", "--talks", "1", "--document", "200"]
+    out = tmp_path / "shapes.json"
+    command = [sys.executable, "-m", "bench.shapes", *sizes, "--output", str(out)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, env=ENVIRONMENT)
+    told = {name: own["told"] for name, own in json.loads(out.read_text()).items()}
+    assert len(told) == 15
+    for name, own in told.items():
+        assert own["kept_160"] == pytest.approx(1.0 if name == "full" else 0.45, abs=0.06)
+        assert math.isfinite(own["worse_160"])
+        assert own["seconds"] > 0

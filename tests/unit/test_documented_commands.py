@@ -24,6 +24,7 @@ RUN_BY = {
     "bench.recall.facts": (RECALL, '"facts --'),
     "bench.recall.step": (RECALL, '"step --'),
     "bench.recall.turns": (RECALL, 'measured("turns"'),
+    "bench.shapes": (RECALL, '"bench.shapes"'),
     "curl": ("tests/integration/test_http_cluster.py", '"curl", "-sN"'),
     "make demo": (CLAIMS, '("demo", '),
     "make gpu-check": (".ci/run", "make gpu-check"),
