@@ -4,26 +4,28 @@ from pyramidserve.errors import InvalidRequestError
 from pyramidserve.v1 import inference_pb2 as pb
 
 
-def check_size(message: pb.GenerateRequest, context: int, characters_per_token: int | None) -> None:
-    """Raises InvalidRequestError where a prompt, or output sent along, cannot fit into ``context`` tokens.
+def check_size(
+    message: pb.GenerateRequest, longest: int, bound: str, characters_per_token: int | None
+) -> None:
+    """Raises InvalidRequestError where a prompt, or output sent along, cannot fit into ``longest`` tokens.
 
-    ``characters_per_token``: that an id stands for at most; None: any number.
+    Args:
+        bound: what ``longest`` is called.
+        characters_per_token: that an id stands for at most; None: any number.
     """
     ids = len(message.token_ids.ids)
-    if ids >= context:
+    if ids >= longest:
         raise InvalidRequestError(
-            f"the prompt has {ids} tokens; the model's context is {context}, so at most one less fits"
+            f"the prompt has {ids} tokens; {bound} is {longest}, so at most one less fits"
         )
     for name in ("resume_output_ids", "given_output_ids"):
-        if (count := len(getattr(message, name))) >= context:
-            raise InvalidRequestError(
-                f"{name} has {count} tokens; the model's context is {context}, with the prompt"
-            )
+        if (count := len(getattr(message, name))) >= longest:
+            raise InvalidRequestError(f"{name} has {count} tokens; {bound} is {longest}, with the prompt")
     characters = _characters(message)
-    if characters_per_token and characters > context * characters_per_token:
+    if characters_per_token and characters > longest * characters_per_token:
         raise InvalidRequestError(
             f"the prompt has {characters} characters, which are {-(-characters // characters_per_token)} "
-            f"tokens at least; the model's context is {context}: shorten it"
+            f"tokens at least; {bound} is {longest}: shorten it"
         )
 
 

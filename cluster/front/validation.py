@@ -19,7 +19,7 @@ from pyramidserve.wire import (
 )
 from workers.model.config import ModelConfig
 from workers.model.transcript import Transcript
-from workers.schedule.validation import settle
+from workers.schedule.validation import longest_sequence, may_outgrow, settle
 from workers.tools.settle import Calling, one_of, settle_tools
 
 IDENTIFIER_CHARACTERS = 128
@@ -70,10 +70,11 @@ def validate_request(
     """
     _check_identifier("request_id", message.request_id, 1)
     _check_identifier("session_id", message.session_id, 0)
-    check_size(message, facts.context, tokenizer.characters_per_token)
+    compression = compression_from_message(message.compression, default_compression)
+    bound = longest_sequence(facts, may_outgrow(compression, facts))
+    check_size(message, *bound, tokenizer.characters_per_token)
     prompt_ids, chat = _prompt(message, tokenizer, last)
     sampling = sampling_from_message(message.sampling, default_sampling)
-    compression = compression_from_message(message.compression, default_compression)
     resumed = tuple(message.resume_output_ids)
     given, stopping = tuple(message.given_output_ids), stopping_from_message(message.stopping)
     terms = settle(prompt_ids, sampling, stopping, compression, resumed, facts, given)

@@ -12,6 +12,8 @@ from workers.budget.pages import PAGE_TOKENS, Tokens, pages_for
 from workers.budget.plan import KeepPlan
 
 Counts = npt.NDArray[np.int64]
+# Keys alone, where a token's values are not stored with them.
+KEYS_PER_PAGE = 2 * PAGE_TOKENS
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,11 @@ def score_pages(plan: KeepPlan, layout: ShardLayout) -> int:
     return floats_pages(plan.score_width * rows, layout.page_bytes)
 
 
+def sink_pages(plan: KeepPlan, layout: ShardLayout) -> int:
+    """Pages that hold the first tokens' keys as they were first stored, where these move in the cache."""
+    return -(-plan.moved_sinks * (layout.end - layout.first) // KEYS_PER_PAGE)
+
+
 def floats_pages(floats: int, page_bytes: int) -> int:
     """Pages that hold so many fp32."""
     return -(-floats * 4 // page_bytes)
@@ -124,7 +131,10 @@ class Footprints:
         self._chunk[row] = 1 if generation is None else generation.chunk
         self._drafts[row], self._lag[row] = plan.drafts, plan.lag
         self._prompt[row], self._indexes[row] = plan.prompt_tokens, plan.indexes
-        self._fixed[row] = [score_pages(plan, shard) + shard.recent_pages for shard in self._shards]
+        self._fixed[row] = [
+            score_pages(plan, shard) + shard.recent_pages + sink_pages(plan, shard)
+            for shard in self._shards
+        ]
 
     def pages(self, rows: Sequence[int], generated: Counts, coming: Counts | int = 0) -> Counts:
         """The most pages behind a step, ``generated`` of whose tokens are verified: [rows, shards].

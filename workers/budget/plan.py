@@ -72,6 +72,8 @@ class KeepPlan:
         spills_all: whatever is not on the device must be on the host.
         spills_hidden: hidden states that are dropped go to the host.
         indexes: the keys of what is on the host have an index on the device.
+        within_cache: tokens are at their places within the cache, not within the text, as if there were
+            none but those that stay: ``generation.sinks`` first ones, and the newest without a gap.
     """
 
     prompt_tokens: int
@@ -87,6 +89,15 @@ class KeepPlan:
     spills_all: bool = False
     spills_hidden: bool = False
     indexes: bool = False
+    within_cache: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises ValueError where there is not one place within the cache for each token."""
+        if self.within_cache and (self.heads == "each" or self.drops_hidden_states):
+            raise ValueError(
+                "within_cache is True, but heads have tokens of their own, or hidden states are dropped; "
+                "keep the same tokens for all heads, and evict"
+            )
 
     @property
     def fraction(self) -> float:
@@ -152,6 +163,21 @@ class KeepPlan:
     def lag(self) -> int:
         """Tokens that a step may verify at once, so that compression is late by as many."""
         return self.drafts + 1 if self.drafts else 0
+
+    @property
+    def held(self) -> int:
+        """The most tokens of a layer at once, once the prompt is prefilled, where more go as they come."""
+        generation = self.generation
+        return max(self.kept) + (0 if generation is None else generation.window + generation.chunk)
+
+    @property
+    def moved_sinks(self) -> int:
+        """First tokens that come nearer to the newest as those between them go."""
+        return self.generation.sinks if self.within_cache and self.generation is not None else 0
+
+    def rotated_length(self, length: int) -> int:
+        """How long a sequence of at most ``length`` tokens is to its rotation."""
+        return min(length, max(self.prompt_tokens, self.held)) if self.within_cache else length
 
     def keeping(self, layer: int, kept: int) -> "KeepPlan":
         """The plan where ``layer`` turns out to keep ``kept`` tokens of the prompt."""

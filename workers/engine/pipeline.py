@@ -66,6 +66,7 @@ def pipeline_layout(
         max_prefill_tokens=settings.max_prefill_tokens,
         tuning=settings.schedule,
         frequencies_length=model.frequencies_length,
+        context=model.context,
     )
 
 

@@ -17,8 +17,9 @@ class EngineSettings:
         host_kv_dtype: of KV in host memory, of as many bits or more; "auto" is as ``kv_dtype``.
         device: "cpu", "cuda", or another as torch names it.
         backend: kernels: "cpu" are compiled ones, "reference" plain torch, "auto" the fastest there are.
-        max_model_len: tokens of a sequence, prompt and output, at most; 0: as many as the checkpoint's
-            context has. Tables and workspace are of that size.
+        max_model_len: tokens of a sequence, prompt and output, at most, or of it in the cache at once where
+            its policy lets it outgrow that; 0: as many as the checkpoint's context has. Tables and
+            workspace are of that size.
         kv_bytes: device memory for KV.
         host_bytes: host memory for spilled KV.
         max_sequences: sequences at once, at most.

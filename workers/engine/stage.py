@@ -1,5 +1,6 @@
 """One shard at work: runs steps on its layers and its cache."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +26,7 @@ from workers.execute.prompt import FreshPrompt, Prompt, Rotate
 from workers.execute.workspace import prefill_workspace_bytes, step_workspace_bytes
 from workers.kv.entry import Positions
 from workers.kv.link import HostLink, link_for
+from workers.kv.page_table import Lengths
 from workers.model.config import read_config
 from workers.model.grammar import Grammars, Matching
 from workers.model.rope import Rope, Rotation
@@ -103,7 +105,9 @@ class Stage:
         self._decoder = Decoder(self.model, model, self._backend, self._rope, self._kv_dtype)
         self.layout = shard_layout(model, config.first, config.end, *stored)
         check_room(settings, self.layout, device, self.workspace_bytes())
-        self.cache = build_cache(settings, model, self.layout, *stored, device, link or link_for(device))
+        self.cache = build_cache(
+            *(settings, model, self.layout, *stored, device, link or link_for(device)), self._turn
+        )
         self._generation = Generation(self.cache, self.layout)
         self._sequences: dict[int, _Sequence] = {}
         self._running: set[int] = set()
@@ -181,21 +185,20 @@ class Stage:
     def begin(self, step: Step, inputs: torch.Tensor) -> Prefill:
         """Begins a prefill; ``inputs`` as for ``run``, and given away."""
         positions, rows = step.positions, step.rows
-        places = to_device(positions.astype(np.int64), self.device)
-        rotation = self._rope.rotation(places, step.rows_and_lengths)
+        plans = [plan(new.compression, new.prompt_tokens, self._model_config.layers) for new in step.new]
+        rotation = self._rope.rotation(_places(step, plans), step.rows_and_lengths)
         hidden = self.model.embed(to_device(inputs, self.device))
         prompts: list[Prompt] = []
-        for spec, count, length in zip(step.new, step.rows, step.lengths, strict=True):
-            keep = plan(spec.compression, spec.prompt_tokens, self._model_config.layers)
+        for spec, keep, count, length in zip(step.new, plans, step.rows, step.lengths, strict=True):
             choose = Chooser(spec.sequence, chooser(spec.compression))
             # Lifted rows and the past may be as many as the whole prompt.
-            most = spec.prompt_tokens if spec.continues else count
+            most = min(spec.prompt_tokens, self._model_config.context) if spec.continues else count
             workspace = self._workspace(keep, most)
             self._sequences[spec.sequence] = _Sequence(self._drawing(spec), workspace, spec.trace)
             self._running.add(spec.sequence)
             if spec.continues:  # alone in its step
                 del self._sequences[spec.continues]
-                self._generation.reopen(spec.continues, spec.sequence, keep, spec.reused, choose)
+                self._generation.reopen(spec.continues, spec.sequence, keep, spec.reused, choose, length)
                 past = int((positions < spec.reused).sum())
                 lifted = LiftedRows(positions[:past], hidden[:past].clone())
                 prompts.append(
@@ -215,7 +218,7 @@ class Stage:
                 positions, hidden, rows = positions[past:], hidden[past:], (count - past,)
                 rotation = (rotation[0][past:], rotation[1][past:])
             else:
-                self._generation.open(spec.sequence, keep, choose)
+                self._generation.open(spec.sequence, keep, choose, length)
                 prompts.append(
                     FreshPrompt(
                         *(spec.sequence, keep, self.cache, self.model, self.layout.first, choose),
@@ -242,10 +245,14 @@ class Stage:
         """Rotations of positions in a sequence of at most so many tokens."""
 
         def rotate(positions: Positions) -> Rotation:
-            rows = to_device(positions.astype(np.int64), self.device)
-            return self._rope.rotation(rows, [(len(positions), length)])
+            return self._rope.rotation(positions, [(len(positions), length)])
 
         return rotate
+
+    def _turn(self, keys: torch.Tensor, layers: Lengths, distances: Lengths, length: int) -> torch.Tensor:
+        """See ``Turn``; layers that rotate nothing have nothing to rotate anew."""
+        rotates = np.array([layer.rotates for layer in self.model.layers])
+        return self._rope.turned(keys, distances * rotates[layers], length)
 
     def finish(self, prefill: Prefill) -> Work:
         """Ends a prefill all of whose blocks are done; returns as ``run``."""
@@ -335,6 +342,16 @@ class Stage:
             device_peak_bytes=device.peak,
         )
         return replace(step, memory=(*step.memory, memory))
+
+
+def _places(step: Step, plans: Sequence[KeepPlan]) -> Positions:
+    """The positions at which a prefill's rows are rotated: within the cache where their plans say so."""
+    places, end = step.positions.copy(), 0
+    for keep, rows in zip(plans, step.rows, strict=True):
+        end += rows
+        if keep.within_cache:
+            places[end - rows : end] = places[end - 1] - np.arange(rows)[::-1]
+    return places
 
 
 @dataclass(frozen=True)

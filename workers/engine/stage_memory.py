@@ -7,7 +7,7 @@ from workers.budget.footprint import ShardLayout
 from workers.budget.pages import PAGE_TOKENS
 from workers.device import free_bytes
 from workers.engine.settings import EngineSettings
-from workers.kv.cache import ShardCache
+from workers.kv.cache import ShardCache, Turn
 from workers.kv.host import HostStore
 from workers.kv.link import HostLink
 from workers.kv.page_table import PageTables
@@ -59,6 +59,7 @@ def build_cache(
     host_dtype: torch.dtype,
     device: torch.device,
     link: HostLink,
+    turn: Turn,
 ) -> ShardCache:
     """An empty cache of what ``settings`` give it. Raises ConfigurationError where it cannot be pinned."""
     pages, layers = settings.kv_bytes // layout.page_bytes, layout.end - layout.first
@@ -74,4 +75,4 @@ def build_cache(
     like = torch.empty((0, *host_row), dtype=host_dtype, device=device)
     host = HostStore(settings.host_bytes, link, *host_sizes, like=like)
     windows = model.windows[layout.first : layout.end]
-    return ShardCache(pool, PageTables(pool.allocator, *sizes), host, layout, windows)
+    return ShardCache(pool, PageTables(pool.allocator, *sizes), host, layout, windows, turn)

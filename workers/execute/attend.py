@@ -58,8 +58,12 @@ class LayerAttention:
         self._starts = np.zeros(len(positions), dtype=np.int32) if reach else None
         for prompt, (first, end) in zip(prompts, self.spans, strict=True):
             if self._starts is not None:
-                own = positions[first:end]
-                every = own if prompt.past is None else np.concatenate((prompt.past.positions[0], own))
+                every = own = positions[first:end]
+                if prompt.past is not None:
+                    every = np.concatenate((prompt.past.positions[0], own))
+                if prompt.plan.within_cache:
+                    every = np.arange(own[-1] + 1 - len(every), own[-1] + 1)
+                    own = every[len(every) - len(own) :]
                 self._starts[first:end] = np.searchsorted(every, own - reach, side="right")
 
     def kv_of(self, number: int) -> torch.Tensor:

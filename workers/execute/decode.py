@@ -3,11 +3,9 @@
 from dataclasses import replace
 from typing import Protocol
 
-import numpy as np
 import torch
 
 from workers.backends.interface import Attention, Backend
-from workers.device import to_device
 from workers.kv.pool import PagedBatch, PagedStep
 from workers.model.config import ModelConfig
 from workers.model.llama import LlamaStage
@@ -72,8 +70,7 @@ class Decoder:
         Returns:
             Hidden states [rows, hidden], and the attention to those tokens, fp32 [layers, rows, tail].
         """
-        positions = to_device(step.positions.astype(np.int64), inputs.device)
-        rotation = self._rope.rotation(positions, step.rows_and_lengths)
+        rotation = self._rope.rotation(step.positions, step.rows_and_lengths)
         if self._fused and len(inputs) <= self._fused.max_rows and reach is None:
             return self._fused(self._model.embed(inputs), rotation, paged, tail)
         attend = DecodeAttend(paged, tail, self._backend, reach)

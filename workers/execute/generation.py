@@ -38,14 +38,16 @@ class Generation:
         self._compressor = Compressor(cache, layout)
         self._sequences: dict[int, Growing] = {}
 
-    def open(self, sequence: int, plan: KeepPlan, choose: Chooser) -> None:
-        """Begins a sequence, as ``ShardCache.open`` does."""
-        self._cache.open(sequence, cache_needs(plan, self._layout))
+    def open(self, sequence: int, plan: KeepPlan, choose: Chooser, length: int = 0) -> None:
+        """Begins a sequence of at most ``length`` tokens, as ``ShardCache.open`` does."""
+        self._cache.open(sequence, cache_needs(plan, self._layout, length))
         self._sequences[sequence] = Growing(plan, choose, plan.score_base)
 
-    def reopen(self, old: int, sequence: int, plan: KeepPlan, reused: int, choose: Chooser) -> None:
+    def reopen(
+        self, old: int, sequence: int, plan: KeepPlan, reused: int, choose: Chooser, length: int = 0
+    ) -> None:
         """Goes on with the first ``reused`` tokens of ``old``, as ``ShardCache.reopen`` does."""
-        self._cache.reopen(old, sequence, cache_needs(plan, self._layout), reused)
+        self._cache.reopen(old, sequence, cache_needs(plan, self._layout, length), reused)
         del self._sequences[old]
         self._sequences[sequence] = Growing(plan, choose, plan.score_base)
 
@@ -177,8 +179,8 @@ class Generation:
         return to_device(array, self._cache.device.pool.rows.device)
 
 
-def cache_needs(plan: KeepPlan, layout: ShardLayout) -> CacheNeeds:
-    """What ``plan`` asks of the cache of a shard."""
+def cache_needs(plan: KeepPlan, layout: ShardLayout, length: int = 0) -> CacheNeeds:
+    """What ``plan`` asks of the cache of a shard, for a sequence of at most ``length`` tokens."""
     return CacheNeeds(
         prompt_tokens=plan.prompt_tokens,
         score_width=plan.score_width,
@@ -188,4 +190,6 @@ def cache_needs(plan: KeepPlan, layout: ShardLayout) -> CacheNeeds:
         mirrored=plan.drafts > 0 and layout.mirrors,
         indexed=plan.indexes,
         hidden=plan.spills_hidden,
+        sinks=plan.moved_sinks,
+        length=length,
     )

@@ -1,7 +1,7 @@
 """The KV cache of one shard: what every layer of every sequence holds, on the device and the host."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -34,12 +34,26 @@ from workers.kv.rows import decode, encode, recoded
 from workers.kv.suspended import SuspendedSequences
 from workers.kv.windows import not_yet_there, unseen_slots
 
+# Keys [n, KV heads, head size], of layers of the shard and rotated anew by so many positions, both int64
+# [n], in a sequence of at most so many tokens.
+Turn = Callable[[torch.Tensor, Lengths, Lengths, int], torch.Tensor]
+
+
+def unturned(keys: torch.Tensor, layers: Lengths, distances: Lengths, length: int) -> torch.Tensor:
+    """A ``Turn`` of keys that have no rotation."""
+    return keys
+
 
 class ShardCache:
     """Where each token of every sequence is, by its position; it knows no policy.
 
     Layers count from 0 within the shard. In one that has a window a token attends to the newest tokens
     alone; what is older is kept, as a turn of a session may go back to it.
+
+    Of sequences whose sinks come nearer (``CacheNeeds.sinks``) these keys are rotated as if what is gone
+    had never been between them and the rest. They are always rotated from what was first stored, so that
+    roundings do not add up, however often tokens go. One that has outgrown its table, and so the model's
+    context, has nothing on the host any more: no turn could attend to all of that.
 
     Attributes:
         device, host: what holds the tokens.
@@ -54,10 +68,12 @@ class ShardCache:
         host: HostStore,
         layout: ShardLayout,
         windows: Sequence[int] = (),
+        turn: Turn = unturned,
     ) -> None:
         """``windows``: of every layer, the newest tokens that one attends to; 0: all. Empty: all in all."""
         self.layers, self._first_layer = layout.end - layout.first, layout.first
         self.windows = tuple(windows) or (0,) * self.layers
+        self._turn, self._longest = turn, tables.max_tokens
         self.device, self.host = DeviceStore(pool, tables, self.layers), host
         self.hidden = HiddenStore(host, self.layers)
         self._suspended = SuspendedSequences(host)
@@ -90,8 +106,8 @@ class ShardCache:
         if needs.hidden:
             self.hidden.open(sequence)
         empty = [np.zeros((needs.sets, 0), dtype=np.int32) for _ in range(self.layers)]
-        unbroken = np.zeros(self.layers, dtype=np.int64)
-        self._sequences[sequence] = CachedSequence(needs, empty, [0] * self.layers, unbroken)
+        unbroken, moved = np.zeros((2, self.layers), dtype=np.int64)
+        self._sequences[sequence] = CachedSequence(needs, empty, [0] * self.layers, unbroken, moved)
 
     def reopen(self, old: int, sequence: int, needs: CacheNeeds, reused: int) -> None:
         """Goes on with what the first ``reused`` tokens of ``old`` left, as ``sequence``.
@@ -105,20 +121,24 @@ class ShardCache:
         self.host.rename(old, sequence)
         if old in self.hidden:
             self.hidden.rename(old, sequence)
-        del self._sequences[old]
-        unbroken = np.full(self.layers, reused)
-        self._sequences[sequence] = CachedSequence(needs, known, [0] * self.layers, unbroken)
+        unbroken, moved = np.full(self.layers, reused), self._sequences.pop(old).moved
+        self._sequences[sequence] = CachedSequence(needs, known, [0] * self.layers, unbroken, moved, reused)
         nothing = known[0][:, :0], self.device.pool.rows[:0]
         for layer in range(self.layers):
             later = np.flatnonzero(self.host.positions(sequence, layer)[0] >= reused)
             self.host.exchange(sequence, layer, later, *nothing)
 
     def gather(self, sequence: int, layer: int, recall: bool) -> GatheredLayer:
-        """A copy of the KV of ``layer``; with ``recall`` also of that on the host."""
+        """A copy of the KV of ``layer``; with ``recall`` also of that on the host.
+
+        Sinks are as near to what follows as all that is gathered makes them; ``replace`` is to come next.
+        """
         positions = self.positions(sequence, layer)
         places = np.full(positions.shape, -1)
         kv = self.device.read(sequence, layer)
-        if not recall or not (spilled := self.host.count(sequence, layer)):
+        spilled = self.host.count(sequence, layer) if recall else 0
+        self._move_gathered(sequence, layer, kv, len(kv) + spilled)
+        if not spilled:
             return GatheredLayer(positions, places, kv)
         if self._sequences[sequence].needs.mirrored:  # all is there
             positions, places, kv = positions[:, :0], places[:, :0], kv[:0]
@@ -136,6 +156,7 @@ class ShardCache:
         where it has all.
         """
         entry = self._sequences[sequence]
+        self._forget_longer(sequence)
         stays = among(keep, tokens.tokens)
         back = np.take_along_axis(tokens.places, keep, axis=1)
         kept = np.take_along_axis(tokens.positions, keep, axis=1)
@@ -184,9 +205,15 @@ class ShardCache:
             kv: [n, 2, KV heads, head size].
             keep: rows to keep on the device, int64 [sets, kept], ascending; None keeps all.
         """
-        needs, like = self._sequences[sequence].needs, self.host.like
-        held = np.tile(positions, (needs.sets, 1))
-        if needs.mirrored:
+        entry, like = self._sequences[sequence], self.host.like
+        held = np.tile(positions, (entry.needs.sets, 1))
+        if entry.needs.sinks and len(kv) < entry.tokens:  # not all was read, and sinks moved before it was
+            entry.moved[layer] = entry.tokens - len(kv)
+            own, keys = np.array([layer]), kv[: entry.needs.sinks, 0]
+            back = np.full(len(keys), -entry.moved[layer])
+            first = self._turn(keys, np.full(len(keys), layer), back, entry.needs.length)
+            self.device.sinks.write(sequence, own, encode(first, self.device.pool.rows.dtype)[None])
+        if entry.needs.mirrored:
             self.host.spill(sequence, layer, [held], encode(kv, like.dtype))
         elif keep is not None:
             leaving = indices(~among(keep, len(kv)))
@@ -218,7 +245,7 @@ class ShardCache:
 
         On the device, or ``on_host``, of sequences that must not lose any there.
         """
-        positions = self.host.positions if on_host else self.positions
+        positions = self.host.positions if on_host else self._places
         return unseen_slots(sequences, self.windows, self._sequences, positions)
 
     def mirror(self, sequence: int, rows: torch.Tensor) -> None:
@@ -230,6 +257,14 @@ class ShardCache:
         positions = np.arange(entry.tokens - count, entry.tokens, dtype=np.int32)
         held = [np.tile(positions, (entry.needs.sets, 1))] * self.layers
         self.host.spill(sequence, 0, held, rows.flatten(0, 1))
+
+    def _places(self, sequence: int, layer: int) -> Positions:
+        """As ``positions``, of sinks those that they have moved to."""
+        entry, places = self._sequences[sequence], self.positions(sequence, layer)
+        if entry.moved[layer]:
+            places = places.copy()
+            places[:, : entry.needs.sinks] += entry.moved[layer]
+        return places
 
     def take_back(self, sequence: int, tokens: int) -> None:
         """Forgets the newest ``tokens`` tokens."""
@@ -266,6 +301,7 @@ class ShardCache:
             spilled.append(ordered[:, length:])
         if not entry.needs.mirrored:
             self._spill(sequence, first, spilled, recoded(evicted, self.host.like.dtype))
+        self._move_sinks(sequence, first, first + len(starts))
 
     def suspend(self, sequence: int) -> None:
         """Moves all that ``sequence`` holds on the device to the host, which must have room for it.
@@ -277,7 +313,8 @@ class ShardCache:
         positions = [self.positions(sequence, layer) for layer in layers]
         # Copies, so that the pages may be used again while they are on their way.
         images = (self.device.image(sequence, layer) for layer in layers)
-        self._suspended.put(sequence, images, self.device.scores.read(sequence))
+        sinks = self.device.sinks.read(sequence, np.arange(self.layers))
+        self._suspended.put(sequence, images, self.device.scores.read(sequence), sinks)
         self._sequences[sequence].positions = positions
         self.device.close(sequence)
 
@@ -288,7 +325,9 @@ class ShardCache:
         """
         entry = self._sequences[sequence]
         self.device.open(sequence, entry.needs)
-        self.device.scores.write(sequence, self._on_device(self._suspended.scores(sequence)))
+        scores, sinks = map(self._on_device, self._suspended.beside(sequence))
+        self.device.scores.write(sequence, scores)
+        self.device.sinks.write(sequence, np.arange(self.layers), sinks)
         for layer, positions in enumerate(entry.positions):
             image = self._suspended.image(sequence, layer, self.device.pool.rows)
             self.device.restore(sequence, layer, image, positions.shape[1])
@@ -353,6 +392,7 @@ class ShardCache:
         entry = self._sequences[sequence]
         self.device.write(sequence, layer, kv)
         entry.positions[layer] = positions
+        self._move_sinks(sequence, layer, layer + 1)
         if self.device.recent is None:
             return
         since = entry.unbroken[layer] = unbroken_from(positions, entry.tokens, RECENT_TOKENS)
@@ -379,12 +419,49 @@ class ShardCache:
 
     def _spill(self, sequence: int, first: int, positions: Sequence[Positions], rows: torch.Tensor) -> None:
         """Spills as ``HostStore.spill`` does, and indexes the keys."""
+        self._forget_longer(sequence)
         before = [self.host.count(sequence, first + number) for number in range(len(positions))]
         self.host.spill(sequence, first, positions, rows)
         if sequence in self.device.keys:
             spilled = torch.split(decode(rows[:, 0]), [each.shape[1] for each in positions])
             for layer, (keys, count) in enumerate(zip(spilled, before, strict=True), first):
                 self.device.keys.append(sequence, layer, keys, count)
+
+    def _forget_longer(self, sequence: int) -> None:
+        """Drops what a sequence has on the host that has become too long for it to be of use."""
+        if self._sequences[sequence].tokens > self._longest:
+            self.host.drop(sequence)
+
+    def _move_sinks(self, sequence: int, first: int, end: int) -> None:
+        """Rotates the sinks of layers ``first`` to ``end`` anew that have another distance to the rest."""
+        entry = self._sequences[sequence]
+        gone = entry.tokens - self.device.lengths(sequence)
+        layers = np.arange(first, end)
+        layers = layers[gone[layers] != entry.moved[layers]]
+        if not entry.needs.sinks or not len(layers):
+            return
+        unmoved = layers[entry.moved[layers] == 0]
+        if len(unmoved):
+            keys = self.device.read_first_keys(sequence, unmoved, entry.needs.sinks)
+            self.device.sinks.write(sequence, unmoved, keys)
+        moved = encode(self._moved(sequence, layers, gone[layers]), self.device.pool.rows.dtype)
+        self.device.write_first_keys(sequence, layers, moved)
+        entry.moved[layers] = gone[layers]
+
+    def _move_gathered(self, sequence: int, layer: int, kv: torch.Tensor, tokens: int) -> None:
+        """Rotates the sinks in a layer's ``kv`` anew, so many ``tokens`` of which will be gathered."""
+        entry = self._sequences[sequence]
+        gone = entry.reused - tokens
+        if entry.moved[layer] not in (0, gone):
+            sinks = kv[: entry.needs.sinks, 0]
+            sinks[:] = self._moved(sequence, np.array([layer]), np.array([gone]))[0, : len(sinks)]
+            entry.moved[layer] = gone
+
+    def _moved(self, sequence: int, layers: Lengths, distances: Lengths) -> torch.Tensor:
+        """The sinks' keys of layers, as far from where they were: [layers, sinks, KV heads, head size]."""
+        keys, needs = decode(self.device.sinks.read(sequence, layers)), self._sequences[sequence].needs
+        own, far = (np.repeat(each, needs.sinks) for each in (layers, distances))
+        return self._turn(keys.flatten(0, 1), own, far, needs.length).view(keys.shape)
 
     def _note_peak(self, sequence: int) -> None:
         """Pages only grow between cuts, so noting them there and at the end finds the peak."""

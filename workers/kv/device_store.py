@@ -1,12 +1,13 @@
 """What sequences hold on the device: the KV of their slots, their scores, and the index of spilled keys."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from workers.budget.pages import IntegrityError, OutOfPagesError
+from workers.budget.pages import IntegrityError
 from workers.device import to_device
 from workers.kv.entry import CacheNeeds
 from workers.kv.page_table import Lengths, PageTables, Rows
@@ -14,6 +15,7 @@ from workers.kv.pool import KVPool, PagedLayers, PagedStep
 from workers.kv.recent import RecentRows
 from workers.kv.rows import decode, encode, row_format
 from workers.kv.score_pages import ScorePages
+from workers.kv.sink_keys import Layers, SinkKeys
 from workers.kv.spilled_keys import SpilledKeys
 
 Slots = npt.NDArray[np.int64]
@@ -24,6 +26,7 @@ class DeviceStore:
 
     Attributes:
         scores: of sequences; all have some, of a width that may be 0.
+        sinks: the first tokens' keys as they were first stored, of which there may be 0.
         keys: the index of keys on the host, of those that want one.
         recent: the newest tokens in a finer format, where the pool's wants one.
     """
@@ -31,7 +34,7 @@ class DeviceStore:
     def __init__(self, pool: KVPool, tables: PageTables, layers: int) -> None:
         self.pool, self.layers = pool, layers
         self._tables = tables
-        self.scores = ScorePages(pool, layers)
+        self.scores, self.sinks = ScorePages(pool, layers), SinkKeys(pool, layers)
         self.keys = SpilledKeys(pool, tables.sequences, layers, tables.max_tokens)
         finer = row_format(pool.rows.dtype).recent
         self.recent = RecentRows(pool, layers) if finer else None
@@ -43,13 +46,14 @@ class DeviceStore:
 
     def open(self, sequence: int, needs: CacheNeeds) -> None:
         """Begins a sequence. Raises OutOfPagesError, changing nothing, when what it needs finds no room."""
-        self.scores.open(sequence, needs.score_rows, needs.score_width)
-        if self.recent:
-            try:
+        with ExitStack() as undo:
+            self.scores.open(sequence, needs.score_rows, needs.score_width)
+            undo.callback(self.scores.close, sequence)
+            self.sinks.open(sequence, needs.sinks)
+            undo.callback(self.sinks.close, sequence)
+            if self.recent:
                 self.recent.open(sequence)
-            except OutOfPagesError:
-                self.scores.close(sequence)
-                raise
+            undo.pop_all()
         self._tables.open(sequence)
         if needs.indexed:
             self.keys.open(sequence)
@@ -57,6 +61,7 @@ class DeviceStore:
     def close(self, sequence: int) -> None:
         """Gives all pages of ``sequence`` back."""
         self.scores.close(sequence)
+        self.sinks.close(sequence)
         self._tables.close(sequence)
         if self.recent:
             self.recent.close(sequence)
@@ -70,6 +75,7 @@ class DeviceStore:
         """
         self.scores.close(old)
         self.scores.open(sequence, needs.score_rows, needs.score_width)
+        self.sinks.rename(old, sequence)
         self._tables.rename(old, sequence)
         self._tables.resize_layers(sequence, 0, lengths)
         if self.recent:
@@ -83,9 +89,14 @@ class DeviceStore:
         return (
             self._tables.pages_of(sequence)
             + self.scores.pages(sequence)
+            + self.sinks.pages(sequence)
             + self.keys.pages(sequence)
             + recent
         )
+
+    def lengths(self, sequence: int) -> Lengths:
+        """Tokens in every layer of ``sequence``."""
+        return self._tables.lengths(sequence)
 
     def length(self, sequence: int, layer: int) -> int:
         """Tokens in ``layer`` of ``sequence``."""
@@ -154,6 +165,21 @@ class DeviceStore:
         self.pool.write(self._on_device(slots[stays]), kept)
         self._tables.resize_layers(sequence, first, starts + lengths)
         return gone
+
+    def read_first_keys(self, sequence: int, layers: Layers, count: int) -> torch.Tensor:
+        """A copy of the keys of the first ``count`` slots of layers, [layers, count, KV heads, width]."""
+        return self.pool.read(self._first_slots(sequence, layers, count))[..., 0, :, :]
+
+    def write_first_keys(self, sequence: int, layers: Layers, keys: torch.Tensor) -> None:
+        """Overwrites the keys of the first slots of layers, [layers, slots, KV heads, width]."""
+        rows = self._first_slots(sequence, layers, keys.shape[1]).view(-1)
+        kv = self.pool.read(rows)
+        kv[:, 0] = keys.flatten(0, 1)
+        self.pool.write(rows, kv)
+
+    def _first_slots(self, sequence: int, layers: Layers, count: int) -> torch.Tensor:
+        rows = [self._tables.rows(sequence, layer, 0, count) for layer in layers.tolist()]
+        return self._on_device(np.stack(rows))
 
     def image(self, sequence: int, layer: int) -> torch.Tensor:
         """A copy of all rows of the pool that ``layer`` has: of its KV, the newest tokens, the index."""

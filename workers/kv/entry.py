@@ -28,6 +28,8 @@ class CacheNeeds:
         mirrored: so must what is, in the format that is the host's.
         indexed: the keys on the host have an index on the device.
         hidden: hidden states may go to the host too.
+        sinks: first tokens, of one set, that stay and come nearer to the newest as those between them go.
+        length: the most tokens that it may have, which the rotation of its keys may hang on.
     """
 
     prompt_tokens: int
@@ -38,6 +40,8 @@ class CacheNeeds:
     mirrored: bool = False
     indexed: bool = False
     hidden: bool = False
+    sinks: int = 0
+    length: int = 0
 
 
 @dataclass
@@ -47,13 +51,16 @@ class CachedSequence:
     ``positions`` are the input positions of each layer's slots as of the last change of order; slots
     behind them hold the newest tokens in order. ``fed`` counts the tokens behind the prompt; ``recalled``
     those of each layer that came back from the host; ``unbroken``, where the newest tokens are finer, is
-    the position from which on each layer has all tokens, in its last slots.
+    the position from which on each layer has all tokens, in its last slots. ``moved`` says by how many
+    positions the sinks' keys in each layer have come nearer; ``reused``, of how many tokens KV was found.
     """
 
     needs: CacheNeeds
     positions: list[Positions]
     recalled: list[int]
     unbroken: npt.NDArray[np.int64]
+    moved: npt.NDArray[np.int64]
+    reused: int = 0
     fed: int = 0
     peak_pages: int = 0
 

@@ -124,7 +124,7 @@ class HostStore:
         needed = int((pages_for(more) - pages_for(held)).sum())
         if not entry.complete or not self._make_room(needed, sequence):
             entry.counts.dropped_bytes += size
-            self._drop(sequence)
+            self.drop(sequence)
             return
         self._tables.resize_layers(sequence, first, more)
         rows = self._tables.rows_of_layers(sequence, first, held, more)
@@ -151,7 +151,7 @@ class HostStore:
         needed = pages_for(after) - pages_for(held)
         if not entry.complete or not self._make_room(needed, sequence):
             entry.counts.dropped_bytes += len(kv) * self._row_bytes
-            self._drop(sequence)
+            self.drop(sequence)
             return
         self._tables.resize(sequence, layer, max(held, after))
         rows = self._tables.rows(sequence, layer, 0, max(held, after))
@@ -268,11 +268,11 @@ class HostStore:
         for other in droppable:
             if self._allocator.free_pages >= pages:
                 break
-            self._drop(other)
+            self.drop(other)
         return True
 
-    def _drop(self, sequence: Hashable) -> None:
-        """Forgets all spilled KV of ``sequence``."""
+    def drop(self, sequence: Hashable) -> None:
+        """Forgets all spilled KV of ``sequence``, and keeps none from now on."""
         entry = self._sequences[sequence]
         self._await_writes(entry)
         entry.complete = False

@@ -12,18 +12,18 @@ from workers.kv.rows import bytes_as_rows
 
 
 class SuspendedSequences:
-    """Rows of the pool and scores of sequences, in a ``HostStore`` that does not drop them."""
+    """Rows of the pool, scores and sinks' keys of sequences, in a ``HostStore`` that does not drop them."""
 
     def __init__(self, host: HostStore) -> None:
         self._host = host
-        self._scores: dict[int, torch.Tensor] = {}
+        self._beside: dict[int, tuple[torch.Tensor, ...]] = {}
         self._sizes: dict[int, list[int]] = {}  # rows of each layer
 
     def __contains__(self, sequence: int) -> bool:
-        return sequence in self._scores
+        return sequence in self._beside
 
-    def put(self, sequence: int, layers: Iterable[torch.Tensor], scores: torch.Tensor) -> None:
-        """Copies the pool's rows of each layer, [n, 2, KV heads, width], which are given away, and scores.
+    def put(self, sequence: int, layers: Iterable[torch.Tensor], *beside: torch.Tensor) -> None:
+        """Copies the pool's rows of each layer, [n, 2, KV heads, width], given away, and what is beside.
 
         Raises IntegrityError, having kept nothing, when the host has no room for them.
         """
@@ -37,11 +37,11 @@ class SuspendedSequences:
             if self._host.count(name, layer) < len(rows):
                 self._host.close(name)
                 raise IntegrityError(f"the host has no room for suspended sequence {sequence}")
-        self._scores[sequence], self._sizes[sequence] = scores.cpu(), sizes
+        self._beside[sequence], self._sizes[sequence] = tuple(each.cpu() for each in beside), sizes
 
-    def scores(self, sequence: int) -> torch.Tensor:
-        """Its scores, in host memory."""
-        return self._scores[sequence]
+    def beside(self, sequence: int) -> tuple[torch.Tensor, ...]:
+        """What it has beside rows, in host memory."""
+        return self._beside[sequence]
 
     def image(self, sequence: int, layer: int, like: torch.Tensor) -> torch.Tensor:
         """The rows of a layer, brought to the device, as ``like`` [*, 2, KV heads, width]."""
@@ -54,7 +54,7 @@ class SuspendedSequences:
     def close(self, sequence: int) -> None:
         """Frees what the host holds of ``sequence``."""
         self._host.close(_name(sequence))
-        del self._scores[sequence], self._sizes[sequence]
+        del self._beside[sequence], self._sizes[sequence]
 
 
 def _name(sequence: int) -> tuple[str, int]:

@@ -92,8 +92,9 @@ class ModelConfig:
         """The length that stands for a sequence's in what frequencies are computed from.
 
         Where they do not depend on it, or are the same for others, all that have the same frequencies
-        have the same.
+        have the same. None is longer in the cache than the context.
         """
+        length = min(length, self.context)
         if self.rope_type not in LENGTH_MATTERS or length <= self.short_context:
             return self.short_context
         return length if self.rope_type == "dynamic" else self.short_context + 1

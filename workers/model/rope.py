@@ -1,10 +1,14 @@
 """Rotary position embeddings of every kind that LLaMA checkpoints use."""
 
+import math
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from workers.device import to_device
 from workers.model.config import ModelConfig, transformers_config
 from workers.model.scaling import rope_parameters
 
@@ -50,11 +54,12 @@ class Rope:
         self._known[length] = frequencies.to(self._device), scales.to(self._device)
         return self._known[length]
 
-    def rotation(self, positions: torch.Tensor, lengths: list[tuple[int, int]]) -> Rotation:
+    def rotation(self, positions: npt.NDArray[np.integer], lengths: list[tuple[int, int]]) -> Rotation:
         """Cosines and sines, each fp32 [rows, head size / 2].
 
         Args:
-            positions: input position of every row, int64 [rows].
+            positions: of every row, [rows]. Those beyond the context, whose angles fp32 would round by too
+                much, are multiplied in fp64.
             lengths: (rows, most tokens that their sequence has ever) of every sequence, in order of rows.
         """
         counted = [(rows, self._model.frequencies_length(length)) for rows, length in lengths]
@@ -65,5 +70,26 @@ class Rope:
             frequencies, scales = (
                 torch.cat([part[which].expand(rows, -1) for part, rows in parts]) for which in (0, 1)
             )
-        angles = positions[:, None].float() * frequencies
+        rows = to_device(positions.astype(np.int64), self._device)[:, None]
+        angles, far = rows.float() * frequencies, positions >= self._model.context
+        if far.any():
+            angles = torch.where(to_device(far, self._device)[:, None], _angles(rows, frequencies), angles)
         return angles.cos() * scales, angles.sin() * scales
+
+    def turned(self, keys: torch.Tensor, distances: npt.NDArray[np.int64], length: int) -> torch.Tensor:
+        """Rotated keys as if they were at positions so much farther, fp32.
+
+        Args:
+            keys: [n, KV heads, head size].
+            distances: of each, [n].
+            length: the most tokens that their sequence has ever.
+        """
+        frequencies, _ = self._compute(self._model.frequencies_length(length))
+        angles = _angles(to_device(distances, self._device)[:, None], frequencies)[:, None]
+        (first, second), cos, sin = keys.float().chunk(2, dim=-1), angles.cos(), angles.sin()
+        return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+
+def _angles(positions: torch.Tensor, frequencies: torch.Tensor) -> torch.Tensor:
+    """Of positions of any size, within a turn, fp32."""
+    return (positions.double() * frequencies.double()).remainder(2 * math.pi).float()

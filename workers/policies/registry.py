@@ -221,6 +221,7 @@ def plan(compression: Compression, prompt_tokens: int, layers: int) -> KeepPlan:
         spills_all=drafts > 0 or indexes,
         spills_hidden=keep.drops_hidden_states and recall(compression) == "turn",
         indexes=indexes,
+        within_cache=keep.within_cache and not (drafts or indexes),
     )
 
 

@@ -29,6 +29,7 @@ class PipelineLayout:
             alone is longer.
         tuning: how its scheduler weighs one against the other.
         frequencies_length: see ``ModelConfig``; sequences of which it says the same are rotated alike.
+        context: tokens that a prefill attends to, at most.
     """
 
     shards: tuple[ShardLayout, ...]
@@ -40,6 +41,7 @@ class PipelineLayout:
     max_prefill_tokens: int
     tuning: ScheduleTuning = ScheduleTuning()
     frequencies_length: Callable[[int], int] = lambda length: 0
+    context: int = 1 << 30
 
 
 class PipelineMemory:

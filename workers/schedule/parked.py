@@ -58,7 +58,7 @@ class ParkedSession:
             whole=whole and sequence.whole,
             since=sequence.token_times[-1],
             shared=sequence.plan.shared(len(request.prompt_ids) - sequence.reused, sequence.fed),
-            length=request.length,
+            length=sequence.length,
             lacking_rows=_lacking_rows(sequence.plan, sequence.reused),
             recomputed_rows=sequence.recomputed_rows,
             on_host=on_host,

@@ -11,7 +11,7 @@ from workers.schedule.parked import ParkedSession, ParkedSessions
 from workers.schedule.phase import Phase
 from workers.schedule.room import IDLE, MOVING, Room
 from workers.schedule.roster import Roster
-from workers.schedule.sequence import RunningSequence, SequenceRequest
+from workers.schedule.sequence import RunningSequence
 from workers.schedule.step import SequenceSpec, Step, StepKind
 from workers.schedule.steps import Steps, Work, spec_of
 
@@ -43,7 +43,7 @@ class Scheduler:
         self.sequences = self.roster.sequences
         self.queued = 0
         self.parked = ParkedSessions(layout.max_sessions)
-        self._steps = Steps(self.sequences)
+        self._steps = Steps(self.sequences, layout.context)
         self._groups = Groups(layout, self.memory, self.parked, self.roster)
         self._room = Room(self.memory, self.parked, self.roster, self._steps)
 
@@ -201,7 +201,7 @@ class Scheduler:
         if self.memory.host_is_overfull:
             return None if moving else self._room.make_on_host()
         session = self._session_of(first)
-        if session and (reused := self._reusable(session, self._request(first))):
+        if session and (reused := self._reusable(session, self.sequences[first])):
             return None if moving else self._go_on(first, session, reused)
         if keys := self._groups.prefill():
             return self._begin([spec_of(self.sequences[key]) for key in keys])
@@ -213,10 +213,17 @@ class Scheduler:
     def _session_of(self, key: int) -> ParkedSession | None:
         return self.parked.get(self.sequences[key].session_id)
 
-    def _reusable(self, session: ParkedSession, request: SequenceRequest) -> int:
-        """Tokens of ``session`` that ``request`` can go on with: none that it would rotate otherwise."""
-        alike = self.layout.frequencies_length
-        return session.reusable(request) if alike(session.length) == alike(request.length) else 0
+    def _reusable(self, session: ParkedSession, sequence: RunningSequence) -> int:
+        """Tokens of ``session`` that a turn can go on with: none that it would rotate otherwise.
+
+        And none where these and what is new would be more than the context.
+        """
+        alike, tokens = self.layout.frequencies_length, len(sequence.request.prompt_ids)
+        if alike(session.length) != alike(sequence.length):
+            return 0
+        reused = session.reusable(sequence.request)
+        there = sequence.plan.held if reused >= session.prompt_tokens else reused
+        return reused if min(there, reused) + tokens - reused <= self.layout.context else 0
 
     def _go_on(self, key: int, session: ParkedSession, reused: int) -> Work | None:
         """Lets the first that waits go on with what its session has left; brings that back before.
@@ -252,6 +259,3 @@ class Scheduler:
         """Lets those decode that rest for prefills without room: only their end makes some."""
         for key in self.roster.waiting:
             self.roster.leave_cohort(key)
-
-    def _request(self, key: int) -> SequenceRequest:
-        return self.sequences[key].request

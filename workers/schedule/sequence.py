@@ -101,6 +101,11 @@ class RunningSequence:
         return "" if left else self.request.session_id
 
     @property
+    def length(self) -> int:
+        """The most tokens of its KV, as its rotation has it."""
+        return self.plan.rotated_length(self.request.length)
+
+    @property
     def known_ids(self) -> Sequence[int]:
         """Outputs that are known before they are reached, from index 0 on."""
         return max(self.output_ids, self.request.forced_output_ids, key=len)

@@ -18,9 +18,13 @@ NO_TOKENS = np.zeros(0, dtype=np.int64)
 class Steps:
     """Numbers steps, from what is known of their sequences when they are made."""
 
-    def __init__(self, sequences: Mapping[int, RunningSequence]) -> None:
-        """``sequences``: all that are admitted, now and later; other keys are parked sessions'."""
-        self._sequences = sequences
+    def __init__(self, sequences: Mapping[int, RunningSequence], context: int) -> None:
+        """
+        Args:
+            sequences: all that are admitted, now and later; other keys are parked sessions'.
+            context: tokens that a prefill attends to, at most.
+        """
+        self._sequences, self._context = sequences, context
         self._under_way: dict[int, Step] = {}
         self._made = 0
 
@@ -48,11 +52,11 @@ class Steps:
         """Begins sequences, or goes on with parked ones, whose reused tokens are not fed again."""
         keys = [spec.sequence for spec in specs]
         requests = [self._sequences[key].request for key in keys]
-        ids = [each.prompt_ids[spec.reused :] for each, spec in zip(requests, specs, strict=True)]
+        positions = [self._read(spec) for spec in specs]
+        ids = [np.array(each.prompt_ids)[own] for each, own in zip(requests, positions, strict=True)]
         rows = tuple(map(len, ids))
-        positions = [np.arange(spec.reused, spec.prompt_tokens) for spec in specs]
         step = self._make(StepKind.PREFILL, keys, rows, positions, tuple(specs), slice_steps)
-        return step, np.array(list(itertools.chain(*ids)))
+        return step, np.concatenate(ids)
 
     def decode(self, keys: Sequence[int], counts: Sequence[int]) -> Work:
         """Feeds ``counts`` tokens of each sequence, known ones behind the newest; or all to be verified."""
@@ -67,6 +71,14 @@ class Steps:
         rows = tuple(map(len, fed))
         positions = [start + np.arange(count) for start, count in zip(first, rows, strict=True)]
         return self._make(kind, keys, rows, positions), np.array(list(itertools.chain(*fed)))
+
+    def _read(self, spec: SequenceSpec) -> npt.NDArray[np.int64]:
+        """Positions of the prompt's tokens that are fed: of one that outgrows the context its two ends."""
+        positions = np.arange(spec.reused, spec.prompt_tokens)
+        if len(positions) > self._context:
+            sinks = self._sequences[spec.sequence].plan.moved_sinks
+            positions = np.concatenate((positions[:sinks], positions[sinks - self._context :]))
+        return positions
 
     def _make(
         self,
@@ -94,7 +106,7 @@ class Steps:
                 for index in indices
             ),
             generated=tuple(0 if each is None else max(0, each.fed) for each in sequences),
-            lengths=tuple(0 if each is None else each.request.length for each in sequences),
+            lengths=tuple(0 if each is None else each.length for each in sequences),
             new=new,
             slice_steps=slice_steps,
         )

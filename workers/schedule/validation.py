@@ -9,11 +9,14 @@ from typing import Protocol, TypeVar
 
 from pyramidserve.errors import InvalidRequestError
 from pyramidserve.types import Compression, Sampling, Stopping
+from workers.budget.plan import KeepPlan
 from workers.model.config import ModelConfig
-from workers.policies.registry import plan, settled, validate
+from workers.policies.registry import plan, recall, settled, validate
 
 # Of a reply whose length nobody has limited, until it is known how long they become.
 EXPECTED_TOKENS = 256
+# Prompt and output of a sequence that outgrows the context: router and head keep its ids while it runs.
+LONGEST_SEQUENCE = 1 << 20
 MOST_STOPS = 16
 MOST_LOGPROBS = 20
 MOST_BIASES, MOST_BIAS = 1024, 100
@@ -24,7 +27,8 @@ LONGEST_STOP_STRING = 256
 class Terms:
     """Sampling with its seed, stopping with its ``max_tokens``, and compression, valid for one prompt.
 
-    ``limited``: the request has chosen ``max_tokens``; else they are what the context has room for.
+    ``limited``: the request has chosen ``max_tokens``; else they are what the context has room for, beside
+    the prompt or what stays of it.
     """
 
     sampling: Sampling
@@ -70,27 +74,32 @@ def settle(
                 raise InvalidRequestError(
                     f"token id {token} in {name} is out of range; ids go from 0 to {model.vocabulary - 1}"
                 )
-    room = model.context - len(prompt_ids)
-    if room < 1:
-        raise InvalidRequestError(
-            f"the prompt has {len(prompt_ids)} tokens; the model's context is {model.context}, "
-            "so at most one less fits"
-        )
-    validate_sampling(sampling, model.vocabulary)
-    validate_stopping(stopping)
     validate(compression)
     compression = settled(compression, model.fingerprint)
     keep = plan(compression, len(prompt_ids), model.layers)
+    outgrows = keep.within_cache and keep.held <= model.context
+    longest, bound = longest_sequence(model, outgrows and recall(compression) == "off")
+    if len(prompt_ids) >= longest:
+        raise InvalidRequestError(
+            f"the prompt has {len(prompt_ids)} tokens; {bound} is {longest}, so at most one less fits"
+            f"{_way_out(compression, keep, model)}"
+        )
+    validate_sampling(sampling, model.vocabulary)
+    validate_stopping(stopping)
     if any(model.windows) and keep.heads == "each":
         raise InvalidRequestError(
             f"policy {compression.policy!r} has heads 'each', but layers of this model have windows, which "
             "need the same tokens in all heads; ask for heads 'all'"
         )
-    max_tokens = stopping.max_tokens or room
+    longest, _ = longest_sequence(model, outgrows)
+    room = longest - len(prompt_ids)
+    max_tokens = stopping.max_tokens or min(room, model.context - max(keep.kept) if outgrows else room)
     if max_tokens > room:
+        there = "a sequence" if outgrows else "the context"
+        way_out = "" if outgrows else _way_out(compression, keep, model)
         raise InvalidRequestError(
-            f"max_tokens is {max_tokens}, but behind a prompt of {len(prompt_ids)} tokens the context of "
-            f"{model.context} has room for {room}"
+            f"max_tokens is {max_tokens}, but behind a prompt of {len(prompt_ids)} tokens {there} of "
+            f"{longest} has room for {room}{way_out}"
         )
     if len(output_ids) > max_tokens:
         raise InvalidRequestError(
@@ -113,6 +122,32 @@ def settle(
         sampling = replace(sampling, seed=secrets.randbits(63))
     limited = stopping.max_tokens is not None
     return Terms(sampling, replace(stopping, max_tokens=max_tokens), compression, limited)
+
+
+def longest_sequence(model: ModelConfig, outgrows: bool) -> tuple[int, str]:
+    """The most tokens of prompt and output, and what bounds them; ``outgrows``: not the context."""
+    if outgrows and model.context < LONGEST_SEQUENCE:
+        return LONGEST_SEQUENCE, "the longest sequence"
+    return model.context, "the model's context"
+
+
+def may_outgrow(compression: Compression, model: ModelConfig) -> bool:
+    """Whether some sequence of ``compression`` may have more tokens than the context.
+
+    Raises InvalidRequestError where it is not valid.
+    """
+    validate(compression)
+    return plan(settled(compression, model.fingerprint), 1, model.layers).within_cache
+
+
+def _way_out(compression: Compression, keep: KeepPlan, model: ModelConfig) -> str:
+    """How a sequence may have more tokens than the context, where its policy knows a way."""
+    if not keep.within_cache:
+        return ""
+    name = f"; policy {compression.policy!r} goes beyond it"
+    if keep.held > model.context:
+        return f"{name} where layers hold at most as many, and they hold {keep.held}: ask for fewer"
+    return f"{name} with recall 'off'" if recall(compression) != "off" else ""
 
 
 class Stops(Protocol):

@@ -6,7 +6,7 @@ from dataclasses import replace
 from fuzz import examples
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from kv_plans import plans, pyramid_plans, with_recall
+from kv_plans import plans, pyramid_plans, streaming_plans, with_recall
 
 from workers.budget.footprint import (
     ShardLayout,
@@ -14,9 +14,11 @@ from workers.budget.footprint import (
     pages_held,
     peak_pages,
     score_pages,
+    sink_pages,
 )
 from workers.budget.kv_format import KV_FORMATS
 from workers.budget.observation import RowAttention
+from workers.budget.pages import PAGE_TOKENS
 from workers.budget.plan import GenerationPlan, KeepPlan
 
 LAYERS = 4
@@ -39,7 +41,7 @@ def _lives(plan: KeepPlan, layout: ShardLayout, fed: int) -> Iterator[tuple[int,
         scores = len(range(0, floats * 4, layout.page_bytes))
 
     def pages() -> int:
-        return scores + sum(len(range(0, tokens, 16)) for tokens in held)
+        return scores + sink_pages(plan, layout) + sum(len(range(0, tokens, 16)) for tokens in held)
 
     held = list(plan.kept[layout.first : layout.end])
     uncompressed = 0
@@ -87,7 +89,7 @@ def test_drafts_and_indexes_are_counted_at_the_most_that_they_may_be(
 ) -> None:
     """A step may bring ``drafts`` more, compresses what the one before has verified, and may index them."""
     verified_before = max(0, fed - (plan.drafts + 1 if plan.drafts else 0))
-    pages = score_pages(plan, layout)
+    pages = score_pages(plan, layout) + sink_pages(plan, layout)
     for layer in range(layout.first, layout.end):
         tokens = plan.tokens(layer, verified_before) + fed - verified_before + plan.drafts
         most = fed + plan.drafts
@@ -109,6 +111,16 @@ def test_score_pages_hold_the_scores_and_no_page_more(plan: KeepPlan, layout: Sh
     wanted = plan.score_width * rows * (layout.end - layout.first) * 4
     room = score_pages(plan, layout) * layout.page_bytes
     assert room - layout.page_bytes < wanted <= room
+
+
+@given(streaming_plans(LAYERS, 80), LAYOUTS)
+def test_sink_pages_hold_the_sinks_keys_and_no_page_more(plan: KeepPlan, layout: ShardLayout) -> None:
+    assert plan.generation is not None
+    keys = plan.generation.sinks * (layout.end - layout.first)
+    wanted = keys * layout.page_bytes / (2 * PAGE_TOKENS)
+    room = sink_pages(plan, layout) * layout.page_bytes
+    assert room - layout.page_bytes < wanted <= room
+    assert sink_pages(replace(plan, within_cache=False), layout) == 0
 
 
 @given(plans(LAYERS, 80).filter(lambda plan: not plan.generation or not plan.generation.accumulates))

@@ -14,7 +14,10 @@ from cluster.front import reading
 from cluster.front.reading import SHORT_BYTES, Reading
 from cluster.front.validation import validate_request
 from pyramidserve.errors import InvalidRequestError, OverloadedError
+from pyramidserve.types import Compression
 from pyramidserve.v1 import inference_pb2 as pb
+from pyramidserve.wire import compression_to_message
+from workers.schedule.validation import LONGEST_SEQUENCE
 
 LONG = SHORT_BYTES + 1
 
@@ -126,3 +129,34 @@ def test_one_who_has_gone_leaves_its_turn_to_the_next() -> None:
         assert await stays
 
     run(scenario)
+
+
+STREAMING = compression_to_message(Compression("streaming", parameters={"window": 40}))
+
+
+@pytest.mark.parametrize(
+    ("asked", "why"),
+    [
+        (
+            message(token_ids=pb.TokenIds(ids=[1] * LONGEST_SEQUENCE), compression=STREAMING),
+            "the prompt has",
+        ),
+        (message(text="x" * (4 * LONGEST_SEQUENCE + 1), compression=STREAMING), "characters"),
+        (message(resume_output_ids=[1] * LONGEST_SEQUENCE, compression=STREAMING), "resume_output_ids has"),
+    ],
+)
+def test_what_outgrows_the_context_is_bounded_by_the_longest_sequence(
+    asked: pb.GenerateRequest, why: str
+) -> None:
+    with pytest.raises(InvalidRequestError, match=f"{why}.*longest sequence is {LONGEST_SEQUENCE}"):
+        validate_request(asked, None, Unread(), FACTS, DEFAULT, AnyGrammar())
+
+
+def test_a_router_admits_what_outgrows_the_context() -> None:
+    ids, output = [1] * (2 * CONTEXT), [2] * CONTEXT
+    asked = message(
+        compression=STREAMING, resume_output_ids=output, stopping=pb.Stopping(max_tokens=9 * CONTEXT)
+    )
+    asked.token_ids.ids[:] = ids
+    request = validate_request(asked, None, Letters(), FACTS, DEFAULT, AnyGrammar())
+    assert (len(request.prompt_ids), request.max_tokens) == (2 * CONTEXT, 9 * CONTEXT)

@@ -160,9 +160,9 @@ class ForgetsOnClose(HostStore):
 class ForgetsOnDrop(HostStore):
     """Gives pages that copies are still on their way to to another sequence."""
 
-    def _drop(self, sequence: object) -> None:
+    def drop(self, sequence: object) -> None:
         self._sequences[sequence].writes.clear()
-        super()._drop(sequence)
+        super().drop(sequence)
 
 
 class ForgetsOnRead(HostStore):

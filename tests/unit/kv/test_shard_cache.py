@@ -20,7 +20,7 @@ from kv_doubles import DeferredLink, PoisoningAllocator, poison, same_bits
 from kv_plans import plans
 
 from pyramidserve.types import Compression
-from workers.budget.footprint import ShardLayout, pages_held, peak_pages, score_pages
+from workers.budget.footprint import ShardLayout, pages_held, peak_pages, score_pages, sink_pages
 from workers.budget.pages import IntegrityError, OutOfPagesError, pages_for
 from workers.budget.plan import KeepPlan
 from workers.budget.released import ReleasedSequence
@@ -327,7 +327,7 @@ class Shard:
 
 def fixed_pages(plan: KeepPlan, layout: ShardLayout) -> int:
     """Pages that a sequence has however many tokens it holds."""
-    return score_pages(plan, layout) + layout.recent_pages
+    return score_pages(plan, layout) + sink_pages(plan, layout) + layout.recent_pages
 
 
 @pytest.fixture(

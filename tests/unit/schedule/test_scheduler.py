@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from pyramidserve.types import Compression, FinishReason
-from workers.budget.footprint import ShardLayout, index_rows, score_pages
+from workers.budget.footprint import ShardLayout, index_rows, score_pages, sink_pages
 from workers.budget.kv_format import KV_FORMATS
 from workers.budget.pages import pages_for
 from workers.budget.plan import KeepPlan
@@ -106,7 +106,7 @@ class Shards:
 
     def pages(self, key: int, shard: ShardLayout, fed: int) -> int:
         keep = self.plans[key]
-        pages = score_pages(keep, shard)
+        pages = score_pages(keep, shard) + sink_pages(keep, shard)
         for layer in range(shard.first, shard.end):
             tokens, index = keep.tokens(layer, fed) + self.ahead[key], index_pages(keep, layer, fed)
             if key in self.took_over:
