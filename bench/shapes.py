@@ -14,10 +14,12 @@ from workers.bench.cell import BASELINE, Cell, Holding
 from workers.bench.facts import Asking, talks
 from workers.bench.parts import Facts, Part, Passages, Record, text_passages
 from workers.bench.summary import summary
+from workers.budget.kv_share import KVShare
 from workers.engine.engine import Engine, EngineConfig
 from workers.model.checkpoint import EMBEDDED
 
 SEED, FULL = 1, "full"
+SIXTEEN_BITS = KVShare(1.0)
 # Whose scores choose: the mean over the recent window's rows, or the worst case, pooled.
 SCORES = ("pyramid", "defensive")
 
@@ -43,12 +45,12 @@ def _steps(layers: int, keep: float, steps: Iterable[tuple[int, float]]) -> list
 
 @dataclass(frozen=True)
 class Shaped(Holding):
-    """A cell whose layers keep such ``shares`` of a prompt."""
+    """A cell whose layers keep such shares of a prompt."""
 
-    shares: tuple[float, ...] = ()
+    shares_of_layers: tuple[float, ...] = ()
 
     def asks(self, prompt_tokens: int) -> Compression:
-        counts = tuple(max(1, round(share * prompt_tokens)) for share in self.shares)
+        counts = tuple(max(1, round(share * prompt_tokens)) for share in self.shares_of_layers)
         return Compression(self.cell.compression.policy, "prune", parameters={"tokens": counts})
 
 
@@ -81,14 +83,14 @@ def main() -> None:
     }
     for each in parts.values():
         each.begin(asking)
-    holdings: dict[str, Holding] = {FULL: Holding(BASELINE, 1.0)} | {
-        f"{policy}, {name}": Shaped(Cell(Compression(policy, "prune")), 1.0, shares=tuple(shares))
+    holdings: dict[str, Holding] = {FULL: Holding(BASELINE, SIXTEEN_BITS)} | {
+        f"{policy}, {name}": Shaped(Cell(Compression(policy, "prune")), SIXTEEN_BITS, tuple(shares))
         for policy in SCORES
         for name, shares in shapes(engine.model.layers, arguments.kv_keep).items()
     }
     for policy in SCORES:
         usual = Cell(Compression(policy, "prune"), share=arguments.kv_keep)
-        holdings[f"{policy}, as it is"] = Holding(usual, 1.0)
+        holdings[f"{policy}, as it is"] = Holding(usual, SIXTEEN_BITS)
     found: dict[str, Record] = {}
     for name, holding in holdings.items():
         own: Record = {}

@@ -15,6 +15,7 @@ from cluster.config import ClusterConfig, parse_config
 from cluster.edge.replica import Edge
 from cluster.partition import boundaries, layer_costs
 from pyramidserve.errors import ConfigurationError
+from workers.budget.kv_format import stored
 from workers.engine.settings import settings_of
 from workers.model.checkpoint import resolve_checkpoint
 from workers.model.config import ModelConfig, read_config
@@ -57,7 +58,8 @@ def shard_settings(config: ClusterConfig, model: ModelConfig) -> ShardConfig:
             f"shards is {config.shards}, but {config.model} has {model.summary}; give at most "
             f"{model.layers}"
         )
-    costs, head_cost = layer_costs(model, config.compression)
+    kv_dtype = stored(config.kv_dtype, config.dtype)
+    costs, head_cost = layer_costs(model, config.compression, kv_dtype)
     return ShardConfig(
         model=config.model,
         boundaries=boundaries(costs, head_cost, config.shards),

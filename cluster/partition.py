@@ -11,14 +11,16 @@ from workers.policies.registry import plan, settled
 TYPICAL_PROMPT = 2048
 
 
-def layer_costs(model: ModelConfig, compression: Compression) -> tuple[list[float], float]:
-    """What each layer costs, and the head, as shares of the whole.
+def layer_costs(
+    model: ModelConfig, compression: Compression, kv_dtype: str = "bfloat16"
+) -> tuple[list[float], float]:
+    """What each layer costs, and the head, as shares of the whole; KV is in ``kv_dtype``, of KV_FORMATS.
 
     Half of a layer's cost is the KV that it retains, half its work: its weights are read once a decode
     step, and so are the head's, which hold no KV.
     """
-    asked = settled(compression, model.fingerprint)
-    kept = plan(asked, min(TYPICAL_PROMPT, model.context), model.layers).kept
+    prompt = min(TYPICAL_PROMPT, model.context)
+    kept = plan(settled(compression, model, kv_dtype, prompt), prompt, model.layers).kept
     attention = (2 * model.heads + 2 * model.kv_heads) * model.head_size * model.hidden
     weights = attention + 3 * model.hidden * model.intermediate
     head = model.hidden * model.vocabulary

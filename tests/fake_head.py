@@ -19,7 +19,11 @@ PATIENCE = 60  # seconds that anything may take before the test fails
 
 
 def hello(
-    pipeline_id: str = "p", pages: tuple[int, ...] = (8, 8), max_sequences: int = 8, model: str = MODEL
+    pipeline_id: str = "p",
+    pages: tuple[int, ...] = (8, 8),
+    max_sequences: int = 8,
+    model: str = MODEL,
+    kv_dtype: str = "float32",
 ) -> pipeline_pb2.Hello:
     """A pipeline with one layer and ``pages[rank]`` pages a stage."""
     return pipeline_pb2.Hello(
@@ -29,7 +33,7 @@ def hello(
         policies=versions(),
         stages=[
             pb.StageState(
-                first_layer=rank, end_layer=rank + 1, pages_total=count, page_bytes=4096, kv_dtype="float32"
+                first_layer=rank, end_layer=rank + 1, pages_total=count, page_bytes=4096, kv_dtype=kv_dtype
             )
             for rank, count in enumerate(pages)
         ],

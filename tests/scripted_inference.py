@@ -96,6 +96,8 @@ def receipt(request_id: str, output_tokens: int) -> Receipt:
         drafted_tokens=10,
         accepted_tokens=9,
         device_peak_bytes=2**41,
+        kv_bytes_keep_target=0.125,
+        kv_bytes_keep_reached=0.26,
     )
 
 

@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import grpc
@@ -13,6 +12,7 @@ from httpx2 import AsyncClient as AsyncClientOfHttp
 from letters import FACTS, AnyGrammar, Letters
 from openai import AsyncOpenAI
 
+from cluster.admit.request import ValidatedRequest
 from cluster.edge.server import Http, RouterServer, serve
 from cluster.front.front import Front
 from cluster.front.tenants import Tenants
@@ -26,6 +26,8 @@ from cluster.route.router import Router
 from pyramidserve import AsyncClient, AsyncReplyStream
 from pyramidserve.types import Compression, Event, Sampling, Stopping
 from pyramidserve.v1 import pipeline_pb2
+from pyramidserve.v1.inference_pb2 import GenerateRequest
+from workers.model.transcript import Transcript
 
 MAX_MESSAGE_BYTES = 100_000
 LONG = Stopping(max_tokens=112)  # seven of a stage's eight pages
@@ -78,13 +80,13 @@ async def site(
     queue_limit: int = 4, tenants: Tenants = NOBODY, credentials: grpc.ServerCredentials | None = None
 ) -> AsyncIterator[Site]:
     router = Router("toy", queue_limit=queue_limit, session_limit=8, session_max_age=60)
-    validate = partial(
-        validate_request,
-        tokenizer=Letters(),
-        facts=FACTS,
-        default_compression=Compression("full"),
-        grammars=AnyGrammar(),
-    )
+
+    def validate(request: GenerateRequest, last: Transcript | None) -> ValidatedRequest:
+        return validate_request(
+            *(request, last, Letters(), FACTS, Compression("full"), AnyGrammar()),
+            kv_dtype=router.kv_dtype or "bfloat16",
+        )
+
     front = Front(router, validate, tenants)
     served = Served("toy", FACTS.context, 1_764_000_000, FACTS.layers)
     api = Api(front, Text(Letters(), FACTS.vocabulary), served, MAX_MESSAGE_BYTES)

@@ -189,7 +189,7 @@ class Shard:
 
     def _tell_ready(self, model: ModelConfig, stages: Sequence[StageState]) -> None:
         config = self._config
-        fits = capacity(stages, config.settings.max_sequences, model.context, config.compression)
+        fits = capacity(stages, config.settings.max_sequences, model, config.compression)
         tell(
             logger,
             logging.INFO,

@@ -24,13 +24,13 @@ from workers.bench.measure import Run, TurnLog, measure, warm_up
 from workers.bench.roofline import floor, machine_limits
 from workers.bench.stall import measure_stall
 from workers.bench.workload import LATE_PROMPT, STREAMS, WORKLOADS, Workload, named_workload, requests
-from workers.budget.kv_format import KV_DTYPES
+from workers.budget.kv_format import KV_DTYPES, stored
 from workers.device import device_memory, open_device
 from workers.engine.choose import choose_dtype
 from workers.engine.engine import Engine, EngineConfig
 from workers.engine.pipeline import connect_local
 from workers.model.checkpoint import EMBEDDED, resolve_checkpoint
-from workers.model.config import DTYPES, ModelConfig, read_config
+from workers.model.config import DTYPES, read_config
 from workers.policies.registry import plan, settled
 
 SUMMARY = "measure the engine on this machine, or a running cluster"
@@ -101,14 +101,14 @@ def run_engine(arguments: argparse.Namespace) -> dict[str, Any]:
     dtype: torch.dtype = getattr(torch, facts.dtype)
     device = engine.stages[0].device
     limits = machine_limits(engine.model, dtype, device)
-    asked = settled(compression, engine.model.fingerprint)
+    asked = settled(compression, engine.model, facts.layout.kv_dtype, workload.prompt)
     keep = plan(asked, workload.prompt, engine.model.layers)
     least = floor(runs[0], workload, engine.model, keep, limits, dtype.itemsize)
     middle = medians(runs)
     whole_model = arguments.shards == 1  # is in this process, whose turns are known
     results = {
         "workload": {"name": arguments.workload, **dataclasses.asdict(workload)},
-        "compression": dataclasses.asdict(compression),
+        "compression": dataclasses.asdict(asked),
         "model": dataclasses.asdict(engine.model),
         "pool_bytes": workload.pool_bytes(engine.model, dtype.itemsize),
         "dtype": facts.dtype,
@@ -178,15 +178,17 @@ def _engine(
             "give one"
         )
     dtype = choose_dtype(arguments.dtype, device)
+    name = str(dtype).removeprefix("torch.")
     pool_bytes = workload.pool_bytes(model, dtype.itemsize, more)
+    costs = layer_costs(model, compression, stored(arguments.kv_dtype, name))
     config = EngineConfig(
         str(checkpoint),
-        dtype=str(dtype).removeprefix("torch."),
+        dtype=name,
         kv_dtype=arguments.kv_dtype,
         device=str(device),
         kv_bytes=pool_bytes,
         host_bytes=pool_bytes,
-        boundaries=_boundaries(model, compression, shards),
+        boundaries=boundaries(*costs, shards),
     )
     log = TurnLog()
     if shards == 1:
@@ -194,11 +196,6 @@ def _engine(
         return
     with gang(max(1, arguments.threads // shards), log) as connect:
         yield Engine(config, connect), log
-
-
-def _boundaries(model: ModelConfig, compression: Compression, shards: int) -> tuple[int, ...]:
-    costs, head_cost = layer_costs(model, compression)
-    return boundaries(costs, head_cost, shards)
 
 
 def medians(runs: list[Run]) -> dict[str, Any]:

@@ -153,7 +153,7 @@ def _measure(
 
 def _measure_part(cell: Cell, part: str, results: Results, quality: Quality, progress: Progress) -> None:
     policy, began = registry.POLICIES[cell.compression.policy], time.perf_counter()
-    row = Row(cell.method, policy.name, policy.version, quality.holding(cell).token_share)
+    row = Row(cell.method, policy.name, policy.version, quality.holding(cell).shares.token)
     full = None if cell == BASELINE else results.found(BASELINE.name, part)
     read = 0
 

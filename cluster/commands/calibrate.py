@@ -1,6 +1,8 @@
-"""`pyramidserve calibrate`: how a model's layers best share a budget, for policies to use."""
+"""`pyramidserve calibrate`: how a model's layers best share a budget, and which policies serve it best."""
 
 import argparse
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 
@@ -8,19 +10,29 @@ import torch
 
 from cluster.commands.serve import say
 from pyramidserve.errors import InvalidRequestError
+from workers.bench.cell import Cell
+from workers.bench.facts import TALK_TOKENS, planted
 from workers.bench.layers import LayerLosses
 from workers.bench.texts import others
+from workers.bench.trials import Trials
 from workers.bench.workload import Workload
 from workers.device import open_device
 from workers.engine.choose import choose_dtype
 from workers.engine.engine import Engine, EngineConfig
 from workers.model.checkpoint import resolve_checkpoint
-from workers.model.config import DTYPES, read_config
+from workers.model.config import DTYPES, ModelConfig, read_config
 from workers.model.tokenizer import Tokenizer
 from workers.policies import defensive
-from workers.policies.budget import Calibration, best_shares
+from workers.policies.auto import CANDIDATES
+from workers.policies.budget import Calibration, Trial, best_shares, read_calibration
+from workers.policies.registry import suited, use_budgets
 
-SUMMARY = "measure how a model's layers best share what is kept (in this process)"
+SUMMARY = (
+    "measure how a model's layers best share what is kept, and which policies suit it (in this process)"
+)
+BUDGETS, POLICIES = PARTS = ("budgets", "policies")
+# Of the facts that are planted; `bench quality` has others.
+SEED = 2
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,10 +42,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=Path, required=True, metavar="FILE", help="for `budgets` of a deployment"
     )
+    parser.add_argument(
+        "--parts",
+        nargs="+",
+        choices=PARTS,
+        default=PARTS,
+        help="how layers share what is kept; which policy `auto` takes, by the budgets that FILE has; "
+        "default: both",
+    )
     for name, default, meaning in (
         ("--prompt", 1024, "tokens of a prompt"),
         ("--goes-on", 128, "tokens that are read behind it"),
-        ("--texts", 4, "that are read, of what modules of Python say of themselves"),
+        ("--texts", 4, "that are read for budgets, of what modules of Python say of themselves"),
+        ("--talks", 8, "that are read for policies, and as many documents with facts, of others"),
     ):
         parser.add_argument(
             name, type=int, default=default, metavar="N", help=f"{meaning}; default: {default}"
@@ -44,13 +65,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Measures each layer, shares budgets out by that, and writes them."""
+    """Measures each layer and shares budgets out by that; tries policies with these; and writes both."""
     kept = tuple(sorted(set(arguments.kv_keep)))
     if not 0 < kept[0] <= kept[-1] < 1:
         raise InvalidRequestError(
             f"--kv-keep is {' '.join(map(str, kept))}; each must be above 0 and below 1"
         )
-    for name in ("prompt", "goes_on", "texts", "threads"):
+    for name in ("prompt", "goes_on", "texts", "talks", "threads"):
         if getattr(arguments, name) < 1:
             option = f"--{name.replace('_', '-')}"
             raise InvalidRequestError(f"{option} is {getattr(arguments, name)}; it must be 1 or more")
@@ -58,40 +79,85 @@ def run(arguments: argparse.Namespace) -> int:
         raise InvalidRequestError(f"--out is {arguments.out}; its folder must be there")
     torch.set_num_threads(arguments.threads)
     checkpoint = resolve_checkpoint(arguments.model, say)
-    model, tokens = read_config(checkpoint), arguments.prompt + arguments.goes_on
-    if tokens > model.context:
+    model = read_config(checkpoint)
+    if BUDGETS not in arguments.parts:
+        known = read_calibration(arguments.out)
+        if known.model != model.fingerprint:
+            raise InvalidRequestError(
+                f"--out is {arguments.out}, which has the budgets of models with {known.model}, and "
+                f"{arguments.model} has {model.fingerprint}; give another file, or --parts {BUDGETS}"
+            )
+    # Questions and answers about a document come behind it.
+    behind = max(arguments.goes_on, TALK_TOKENS if POLICIES in arguments.parts else 0)
+    if arguments.prompt + behind > model.context:
         raise InvalidRequestError(
-            f"--prompt and --goes-on are {tokens} tokens; the context of {arguments.model} is "
-            f"{model.context}: give less"
+            f"--prompt and --goes-on, or questions, are {arguments.prompt + behind} tokens; the context of "
+            f"{arguments.model} is {model.context}: give less, or --parts {BUDGETS}"
         )
-    texts = others(Tokenizer(checkpoint), tokens, arguments.texts)
-    if len(texts) < arguments.texts:
+    wanted = arguments.texts + 2 * arguments.talks * (POLICIES in arguments.parts)
+    texts = others(Tokenizer(checkpoint), arguments.prompt + arguments.goes_on, wanted)
+    if len(texts) < wanted:
         raise InvalidRequestError(
-            f"--texts is {arguments.texts}; the standard library here has {len(texts)}: give less"
+            f"--texts is {arguments.texts} and --talks {arguments.talks}; the standard library here has "
+            f"{len(texts)} texts for them: give less"
         )
+    engine = _engine(arguments, str(checkpoint), model, behind)
+    if BUDGETS in arguments.parts:
+        known = _budgets(engine, texts[: arguments.texts], arguments.prompt, kept)
+        known.write(arguments.out)
+    if POLICIES in arguments.parts:
+        use_budgets(str(arguments.out))
+        trials = tuple(_tried(engine, texts[arguments.texts :], arguments.prompt, kept))
+        replace(known, trials=trials).write(arguments.out)
+    say(f"{arguments.out} has the {' and '.join(arguments.parts)} of models with {model.fingerprint}")
+    return 0
+
+
+def _engine(arguments: argparse.Namespace, checkpoint: str, model: ModelConfig, behind: int) -> Engine:
+    """With room for the texts of a part at once."""
     dtype = choose_dtype(arguments.dtype, open_device(arguments.device))
-    room = Workload(len(texts), arguments.prompt, arguments.goes_on).pool_bytes(model, dtype.itemsize)
-    engine = Engine(
+    at_once = max(arguments.texts, arguments.talks)
+    room = Workload(at_once, arguments.prompt, behind).pool_bytes(model, dtype.itemsize)
+    return Engine(
         EngineConfig(
-            str(checkpoint),
+            checkpoint,
             dtype=str(dtype).removeprefix("torch."),
             device=arguments.device,
             kv_bytes=room,
             host_bytes=room,
-            max_sequences=len(texts),
+            max_sequences=at_once,
         )
     )
-    losses = LayerLosses(engine, texts, arguments.prompt, defensive.POLICY.name)
-    curves = losses.measure(_measured(kept), say)
+
+
+def _budgets(
+    engine: Engine, texts: Sequence[Sequence[int]], prompt: int, kept: tuple[float, ...]
+) -> Calibration:
+    """How layers best share each of ``kept``."""
+    curves = LayerLosses(engine, texts, prompt, defensive.POLICY.name).measure(_measured(kept), say)
     weights = []
     for share in kept:
         best = best_shares(curves, share)
         weights.append(tuple(round(each / mean(best), 3) for each in best))
-    Calibration(model.fingerprint, kept, tuple(weights)).write(arguments.out)
-    say(f"{arguments.out} has the budgets of models with {model.fingerprint}")
-    return 0
+    return Calibration(engine.model.fingerprint, kept, tuple(weights))
+
+
+def _tried(
+    engine: Engine, texts: Sequence[Sequence[int]], prompt: int, kept: tuple[float, ...]
+) -> Iterator[Trial]:
+    """What each candidate leaves at each share; facts are planted in the second half of ``texts``."""
+    half = len(texts) // 2
+    losses = LayerLosses(engine, texts[:half], prompt, defensive.POLICY.name)
+    held = planted([text[:prompt] for text in texts[half:]], engine.tokenizer, SEED)
+    trials = Trials(engine, losses, held, prompt)
+    for share in _measured(kept)[1:]:
+        for policy in (suited(candidate, engine.model) for candidate in CANDIDATES):
+            trial = trials.measure(policy, share)
+            facts = "no facts" if trial.facts is None else f"{trial.facts:.3f} of the facts"
+            say(f"{Cell(policy, share=share).name} leaves {trial.text:.3f} of the text, {facts}")
+            yield trial
 
 
 def _measured(kept: tuple[float, ...]) -> tuple[float, ...]:
-    """Shares that each layer alone is to keep: those that are wanted, less, and more."""
+    """Shares that are tried: less than those that are wanted, these, and more."""
     return (kept[0] / 2, *kept, (kept[-1] + 1) / 2)

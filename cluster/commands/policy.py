@@ -21,17 +21,24 @@ def add_policy_arguments(parser: argparse.ArgumentParser, default: str | None) -
         "--policy",
         default=default,
         metavar="NAME",
-        help=f"{names}, or one of another package; default: {default or 'the one of the deployment'}",
+        help=f"{names}; auto, what was measured best; or one of another package; default: "
+        f"{default or 'the one of the deployment'}",
     )
     parser.add_argument("--prefill", default="", metavar="HOW", help=f"{choices}; default: the first")
     parser.add_argument("--kv-keep", type=float, metavar="SHARE", help="of the prompt's KV")
+    parser.add_argument(
+        "--kv-bytes-keep", type=float, metavar="SHARE", help="of the bytes that all its KV takes in 16 bits"
+    )
     parser.add_argument("--params", type=Path, metavar="FILE", help="JSON object of the policy's knobs")
 
 
 def compression_of(arguments: argparse.Namespace, recall: Recall = "off") -> Compression:
     """What was asked for; the deployment may have policies that are not here."""
     parameters = read_parameters(arguments.params) if arguments.params else {}
-    return Compression(arguments.policy, arguments.prefill, arguments.kv_keep, recall, parameters)
+    return Compression(
+        *(arguments.policy, arguments.prefill, arguments.kv_keep, recall, parameters),
+        kv_bytes_keep=arguments.kv_bytes_keep,
+    )
 
 
 def compression_here(arguments: argparse.Namespace, recall: Recall = "off") -> Compression:

@@ -12,6 +12,7 @@ from cluster.commands.chart import pyramid_chart
 from cluster.commands.policy import add_policy_arguments, compression_here
 from pyramidserve.errors import InvalidRequestError
 from pyramidserve.types import Stopping
+from workers.budget.kv_format import KV_DTYPES
 from workers.engine.engine import Engine, EngineConfig, EngineRequest, TracedReply
 from workers.kv.entry import Positions
 from workers.model.checkpoint import EMBEDDED
@@ -29,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_policy_arguments(parser, "pyramid")
     parser.add_argument("--recall", default="off", help="off (default), turn, step or exact")
     parser.add_argument("--dtype", default="float32", choices=DTYPES)
+    parser.add_argument("--kv-dtype", default="auto", choices=KV_DTYPES, help="of KV; default: --dtype")
     parser.add_argument("--kv-bytes", type=int, default=2 << 30, metavar="N", help="device memory for KV")
     parser.add_argument("--generate", type=int, default=0, metavar="N", help="greedy tokens, EOS ignored")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write positions, logits and output ids")
@@ -45,6 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
         EngineConfig(
             checkpoint=arguments.model,
             dtype=arguments.dtype,
+            kv_dtype=arguments.kv_dtype,
             kv_bytes=arguments.kv_bytes,
             host_bytes=arguments.kv_bytes,
             max_sequences=1,
@@ -57,10 +60,14 @@ def run(arguments: argparse.Namespace) -> int:
     receipt = traced.reply.receipt
     print(pyramid_chart(receipt.layers))
     target = "" if receipt.kv_keep_target is None else f" of {receipt.kv_keep_target:.3f} asked for"
+    target += (
+        "" if receipt.kv_bytes_keep_target is None else f" ({receipt.kv_bytes_keep_target:g} of the bytes)"
+    )
     bound = f", bound by the {receipt.kv_keep_bound_by}" if receipt.kv_keep_bound_by else ""
     print(
         f"{receipt.policy}: {receipt.prompt_tokens} prompt tokens, "
-        f"{receipt.kv_keep_reached:.3f}{target} kept{bound}"
+        f"{receipt.kv_keep_reached:.3f}{target} kept{bound}, in {receipt.kv_bytes_keep_reached:.3f} of the "
+        "bytes in 16 bits"
     )
     if receipt.recall != "off":
         print(
@@ -84,6 +91,7 @@ def trace_json(traced: TracedReply, generate: int, kv_heads: int) -> dict[str, A
         "first_token_top8_ids": list(traced.traced.top.ids),
         "first_token_top8_logits": list(traced.traced.top.logits),
         "kv_keep_reached": traced.reply.receipt.kv_keep_reached,
+        "kv_bytes_keep_reached": traced.reply.receipt.kv_bytes_keep_reached,
     }
     if generate:
         result["output_ids"] = list(traced.reply.token_ids)

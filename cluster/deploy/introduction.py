@@ -20,10 +20,9 @@ def introduction(deployment: Deployment) -> Iterator[str]:
     state: ClusterState = asked.result(timeout_s=ANSWER_SECONDS)
     for pipeline in state.pipelines:
         head = pipeline.stages[0]
-        fits = capacity(pipeline.stages, pipeline.max_sequences, model.context, config.compression)
-        on_host = (
-            "" if head.host_kv_dtype in ("", head.kv_dtype) else f" ({head.host_kv_dtype} on the host)"
-        )
+        fits = capacity(pipeline.stages, pipeline.max_sequences, model, config.compression)
+        finer = head.host_kv_dtype not in ("", head.kv_dtype)
+        on_host = f" ({head.host_kv_dtype} on the host)" if finer else ""
         yield (
             f"pipeline {pipeline.pipeline_id}: {config.model}, {model.layers} layers, "
             f"context {model.context:,}, vocabulary {model.vocabulary:,}, {head.dtype} with KV in "

@@ -23,6 +23,7 @@ from pyramidserve import MAX_MESSAGE_BYTES
 from pyramidserve.types import ClusterState, Sampling
 from pyramidserve.v1 import inference_pb2 as messages
 from workers import ray_private
+from workers.budget.kv_format import stored
 from workers.event_file import write_events
 from workers.model.checkpoint import resolve_checkpoint
 from workers.model.config import ModelConfig, read_config
@@ -55,7 +56,10 @@ class Edge:
         grammars = Grammars(tokenizer, model.vocabulary, end_ids(model, tokenizer))
 
         def validate(request: messages.GenerateRequest, last: Transcript | None) -> ValidatedRequest:
-            return validate_request(request, last, tokenizer, model, config.compression, grammars, sampling)
+            kv_dtype = router.kv_dtype or stored(config.kv_dtype, config.dtype)
+            return validate_request(
+                *(request, last, tokenizer, model, config.compression, grammars, sampling), kv_dtype
+            )
 
         tenants = read_tenants(config.tenants_file)
         router = Router(

@@ -59,11 +59,13 @@ def validate_request(
     default_compression: Compression,
     grammars: Grammars,
     default_sampling: Sampling = GREEDY,
+    kv_dtype: str = "bfloat16",
 ) -> ValidatedRequest:
     """Checks and completes ``message``; takes as long as tokenising its prompt does.
 
     Args:
         last: the last turn of its session, if that is known.
+        kv_dtype: in what KV is stored, one of KV_FORMATS.
 
     Raises:
         InvalidRequestError: it names the value that is wrong and the way out.
@@ -71,13 +73,13 @@ def validate_request(
     _check_identifier("request_id", message.request_id, 1)
     _check_identifier("session_id", message.session_id, 0)
     compression = compression_from_message(message.compression, default_compression)
-    bound = longest_sequence(facts, may_outgrow(compression, facts))
+    bound = longest_sequence(facts, may_outgrow(compression, facts, kv_dtype))
     check_size(message, *bound, tokenizer.characters_per_token)
     prompt_ids, chat = _prompt(message, tokenizer, last)
     sampling = sampling_from_message(message.sampling, default_sampling)
     resumed = tuple(message.resume_output_ids)
     given, stopping = tuple(message.given_output_ids), stopping_from_message(message.stopping)
-    terms = settle(prompt_ids, sampling, stopping, compression, resumed, facts, given)
+    terms = settle(prompt_ids, sampling, stopping, compression, resumed, facts, given, kv_dtype)
     syntax, held = settle_tools(chat, tokenizer) if chat else (None, None)
     constraint = one_of(constraint_from_message(message), held)
     if constraint:

@@ -35,6 +35,7 @@ class CompressionBody(Body):
     policy: str | None = None
     prefill: str | None = None
     kv_keep: float | None = None
+    kv_bytes_keep: float | None = None
     recall: str | None = None
     parameters: dict[str, Knob] | None = None
 

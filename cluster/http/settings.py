@@ -73,6 +73,7 @@ def _compression(body: CompressionBody, recall: str | None) -> pb.Compression:
             kv_keep=body.kv_keep,
             recall=recall or body.recall or "",
             parameters=body.parameters or {},
+            kv_bytes_keep=body.kv_bytes_keep,
         )
     )
 

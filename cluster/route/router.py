@@ -44,6 +44,7 @@ class Router:
 
     Attributes:
         metrics: what Prometheus is told.
+        kv_dtype: in what the pipeline that was attached last stores KV; "" before the first.
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class Router:
             clock: monotonic seconds.
             call_later: calls back after a delay in seconds.
         """
-        self.model = model
+        self.model, self.kv_dtype = model, ""
         self._clock = clock
         self._admission: Admission[LiveRequest] = Admission(queue_limit, weights or {}, clock, admit)
         self._sessions = Sessions(session_limit, session_max_age, clock)
@@ -166,6 +167,7 @@ class Router:
         if predecessor := self._pipelines.get(hello.pipeline_id):
             self.detach(predecessor)
         self._pipelines.add(pipeline)
+        self.kv_dtype = hello.stages[0].kv_dtype
         self._place_anew()
         return pipeline
 

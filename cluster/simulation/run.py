@@ -22,6 +22,7 @@ from cluster.simulation.setup import Scaling, Setup
 from cluster.simulation.timing import Timing
 from cluster.simulation.turn import SimulatedTurn, simulated_turn
 from pyramidserve.errors import OverloadedError
+from workers.policies.registry import settled
 
 SESSION_LIMIT, SESSION_MAX_AGE = 10**6, 3600.0
 SAMPLE_INTERVAL = 1.0
@@ -134,9 +135,10 @@ class Simulation:
             self._env.process(self._talk(f"s{number}", session))
 
     def _talk(self, name: str, session: Session) -> Process:
-        compression = self._setup.compression
+        asked, model, kv_dtype = self._setup.compression, self._setup.model, self._setup.kv_format.name
         for index, spoken in enumerate(session.turns):
             tokens = session.prompt_tokens(index), spoken.answer_tokens, MOST_ANSWER
+            compression = settled(asked, model, kv_dtype, max(1, tokens[0]))
             turn = simulated_turn(*tokens, compression, name, self._clock())
             yield self._submit(turn)
             if turn.refused:

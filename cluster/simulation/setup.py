@@ -81,7 +81,7 @@ class Setup:
 
     def stages(self) -> list[StageState]:
         """A pipeline's stages, idle."""
-        cuts = boundaries(*layer_costs(self.model, self.compression), self.shards)
+        cuts = boundaries(*layer_costs(self.model, self.compression, self.kv_format.name), self.shards)
         return [
             StageState(
                 first_layer=first,

@@ -48,10 +48,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     sampling.add_argument("--top-k", type=int, metavar="N")
     sampling.add_argument("--seed", type=int, metavar="N")
     compression = parser.add_argument_group("KV cache", "default: what the deployment says")
-    compression.add_argument("--policy", default="", metavar="NAME", help="full, streaming, pyramid, …")
+    compression.add_argument(
+        "--policy", default="", metavar="NAME", help="full, streaming, pyramid, auto, …"
+    )
     compression.add_argument("--prefill", default="", choices=("prune", "evict"))
     compression.add_argument(
         "--kv-keep", type=float, metavar="SHARE", help="of the prompt's KV to leave on the device"
+    )
+    compression.add_argument(
+        "--kv-bytes-keep", type=float, metavar="SHARE", help="of the bytes that all its KV takes in 16 bits"
     )
     compression.add_argument("--recall", default="", choices=get_args(Recall))
 
@@ -62,7 +67,8 @@ def run(arguments: argparse.Namespace) -> int:
         sampling=Sampling(arguments.temperature, arguments.top_p, arguments.top_k, arguments.seed),
         stopping=Stopping(arguments.max_tokens),
         compression=Compression(
-            arguments.policy, arguments.prefill, arguments.kv_keep, recall=arguments.recall
+            *(arguments.policy, arguments.prefill, arguments.kv_keep, arguments.recall),
+            kv_bytes_keep=arguments.kv_bytes_keep,
         ),
         session_id=uuid4().hex,
     )
@@ -170,8 +176,11 @@ def _answer(client: Client, messages: list[ChatMessage], options: RequestOptions
 
 
 def _summary(receipt: Receipt) -> str:
+    share = receipt.kv_bytes_keep_reached  # 0 from routers that do not tell
+    in_bytes = f" in {share:.0%} of the bytes in 16 bits" if share else ""
     return (
-        f"{receipt.output_tokens} tokens, {receipt.kv_keep_reached:.0%} of KV kept, "
+        f"{receipt.output_tokens} tokens, {receipt.kv_keep_reached:.0%} of KV kept{in_bytes} "
+        f"({receipt.policy}), "
         f"{receipt.spilled_bytes / 2**20:.1f} MiB spilled, "
         f"first token after {receipt.time_to_first_token * 1000:.0f} ms, "
         f"then one in {receipt.inter_token_p50 * 1000:.0f} ms"

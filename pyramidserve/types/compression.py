@@ -15,7 +15,8 @@ class Compression:
 
     Attributes:
         policy: what stays on the device: "full", "local", "streaming", "pyramid", "h2o", "scissorhands",
-            "snapkv", "tova", "keydiff", "expected_attention", or another deployed one.
+            "snapkv", "tova", "keydiff", "expected_attention", or another deployed one; "auto": what was
+            measured best of the model where as much stays.
         prefill: with "pyramid": "prune", the usual, drops hidden states as PyramidInfer does, "evict"
             computes the full prefill and spills what it evicts to host memory. "": the policy's usual.
         kv_keep: fraction of the prompt's KV, summed over layers, to leave on the device after prefill,
@@ -24,6 +25,9 @@ class Compression:
             "step", also while tokens are generated; "exact", so that the reply is the full cache's.
         parameters: the policy's own knobs, by the names of its authors, obeyed exactly; and with any policy
             ``tokens`` to keep in each layer, a number or a list of one for each, in place of ``kv_keep``.
+        kv_bytes_keep: in place of ``kv_keep``: fraction, in (0, 1], of the bytes that all the prompt's KV
+            would take in 16 bits. The deployment's ``kv_dtype`` says how many tokens that comes to; where
+            all take fewer bytes, all stay.
     """
 
     policy: str = "full"
@@ -31,6 +35,7 @@ class Compression:
     kv_keep: float | None = None
     recall: str = "off"
     parameters: Mapping[str, Parameter] | tuple[tuple[str, Parameter], ...] = ()
+    kv_bytes_keep: float | None = None
 
     def __post_init__(self) -> None:
         """Makes ``parameters`` pairs in order of their names, so that equals are equal and have a hash."""

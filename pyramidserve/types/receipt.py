@@ -42,8 +42,9 @@ class Receipt:
     """What a reply took; times in seconds, memory in bytes.
 
     Attributes:
-        policy: the policy that ran, with its prefill mode, as in "pyramid/prune".
-        kv_keep_target: the fraction asked for; None where knobs or "full" ran.
+        policy: the policy that ran, with its prefill mode, as in "pyramid/prune"; never "auto".
+        kv_keep_target: the fraction asked for, or what ``kv_bytes_keep`` came to; None where knobs or
+            "full" ran.
         kv_keep_reached: fraction of the prompt's KV, summed over layers, on the device after prefill.
         kv_keep_bound_by: what kept the reached fraction above the target, or "".
         inter_token_p50: median time between output tokens; 0 with fewer than two.
@@ -57,6 +58,9 @@ class Receipt:
             those of them that the full cache confirmed.
         device_peak_bytes: the most that the allocators of all shards' devices had handed out by the end,
             weights, pools and whatever else ran included; 0 on CPUs.
+        kv_bytes_keep_target: the fraction of bytes asked for; None where none was.
+        kv_bytes_keep_reached: bytes that the prompt took on the device after prefill, of those that all its
+            KV would take in 16 bits; 0 from routers that do not tell.
     """
 
     request_id: str
@@ -87,3 +91,5 @@ class Receipt:
     drafted_tokens: int
     accepted_tokens: int
     device_peak_bytes: int
+    kv_bytes_keep_target: float | None = None
+    kv_bytes_keep_reached: float = 0.0

@@ -547,8 +547,11 @@ class Compression(_message.Message):
     STREAMING_FIELD_NUMBER: _builtins.int
     RECALL_FIELD_NUMBER: _builtins.int
     PARAMETERS_FIELD_NUMBER: _builtins.int
+    KV_BYTES_KEEP_FIELD_NUMBER: _builtins.int
     policy: _builtins.str
-    """"full", "streaming", "pyramid", or another that the deployment has. Empty: the deployment's default."""
+    """"full", "streaming", "pyramid", or another that the deployment has; "auto", what was measured best of the model at
+    kv_bytes_keep or kv_keep. Empty: the deployment's default.
+    """
     prefill: _builtins.str
     """Only with "pyramid": "prune" drops hidden states as PyramidInfer does, "evict" computes the full prefill
     and spills what it evicts to host memory. Empty: the deployment's default for its policy, else the policy's.
@@ -561,6 +564,10 @@ class Compression(_message.Message):
     """When evicted KV comes back from host memory: "off"; "turn", when a session goes on; "step", also while tokens are
     generated; "exact", so that the reply is the full cache's. "step" and "exact" need prefill "evict". Empty: the
     deployment's default.
+    """
+    kv_bytes_keep: _builtins.float
+    """In place of kv_keep: the fraction, in (0, 1], of the bytes that all the prompt's KV would take in 16 bits. How many
+    tokens that comes to is the deployment's kv_dtype; where all of them take fewer bytes, all stay.
     """
     @_builtins.property
     def pyramid(self) -> Global___PyramidParameters:
@@ -582,13 +589,19 @@ class Compression(_message.Message):
         streaming: Global___StreamingParameters | None = ...,
         recall: _builtins.str = ...,
         parameters: _struct_pb2.Struct | None = ...,
+        kv_bytes_keep: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_kv_keep", b"_kv_keep", "kv_keep", b"kv_keep", "parameters", b"parameters", "pyramid", b"pyramid", "streaming", b"streaming"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_kv_bytes_keep", b"_kv_bytes_keep", "_kv_keep", b"_kv_keep", "kv_bytes_keep", b"kv_bytes_keep", "kv_keep", b"kv_keep", "parameters", b"parameters", "pyramid", b"pyramid", "streaming", b"streaming"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_kv_keep", b"_kv_keep", "kv_keep", b"kv_keep", "parameters", b"parameters", "policy", b"policy", "prefill", b"prefill", "pyramid", b"pyramid", "recall", b"recall", "streaming", b"streaming"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_kv_bytes_keep", b"_kv_bytes_keep", "_kv_keep", b"_kv_keep", "kv_bytes_keep", b"kv_bytes_keep", "kv_keep", b"kv_keep", "parameters", b"parameters", "policy", b"policy", "prefill", b"prefill", "pyramid", b"pyramid", "recall", b"recall", "streaming", b"streaming"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__kv_bytes_keep: _TypeAlias = _typing.Literal["kv_bytes_keep"]  # noqa: Y015
+    _WhichOneofArgType__kv_bytes_keep: _TypeAlias = _typing.Literal["_kv_bytes_keep", b"_kv_bytes_keep"]  # noqa: Y015
     _WhichOneofReturnType__kv_keep: _TypeAlias = _typing.Literal["kv_keep"]  # noqa: Y015
     _WhichOneofArgType__kv_keep: _TypeAlias = _typing.Literal["_kv_keep", b"_kv_keep"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__kv_bytes_keep) -> _WhichOneofReturnType__kv_bytes_keep | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__kv_keep) -> _WhichOneofReturnType__kv_keep | None: ...
 
 Global___Compression: _TypeAlias = Compression  # noqa: Y015
@@ -933,6 +946,8 @@ class Receipt(_message.Message):
     ACCEPTED_TOKENS_FIELD_NUMBER: _builtins.int
     HOST_ATTENDED_BYTES_FIELD_NUMBER: _builtins.int
     DEVICE_PEAK_BYTES_FIELD_NUMBER: _builtins.int
+    KV_BYTES_KEEP_TARGET_FIELD_NUMBER: _builtins.int
+    KV_BYTES_KEEP_REACHED_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """The request."""
     finish_reason: Global___FinishReason.ValueType
@@ -987,6 +1002,12 @@ class Receipt(_message.Message):
     """The most that the allocators of all shards' devices had handed out by the end, weights, pools and whatever else ran
     included; 0 on CPUs.
     """
+    kv_bytes_keep_target: _builtins.float
+    """The fraction of bytes asked for; absent where none was."""
+    kv_bytes_keep_reached: _builtins.float
+    """The bytes that the prompt took on the device after prefill, of those that all its KV would take in 16 bits; may be
+    above 1.
+    """
     @_builtins.property
     def peak_device_bytes(self) -> Global___DeviceBytes:
         """Bytes of device memory at the sequence's peak, all shards together."""
@@ -1026,13 +1047,20 @@ class Receipt(_message.Message):
         accepted_tokens: _builtins.int = ...,
         host_attended_bytes: _builtins.int = ...,
         device_peak_bytes: _builtins.int = ...,
+        kv_bytes_keep_target: _builtins.float | None = ...,
+        kv_bytes_keep_reached: _builtins.float = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_kv_keep_target", b"_kv_keep_target", "kv_keep_target", b"kv_keep_target", "peak_device_bytes", b"peak_device_bytes"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_kv_bytes_keep_target", b"_kv_bytes_keep_target", "_kv_keep_target", b"_kv_keep_target", "kv_bytes_keep_target", b"kv_bytes_keep_target", "kv_keep_target", b"kv_keep_target", "peak_device_bytes", b"peak_device_bytes"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_kv_keep_target", b"_kv_keep_target", "accepted_tokens", b"accepted_tokens", "device_peak_bytes", b"device_peak_bytes", "drafted_tokens", b"drafted_tokens", "dropped_bytes", b"dropped_bytes", "finish_reason", b"finish_reason", "host_attended_bytes", b"host_attended_bytes", "inter_token_p50_seconds", b"inter_token_p50_seconds", "inter_token_p99_seconds", b"inter_token_p99_seconds", "kv_keep_bound_by", b"kv_keep_bound_by", "kv_keep_reached", b"kv_keep_reached", "kv_keep_target", b"kv_keep_target", "layers", b"layers", "output_tokens", b"output_tokens", "peak_device_bytes", b"peak_device_bytes", "pipeline_id", b"pipeline_id", "policy", b"policy", "preemptions", b"preemptions", "prompt_tokens", b"prompt_tokens", "queue_seconds", b"queue_seconds", "recall", b"recall", "recalled_bytes", b"recalled_bytes", "replays", b"replays", "request_id", b"request_id", "reused_tokens", b"reused_tokens", "seed", b"seed", "spilled_bytes", b"spilled_bytes", "stop_string", b"stop_string", "time_to_first_token_seconds", b"time_to_first_token_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_kv_bytes_keep_target", b"_kv_bytes_keep_target", "_kv_keep_target", b"_kv_keep_target", "accepted_tokens", b"accepted_tokens", "device_peak_bytes", b"device_peak_bytes", "drafted_tokens", b"drafted_tokens", "dropped_bytes", b"dropped_bytes", "finish_reason", b"finish_reason", "host_attended_bytes", b"host_attended_bytes", "inter_token_p50_seconds", b"inter_token_p50_seconds", "inter_token_p99_seconds", b"inter_token_p99_seconds", "kv_bytes_keep_reached", b"kv_bytes_keep_reached", "kv_bytes_keep_target", b"kv_bytes_keep_target", "kv_keep_bound_by", b"kv_keep_bound_by", "kv_keep_reached", b"kv_keep_reached", "kv_keep_target", b"kv_keep_target", "layers", b"layers", "output_tokens", b"output_tokens", "peak_device_bytes", b"peak_device_bytes", "pipeline_id", b"pipeline_id", "policy", b"policy", "preemptions", b"preemptions", "prompt_tokens", b"prompt_tokens", "queue_seconds", b"queue_seconds", "recall", b"recall", "recalled_bytes", b"recalled_bytes", "replays", b"replays", "request_id", b"request_id", "reused_tokens", b"reused_tokens", "seed", b"seed", "spilled_bytes", b"spilled_bytes", "stop_string", b"stop_string", "time_to_first_token_seconds", b"time_to_first_token_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__kv_bytes_keep_target: _TypeAlias = _typing.Literal["kv_bytes_keep_target"]  # noqa: Y015
+    _WhichOneofArgType__kv_bytes_keep_target: _TypeAlias = _typing.Literal["_kv_bytes_keep_target", b"_kv_bytes_keep_target"]  # noqa: Y015
     _WhichOneofReturnType__kv_keep_target: _TypeAlias = _typing.Literal["kv_keep_target"]  # noqa: Y015
     _WhichOneofArgType__kv_keep_target: _TypeAlias = _typing.Literal["_kv_keep_target", b"_kv_keep_target"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__kv_bytes_keep_target) -> _WhichOneofReturnType__kv_bytes_keep_target | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__kv_keep_target) -> _WhichOneofReturnType__kv_keep_target | None: ...
 
 Global___Receipt: _TypeAlias = Receipt  # noqa: Y015

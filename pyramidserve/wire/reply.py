@@ -86,6 +86,8 @@ def receipt_to_message(receipt: Receipt) -> pb.Receipt:
         drafted_tokens=receipt.drafted_tokens,
         accepted_tokens=receipt.accepted_tokens,
         device_peak_bytes=receipt.device_peak_bytes,
+        kv_bytes_keep_target=receipt.kv_bytes_keep_target,
+        kv_bytes_keep_reached=receipt.kv_bytes_keep_reached,
     )
 
 
@@ -137,6 +139,10 @@ def receipt_from_message(message: pb.Receipt) -> Receipt:
         drafted_tokens=message.drafted_tokens,
         accepted_tokens=message.accepted_tokens,
         device_peak_bytes=message.device_peak_bytes,
+        kv_bytes_keep_target=message.kv_bytes_keep_target
+        if message.HasField("kv_bytes_keep_target")
+        else None,
+        kv_bytes_keep_reached=message.kv_bytes_keep_reached,
     )
 
 

@@ -113,6 +113,7 @@ def compression_to_message(compression: Compression) -> pb.Compression:
         prefill=compression.prefill,
         kv_keep=compression.kv_keep,
         recall=compression.recall,
+        kv_bytes_keep=compression.kv_bytes_keep,
     )
     if compression.parameters:
         message.parameters.update(_parameters(dict(compression.parameters)))
@@ -123,12 +124,15 @@ def compression_from_message(message: pb.Compression, default: Compression) -> C
     """What ``message`` asks for.
 
     An absent message is ``default``. An empty policy or recall is that of ``default``, and so is an empty
-    prefill where the policy is; the fraction and the knobs of ``default`` hold only where the message
+    prefill where the policy is; the fractions and the knobs of ``default`` hold only where the message
     names no policy, fraction or knobs of its own.
     """
     policy, recall = message.policy or default.policy, message.recall or default.recall
     prefill = message.prefill or (default.prefill if policy == default.policy else "")
-    told = any(message.HasField(name) for name in ("kv_keep", "pyramid", "streaming", "parameters"))
+    told = any(
+        message.HasField(name)
+        for name in ("kv_keep", "kv_bytes_keep", "pyramid", "streaming", "parameters")
+    )
     if not message.policy and not told:
         return replace(default, prefill=prefill, recall=recall)
     return Compression(
@@ -142,6 +146,7 @@ def compression_from_message(message: pb.Compression, default: Compression) -> C
             **_present(message.streaming),
             **_parameters(dict(message.parameters.items())),
         },
+        kv_bytes_keep=message.kv_bytes_keep if message.HasField("kv_bytes_keep") else None,
     )
 
 

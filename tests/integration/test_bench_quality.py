@@ -104,6 +104,20 @@ def test_cells_are_measured_once_part_by_part_and_one_that_raises_stops_no_other
     assert "quality.json was measured with texts 2, here 1; give another folder" in capsys.readouterr().err
 
 
+def test_auto_is_a_cell_and_reads_as_what_it_stands_for(tmp_path: Path, toy: Callable[[str], Path]) -> None:
+    cells = "auto:int8@0.25", "defensive:int8@0.25", "auto:int8@0.7", "full:int8"
+    options = ["--out", str(tmp_path), "--parts", "loss", "--cells", *cells]
+    assert compare(toy("long"), *options) == 0
+    some, named, all_tokens, full = (
+        rows(tmp_path)[name]
+        for name in ("auto:int8@0.25", "defensive/evict:int8@0.25", "auto:int8@0.7", "full:int8")
+    )
+    for name in ("kept_300", "bytes_300", "loss_300", "agree_300"):
+        assert some[name] == named[name]
+        assert all_tokens[name] == full[name]
+    assert float(some["bytes_300"]) == pytest.approx(0.25, abs=0.01)
+
+
 def test_a_cell_that_keeps_all_gains_what_full_does_whether_its_question_is_seen_or_not(
     tmp_path: Path, toy: Callable[[str], Path]
 ) -> None:

@@ -71,6 +71,8 @@ def test_the_scheduler_is_tuned_by_settings_too() -> None:
         ({"model": 7}, ("model", "7", "text")),
         ({"compression": "pyramid"}, ("compression", "'pyramid'", "mapping")),
         ({"compression": None}, ("compression", "None", "mapping")),
+        ({"compression": {"kv_bytes_keep": 2.0}}, ("compression", "kv_bytes_keep is 2.0", "(0, 1]")),
+        ({"compression": {"policy": "auto"}}, ("compression", "'auto'", "kv_bytes_keep")),
         ({"compression": {"kv_keep": "0.45"}}, ("compression.kv_keep", "'0.45'", "float")),
         (
             {"compression": {"policy": "pyramid", "parameters": {"min_context_length": 0.5}}},

@@ -8,8 +8,8 @@ import pytest
 
 PURE = {
     "workers": "events percentile tuning whole_file",
-    "workers.policies": "registry budget defensive pyramid streaming full",
-    "workers.budget": "footprint forecast ledger pages plan released",
+    "workers.policies": "auto registry budget defensive pyramid streaming full",
+    "workers.budget": "footprint forecast kv_share ledger pages plan released",
     "workers.engine": "settings",
     "workers.backends": "tuning",
     "workers.bench": "cell intervals summary",

@@ -19,6 +19,7 @@ from workers.bench.results import Results, Row
 from workers.bench.settings import DECODE, PREFILL, QualitySettings
 from workers.bench.summary import summary
 from workers.budget.kv_format import KV_FORMATS
+from workers.budget.kv_share import KVShare
 from workers.policies.registry import versions
 
 SETTINGS = QualitySettings("toy", "bfloat16", "cpu", 1, (10, 20), 4, 1, 1, 30, (40,), 1, ("W1",))
@@ -90,19 +91,37 @@ def test_a_name_that_is_no_cell_is_refused(name: str, message: str) -> None:
 
 
 def test_a_share_of_bytes_is_one_of_tokens_by_what_a_token_takes() -> None:
-    int8, int4 = KV_FORMATS["int8"].share(64), KV_FORMATS["int4"].share(64)
-    assert Holding(read_cell("local@0.25"), 1.0).asks(1000).kv_keep == 0.25
+    int8, int4 = (KVShare.of(KV_FORMATS[name], 64) for name in ("int8", "int4"))
+    assert Holding(read_cell("local@0.25"), KVShare(1.0)).asks(1000).kv_keep == 0.25
     assert Holding(read_cell("local:int8@0.25"), int8).asks(1000).kv_keep == pytest.approx(0.25 / 0.515625)
     assert Holding(read_cell("full:int8"), int8).asks(1000) == Compression()
     with pytest.raises(InvalidRequestError, match=r"local:int4@0.45: all tokens take 0.266 of the bytes"):
         Holding(read_cell("local:int4@0.45"), int4).asks(1000)
 
 
+def test_auto_keeps_all_where_there_are_bytes_for_it() -> None:
+    int4 = KVShare.of(KV_FORMATS["int4"], 64)
+    cell = read_cell("auto:int4@0.3")
+    assert cell.name == "auto:int4@0.3"
+    assert Holding(cell, int4).asks(4000) == Compression("auto", kv_keep=1.0)
+    fewer = Holding(read_cell("auto:int4+turn@0.2"), int4).asks(10**6)
+    assert (fewer.policy, fewer.recall) == ("auto", "turn")
+    assert fewer.kv_keep == pytest.approx(0.2 / 0.265625, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["float32", "int8", "int4"])
+def test_the_bytes_of_a_cell_with_an_index_are_those_of_its_share(name: str) -> None:
+    cell, shares = read_cell(f"snapkv:{name}+step@0.26"), KVShare.of(KV_FORMATS[name], 64)
+    kept = Holding(cell, shares).asks(4000).kv_keep
+    assert kept is not None
+    assert kept * shares.token + Holding(cell, shares).fixed(4000) == pytest.approx(0.26)
+
+
 def test_what_is_taken_in_any_case_is_not_there_for_tokens() -> None:
-    holding = Holding(read_cell("local:int4@0.25"), 0.265625, fixed_tokens=24.75)
+    holding = Holding(read_cell("local:int4@0.25"), KVShare.of(KV_FORMATS["int4"], 64))
     assert holding.fixed(990) == 0.025
     assert holding.asks(990).kv_keep == pytest.approx((0.25 - 0.025) / 0.265625)
-    assert holding.asks(50).kv_keep == 0.01  # a few that stay in any case
+    assert holding.asks(50).kv_keep == 1 / 50  # one that stays in any case
 
 
 def test_the_usual_cells_are_at_most_forty_and_can_all_be_on_the_embedded_model() -> None:
@@ -110,8 +129,8 @@ def test_the_usual_cells_are_at_most_forty_and_can_all_be_on_the_embedded_model(
     assert cells[0] == BASELINE
     assert len({cell.name for cell in cells}) == len(cells) <= 40
     for cell in cells:
-        share = KV_FORMATS[cell.kv_dtype].share(64) if cell.kv_dtype != "auto" else 1.0
-        Holding(cell, share).asks(1024)
+        form = KV_FORMATS["bfloat16" if cell.kv_dtype == "auto" else cell.kv_dtype]
+        Holding(cell, KVShare.of(form, 64)).asks(1024)
     assert {cell.share for cell in cells} == {None, *SHARES}
     assert with_baseline([EVICT, BASELINE, EVICT]) == [BASELINE, EVICT]
 

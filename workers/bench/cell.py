@@ -8,16 +8,18 @@ from dataclasses import dataclass, replace
 from pyramidserve.errors import InvalidRequestError
 from pyramidserve.types import Compression, Parameter
 from workers.budget.kv_format import KV_DTYPES
+from workers.budget.kv_share import KVShare
+from workers.budget.plan import INDEX_SHARE
+from workers.policies import auto
 from workers.policies.registry import POLICIES, keeps_all, policy_name, recall, validate
 
 # Of the bytes that all KV takes in 16 bits.
 SHARES = (0.45, 0.25, 0.12)
-# Of a prompt's tokens, where its bytes are taken by what is there in any case.
-LEAST = 0.01
 NAME = re.compile(
     r"(?P<policy>[\w-]+)(/(?P<prefill>\w+))?(\[(?P<knobs>[^]]*)\])?(:(?P<kv_dtype>\w+))?(\+(?P<recall>\w+))?"
     r"(@(?P<share>\d*\.?\d+))?"
 )
+AUTO = auto.POLICY.name
 SHAPE = "POLICY/PREFILL[KNOB=VALUE,...]:FORMAT+RECALL@SHARE"
 
 
@@ -58,38 +60,43 @@ class Cell:
 
 @dataclass(frozen=True)
 class Holding:
-    """A cell with what its format comes to for a model.
-
-    Attributes:
-        token_share: bytes of a token beside those that it has in 16 bits.
-        fixed_tokens: how many tokens in 16 bits have the bytes that a layer takes whatever it holds.
-    """
+    """A cell with what its format comes to for a model."""
 
     cell: Cell
-    token_share: float
-    fixed_tokens: float = 0.0
+    shares: KVShare
 
     def asks(self, prompt_tokens: int) -> Compression:
         """What the request of a prompt asks for: as many of its tokens as there are bytes for.
 
-        Raises InvalidRequestError where more would stay than there is.
+        Raises InvalidRequestError where more would stay than there is, unless it is "auto", which may.
         """
         cell = self.cell
         if cell.share is None:
             return cell.compression
-        if cell.share > self.token_share:
+        if cell.share > self.shares.token and cell.compression.policy != AUTO:
             raise InvalidRequestError(
-                f"{cell.name}: all tokens take {self.token_share:.3g} of the bytes in that format; give "
+                f"{cell.name}: all tokens take {self.shares.token:.3g} of the bytes in that format; give "
                 "less than that, or a policy that keeps all"
             )
-        keep = (cell.share - self.fixed(prompt_tokens)) / self.token_share
-        compression = replace(cell.compression, kv_keep=max(min(LEAST, cell.share), keep))
+        keep = self.shares.kv_keep(cell.share, prompt_tokens, self._indexes)
+        compression = replace(cell.compression, kv_keep=keep)
         validate(compression)
         return compression
 
     def fixed(self, prompt_tokens: int) -> float:
-        """Bytes that are taken in any case, of those of the prompt in 16 bits."""
-        return self.fixed_tokens / prompt_tokens
+        """Bytes that are taken in any case, of those of the prompt in 16 bits.
+
+        And what an index takes beyond INDEX_SHARE of its tokens, which counts as kept.
+        """
+        shares, fixed = self.shares, self.shares.fixed_tokens / prompt_tokens
+        if self.cell.share is None or not self._indexes:
+            return fixed
+        gone = (1 - shares.kv_keep(self.cell.share, prompt_tokens, indexes=True)) / (1 - INDEX_SHARE)
+        return fixed + gone * (shares.index - INDEX_SHARE * shares.token)
+
+    @property
+    def _indexes(self) -> bool:
+        return recall(self.cell.compression) == "step"
 
 
 # What the others are compared with: everything is kept.

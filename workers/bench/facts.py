@@ -1,6 +1,7 @@
 """Facts in a document that a first question is not about, and later ones are."""
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,9 +69,14 @@ def talks(tokenizer: Tokenizer, tokens: int, count: int, seed: int) -> list[Talk
 
     There may be fewer, as the reference ends. Raises InvalidRequestError where they are too short.
     """
+    return planted(windows(tokenizer, tokens, count), tokenizer, seed)
+
+
+def planted(texts: Sequence[Sequence[int]], tokenizer: Tokenizer, seed: int) -> list[Talk]:
+    """Documents that are ``texts``, as ``talks`` has them. Raises InvalidRequestError."""
     draw = random.Random(seed)
     made = []
-    for text in windows(tokenizer, tokens, count):
+    for text in texts:
         facts = [
             Fact(*each)
             for each in zip(
@@ -83,7 +89,7 @@ def talks(tokenizer: Tokenizer, tokens: int, count: int, seed: int) -> list[Talk
         words = tokenizer.decode(text).split(" ")
         if len(words) < FACTS:
             raise InvalidRequestError(
-                f"a document of {tokens} tokens has {len(words)} words; {FACTS} facts need more: "
+                f"a document of {len(text)} tokens has {len(words)} words; {FACTS} facts need more: "
                 "give more tokens"
             )
         for fact, at in zip(

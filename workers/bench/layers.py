@@ -32,17 +32,29 @@ class LayerLosses:
             for share in shares:
                 counts = [self._prompt] * layers
                 counts[layer] = max(1, int(share * self._prompt))
-                cut = Compression(self._policy, "", parameters={"tokens": tuple(counts)})
-                losses[-1][share] = mean(map(divergence, self._whole, self._read(cut)))
+                losses[-1][share] = self.of(
+                    Compression(self._policy, "", parameters={"tokens": tuple(counts)})
+                )
             told = ", ".join(f"{losses[-1][share]:.4f} at {share:g}" for share in shares)
             say(f"layer {layer} of {layers} loses {told}")
         return losses
 
-    def _read(self, compression: Compression) -> list[TokenLogprob]:
-        """How likely each token behind each prompt is, and the likeliest in its place."""
+    def of(self, compression: Compression) -> float:
+        """What is lost with it, in nats a token."""
+        return mean(map(divergence, self._whole, self._read(compression)))
+
+    def of_all(self) -> float:
+        """What is lost without the prompts, of which but the last token is read; in nats a token."""
+        return mean(map(divergence, self._whole, self._read(Compression(), self._prompt - 1)))
+
+    def _read(self, compression: Compression, first: int = 0) -> list[TokenLogprob]:
+        """How likely each token behind each prompt is, and the likeliest in its place.
+
+        The prompts begin with their tokens ``first``.
+        """
         requests = [
             EngineRequest(
-                text[: self._prompt],
+                text[first : self._prompt],
                 sampling=Sampling(logprobs=LIKELIEST),
                 stopping=Stopping(max_tokens=len(text) - self._prompt),
                 compression=compression,

@@ -25,7 +25,8 @@ from workers.bench.problems import fetch, read
 from workers.bench.settings import DECODE, PREFILL, QualitySettings
 from workers.bench.tasks import items
 from workers.bench.workload import Workload, named_workload, requests
-from workers.budget.kv_format import KV_FORMATS, RECENT_ROOM
+from workers.budget.kv_format import KV_FORMATS
+from workers.budget.kv_share import KVShare
 from workers.engine.engine import Engine, EngineConfig
 from workers.engine.pipeline import Connect, connect_local
 from workers.model.checkpoint import resolve_checkpoint
@@ -85,9 +86,7 @@ class Quality:
     def holding(self, cell: Cell) -> Holding:
         """``cell`` with what its format comes to for the model."""
         form = KV_FORMATS[self._settings.dtype if cell.kv_dtype == "auto" else cell.kv_dtype]
-        head_size = self._model.head_size
-        recent = RECENT_ROOM * KV_FORMATS[form.recent].share(head_size) if form.recent else 0.0
-        return Holding(cell, form.share(head_size), recent)
+        return Holding(cell, KVShare.of(form, self._model.head_size))
 
     def measure(self, cell: Cell, part: str, full: Record | None, done: Done) -> Record:
         """What is found of a part; ``full`` is the baseline's, None for the baseline itself.

@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from pyramidserve.types import StageState
 from workers.budget.kv_format import KV_FORMATS, KVFormat
+from workers.budget.kv_share import KVShare
 from workers.budget.pages import PAGE_TOKENS, Tokens, pages_for
 from workers.budget.plan import KeepPlan
 
@@ -36,14 +37,21 @@ class ShardLayout:
         return KV_FORMATS[self.kv_dtype]
 
     @property
+    def head_size(self) -> int:
+        """Numbers of a key of one head."""
+        return self.kv_format.head_size(self.page_bytes // (2 * PAGE_TOKENS * self.kv_heads))
+
+    @property
+    def kv_share(self) -> KVShare:
+        """What tokens take there of their bytes in 16 bits."""
+        return KVShare.of(self.kv_format, self.head_size)
+
+    @property
     def host_page_bytes(self) -> int:
         """Bytes of a page of the host's."""
         if not self.mirrors:
             return self.page_bytes
-        own = self.kv_format
-        head_bytes = self.page_bytes // (PAGE_TOKENS * 2 * self.kv_heads)
-        head_size = (head_bytes - own.scale_bytes) * 8 // own.bits
-        return KV_FORMATS[self.host_kv_dtype].page_bytes(self.kv_heads, head_size)
+        return KV_FORMATS[self.host_kv_dtype].page_bytes(self.kv_heads, self.head_size)
 
     @property
     def mirrors(self) -> bool:

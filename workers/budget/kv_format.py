@@ -31,6 +31,10 @@ class KVFormat:
         """Bytes of a key, or of a value, of one head."""
         return -(-head_size * self.bits // 8) + self.scale_bytes
 
+    def head_size(self, head_bytes: int) -> int:
+        """Numbers of a key that takes ``head_bytes``, as ``head_bytes`` says it; at least 1."""
+        return max(1, (head_bytes - self.scale_bytes) * 8 // self.bits)
+
     def row_bytes(self, kv_heads: int, head_size: int) -> int:
         """Bytes of one token in one layer."""
         return 2 * kv_heads * self.head_bytes(head_size)
@@ -79,3 +83,8 @@ _ALL = (
 KV_FORMATS = {each.name: each for each in _ALL}
 # What a deployment may ask for; "auto" is the type of weights and activations.
 KV_DTYPES = ("auto", *KV_FORMATS)
+
+
+def stored(kv_dtype: str, dtype: str) -> str:
+    """Which of KV_FORMATS ``kv_dtype`` is beside weights of ``dtype``; of 16 bits where both are "auto"."""
+    return next((each for each in (kv_dtype, dtype) if each != "auto"), "bfloat16")

@@ -141,6 +141,7 @@ class Engine:
             request.resume_output_ids,
             self.model,
             request.given_output_ids,
+            self.facts[0].layout.kv_dtype,
         )
         forced = max(request.resume_output_ids, request.given_output_ids, key=len)
         if constraint:

@@ -186,7 +186,11 @@ class EngineLoop:
             elif sequence.finish_reason is not None:
                 reports = [shard[row] for shard in step.released]
                 positions = tuple(own for shard in reports for own in shard.positions)
-                events.append(SequenceFinished(key, receipt(sequence, reports), positions))
+                events.append(
+                    SequenceFinished(
+                        key, receipt(sequence, reports, self.scheduler.layout.shards[0].kv_share), positions
+                    )
+                )
             elif sequence.broken:
                 events.append(SequenceBroken(key, sequence.broken))
         return events

@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from pyramidserve.errors import ConfigurationError
+from pyramidserve.types import Compression, Parameter
 
 UNIFORM, PYRAMID, CALIBRATED = BUDGETS = ("uniform", "pyramid", "calibrated")
 # A straight pyramid keeps this many times its mean in its first layer, and as much less in its last.
@@ -42,18 +44,44 @@ def shared_out(tokens: int, weights: Sequence[float], most: int) -> tuple[int, .
 
 
 @dataclass(frozen=True)
+class Trial:
+    """What a policy has left of what a prompt wins, where it keeps a share of the tokens.
+
+    Attributes:
+        kept: the share.
+        policy, prefill, parameters: as requests have them.
+        text: of what the prompt wins on the text that goes on behind it, the part that is left.
+        facts: of what a document wins on answers to later questions; None where it wins nothing.
+    """
+
+    kept: float
+    policy: str
+    prefill: str
+    parameters: tuple[tuple[str, Parameter], ...]
+    text: float
+    facts: float | None
+
+    @property
+    def score(self) -> float:
+        """The mean of both: they are parts of what prompts win, so that neither needs a weight."""
+        return self.text if self.facts is None else (self.text + self.facts) / 2
+
+
+@dataclass(frozen=True)
 class Calibration:
-    """What each layer of a model is to keep, as it was measured.
+    """What each layer of a model is to keep, and what policies have left, as it was measured.
 
     Attributes:
         model: fingerprint of those that it is of; see ``ModelConfig.fingerprint``.
         kept: shares of a prompt's KV, ascending, below 1.
         weights: of each of them, of each layer; their mean is 1.
+        trials: of policies with these weights; none: nobody has measured them.
     """
 
     model: str
     kept: tuple[float, ...]
     weights: tuple[tuple[float, ...], ...]
+    trials: tuple[Trial, ...] = ()
 
     def at(self, kv_keep: float) -> tuple[float, ...]:
         """Weights of layers where ``kv_keep`` is kept: between two that were measured, in a line."""
@@ -66,14 +94,24 @@ class Calibration:
 
     def write(self, file: Path) -> None:
         """Writes what ``read_calibration`` reads."""
-        file.write_text(json.dumps(asdict(self)) + "\n")
+        told = asdict(self)
+        trials = [
+            json.dumps(each | {"parameters": dict(each["parameters"])}) for each in told.pop("trials")
+        ]
+        lines = ",\n  ".join(trials)
+        file.write_text(
+            f'{json.dumps(told)[:-1]}, "trials": [\n  {lines}]}}\n' if trials else json.dumps(told) + "\n"
+        )
 
 
 def read_calibration(file: Path) -> Calibration:
     """Raises ConfigurationError where ``file`` is not what ``pyramidserve calibrate`` writes."""
     try:
         told = json.loads(file.read_text())
-        read = Calibration(told["model"], tuple(told["kept"]), tuple(map(tuple, told["weights"])))
+        read = Calibration(
+            *(told["model"], tuple(told["kept"]), tuple(map(tuple, told["weights"]))),
+            trials=tuple(map(_trial, told.get("trials", ()))),
+        )
         layers = {len(weights) for weights in read.weights}
         if len(layers) != 1 or len(read.weights) != len(read.kept) or list(read.kept) != sorted(read.kept):
             raise ValueError("shares and weights do not match")
@@ -84,6 +122,15 @@ def read_calibration(file: Path) -> Calibration:
             f"budgets {str(file)!r} cannot be read: {error!r}; `pyramidserve calibrate` writes such files"
         ) from error
     return read
+
+
+def _trial(told: Mapping[str, Any]) -> Trial:
+    """Raises ValueError, TypeError or KeyError where it is none."""
+    parameters = tuple(dict(Compression(parameters=told["parameters"]).parameters).items())
+    trial = Trial(**{**told, "parameters": parameters})
+    if not 0 < trial.kept <= 1 or not math.isfinite(trial.score):
+        raise ValueError(f"a trial keeps {trial.kept} and has {trial.score}")
+    return trial
 
 
 def best_shares(losses: Sequence[Mapping[float, float]], kept: float) -> tuple[float, ...]:

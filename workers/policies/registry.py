@@ -1,7 +1,8 @@
 """The policies by the names that requests use: those here, and those of others that are wanted."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import lru_cache
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -9,8 +10,13 @@ from typing import TYPE_CHECKING, cast, get_args
 
 from pyramidserve.errors import ConfigurationError, InvalidRequestError
 from pyramidserve.types import Compression, Parameter, Recall
+from workers.budget.kv_format import KV_FORMATS
+from workers.budget.kv_share import LEAST_INDEXED, KVShare
 from workers.budget.plan import INDEX_SHARE, KeepPlan
+from workers.events import tell
+from workers.model.config import ModelConfig
 from workers.policies import (
+    auto,
     defensive,
     expected_attention,
     full,
@@ -38,6 +44,8 @@ from workers.policies.policy import Policy, Target, counting_knobs, read_knobs
 if TYPE_CHECKING:
     import torch
 
+logger = logging.getLogger(__name__)
+
 Choose = Callable[[Observed, int, int], "torch.Tensor"]
 
 # Where packages of others name their policies.
@@ -62,7 +70,8 @@ BUILT_IN = (
     expected_attention.POLICY,
     defensive.POLICY,
 )
-POLICIES = {policy.name: policy for policy in BUILT_IN}
+# ``auto`` is none of its own: shards are told what it stands for, and have no version of it.
+POLICIES = {policy.name: policy for policy in (*BUILT_IN, auto.POLICY)}
 # What was measured of models, by their fingerprints.
 CALIBRATIONS = {each.model: each for each in map(read_calibration, sorted(MEASURED.glob("*.json")))}
 
@@ -101,17 +110,75 @@ def use_budgets(file: str) -> None:
         CALIBRATIONS[calibration.model] = calibration
 
 
-def settled(compression: Compression, model: str) -> Compression:
-    """A valid ``compression`` with weights where its budget is the one that was measured of a ``model``.
+def settled(compression: Compression, model: ModelConfig, kv_dtype: str, prompt_tokens: int) -> Compression:
+    """What a valid ``compression`` comes to for a prompt of ``prompt_tokens`` >= 1 of a ``model``.
 
-    They go with the request, so that router and shards plan the same. ``model`` is a fingerprint.
+    A share of bytes becomes one of tokens by ``kv_dtype``, of KV_FORMATS, or ``full`` where all stay;
+    ``auto`` becomes what was measured best; and there are weights where its budget is the one that was
+    measured. All of it goes with the request, so that router and shards plan the same.
     """
+    compression = _chosen(_in_tokens(compression, model, kv_dtype, prompt_tokens), model)
     asked, kv_keep = dict(compression.parameters), compression.kv_keep
     usual = CALIBRATED if POLICIES[compression.policy].calibrates else UNIFORM
-    calibration = CALIBRATIONS.get(model) if asked.get(BUDGET, usual) == CALIBRATED else None
+    calibration = CALIBRATIONS.get(model.fingerprint) if asked.get(BUDGET, usual) == CALIBRATED else None
     if calibration is None or kv_keep is None or prunes(compression):
         return compression
     return replace(compression, parameters={**asked, BUDGET: calibration.at(kv_keep)})
+
+
+def _in_tokens(
+    compression: Compression, model: ModelConfig, kv_dtype: str, prompt_tokens: int
+) -> Compression:
+    """With the ``kv_keep`` that its share of bytes comes to, if it says one; ``full`` where all stay."""
+    share, kv_keep = compression.kv_bytes_keep, compression.kv_keep
+    if share is None or kv_keep is not None or keeps_all(compression):
+        return compression
+    shares = KVShare.of(KV_FORMATS[kv_dtype], model.head_size)
+    kv_keep = shares.kv_keep(share, prompt_tokens, recall(compression) == "step")
+    if kv_keep == 1:
+        return Compression(recall=compression.recall, kv_bytes_keep=share)
+    return replace(compression, kv_keep=kv_keep)
+
+
+def _chosen(compression: Compression, model: ModelConfig) -> Compression:
+    """What ``auto`` stands for; another policy as it is."""
+    kv_keep = compression.kv_keep
+    if compression.policy != auto.POLICY.name or kv_keep is None:
+        return compression
+    if kv_keep == 1:
+        return Compression(recall=compression.recall)
+    calibration = CALIBRATIONS.get(model.fingerprint)
+    trials = [each for each in calibration.trials if each.policy in POLICIES] if calibration else []
+    if not trials:
+        _tell_unmeasured(model.fingerprint)
+    chosen = suited(auto.choose_policy(trials, kv_keep, compression.prefill), model)
+    return replace(compression, policy=chosen.policy, prefill=chosen.prefill, parameters=chosen.parameters)
+
+
+def suited(compression: Compression, model: ModelConfig) -> Compression:
+    """With one choice for all heads where the model has windows, which cannot have one for each."""
+    policy = POLICIES[compression.policy]
+    each = any(knob.name == "heads" and knob.default == "each" for knob in fields(policy.knobs))
+    if not (each and any(model.windows)) or prunes(compression):
+        return compression
+    return replace(compression, parameters={**dict(compression.parameters), "heads": "all"})
+
+
+@lru_cache(maxsize=64)
+def _tell_unmeasured(model: str) -> None:
+    """Once of each ``model``."""
+    tell(logger, logging.INFO, "policies_not_measured", model=model, auto=policy_name(auto.UNMEASURED))
+
+
+def alike(one: Compression, other: Compression) -> bool:
+    """Whether both ask for the same, to however many tokens their shares of bytes come."""
+    return one == other or (one.kv_bytes_keep is not None and _asked(one) == _asked(other))
+
+
+def _asked(compression: Compression) -> Compression:
+    parameters = dict(compression.parameters)
+    parameters.pop(BUDGET, None)  # its weights are those of the share of tokens
+    return replace(compression, kv_keep=None, parameters=parameters)
 
 
 def versions(others: Sequence[str] = ()) -> dict[str, str]:
@@ -143,11 +210,13 @@ def validate(compression: Compression) -> None:
     policy = POLICIES.get(compression.policy)
     if policy is None:
         raise InvalidRequestError(f"unknown policy {compression.policy!r}; known are {', '.join(POLICIES)}")
-    kv_keep = compression.kv_keep
-    if kv_keep is not None and not 0 < kv_keep <= 1:
-        raise InvalidRequestError(f"kv_keep is {kv_keep}; it must be in (0, 1]")
+    shares = {"kv_keep": compression.kv_keep, "kv_bytes_keep": compression.kv_bytes_keep}
+    for name, value in shares.items():
+        if value is not None and not 0 < value <= 1:
+            raise InvalidRequestError(f"{name} is {value}; it must be in (0, 1]")
     knobs, tokens, budget = _parameters(compression)
-    wanted = {"kv_keep": kv_keep, TOKENS: tokens}
+    kv_keep, shared = compression.kv_keep, any(value is not None for value in shares.values())
+    wanted = {**shares, TOKENS: tokens}
     asked = [f"{name} {value}" for name, value in wanted.items() if value is not None]
     if asked and policy.keeps_all:
         raise InvalidRequestError(
@@ -159,11 +228,13 @@ def validate(compression: Compression) -> None:
         raise InvalidRequestError(
             f"{asked[0]} was given beside {', '.join(others)}; give one of them alone"
         )
+    if policy is auto.POLICY:
+        _validate_auto(compression, shared)
     if tokens is not None and not _are_counts(tokens):
         raise InvalidRequestError(
             f"tokens is {tokens!r}; it must be a whole number from 1 on, or a list of such"
         )
-    if budget is not None and kv_keep is None:
+    if budget is not None and not shared:
         raise InvalidRequestError(
             f"layer_budget is {budget!r}, but there is no kv_keep; give what layers are to share"
         )
@@ -192,10 +263,28 @@ def validate(compression: Compression) -> None:
         raise InvalidRequestError(
             f"recall {recall!r} needs all KV, which prefill 'prune' never computes; ask for prefill 'evict'"
         )
-    if recall == "step" and kv_keep is not None and kv_keep <= 2 * INDEX_SHARE:
+    if recall == "step" and kv_keep is not None and kv_keep <= LEAST_INDEXED:
         raise InvalidRequestError(
             f"kv_keep is {kv_keep}; with recall 'step', whose index takes part of it, it must be above "
-            f"{2 * INDEX_SHARE}"
+            f"{LEAST_INDEXED}"
+        )
+
+
+def _validate_auto(compression: Compression, shared: bool) -> None:
+    """Of what is valid for others, refuses what leaves ``auto`` no choice, or no share to choose by."""
+    if compression.parameters:
+        name, value = next(iter(dict(compression.parameters).items()))
+        raise InvalidRequestError(
+            f"{name} is {value!r}, but policy 'auto' chooses that itself; drop it, or name a policy"
+        )
+    if not shared:
+        raise InvalidRequestError(
+            "policy 'auto' was given neither kv_bytes_keep nor kv_keep; give the share of bytes, or of "
+            "tokens, at which it is to choose"
+        )
+    if compression.prefill not in ("", *auto.PREFILLS):
+        raise InvalidRequestError(
+            f"prefill is {compression.prefill!r}; it must be {' or '.join(map(repr, auto.PREFILLS))}"
         )
 
 
@@ -236,7 +325,8 @@ def says_how_much(compression: Compression) -> bool:
     """Whether it says itself how much stays, with a fraction, counts or knobs."""
     knobs, tokens, _ = _parameters(compression)
     counting = counting_knobs(POLICIES[compression.policy])
-    return compression.kv_keep is not None or tokens is not None or any(name in counting for name in knobs)
+    shares = compression.kv_keep, compression.kv_bytes_keep, tokens
+    return any(each is not None for each in shares) or any(name in counting for name in knobs)
 
 
 def keeps_all(compression: Compression) -> bool:
@@ -319,5 +409,7 @@ def _of_layers(tokens: Parameter | None, layers: int) -> tuple[int, ...] | None:
 
 def _prefill(compression: Compression) -> str:
     """How it prefills; "" where there is no choice."""
+    if compression.policy == auto.POLICY.name:
+        return compression.prefill
     prefills = POLICIES[compression.policy].prefills
     return (compression.prefill or prefills[0]) if prefills else ""

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from pyramidserve.types import Compression, StageState
 from workers.budget.footprint import fitting, stage_layout
-from workers.policies.registry import keeps_all, plan, policy_name
+from workers.model.config import ModelConfig
+from workers.policies.registry import keeps_all, plan, policy_name, settled
 
 # A long chat; where the context is shorter, a full one.
 SEQUENCE_TOKENS = 4096
@@ -31,8 +32,10 @@ class Capacity:
         """As in: 24 sequences of 4,096 tokens at keep 0.45; 11 with `full`."""
         if keeps_all(self.compression):
             return f"{self._count(self.full)} of {self.tokens:,} tokens with `full`"
-        keep = self.compression.kv_keep
-        how = f"with `{policy_name(self.compression)}`" if keep is None else f"at keep {keep:g}"
+        keep, share = self.compression.kv_keep, self.compression.kv_bytes_keep
+        how = f"at keep {keep:g}" if keep is not None else f"with `{policy_name(self.compression)}`"
+        if share is not None:
+            how = f"with `{policy_name(self.compression)}` at {share:g} of the bytes"
         if self.compression.recall != "off":
             how += f" and recall {self.compression.recall}"
         return f"{self._count(self.compressed)} of {self.tokens:,} tokens {how}; {self.full} with `full`"
@@ -43,10 +46,11 @@ class Capacity:
 
 
 def capacity(
-    stages: Sequence[StageState], max_sequences: int, context: int, compression: Compression
+    stages: Sequence[StageState], max_sequences: int, model: ModelConfig, compression: Compression
 ) -> Capacity:
-    """What fits into the pools of ``stages``; of a model with that ``context``."""
-    tokens = min(SEQUENCE_TOKENS, context)
+    """What fits into the pools of ``stages``, which have the ``model``."""
+    tokens = min(SEQUENCE_TOKENS, model.context)
+    compression = settled(compression, model, stages[0].kv_dtype, max(1, tokens - 1))
     shards = tuple(map(stage_layout, stages))
     pages = [each.pages_total for each in stages]
     on_host = [

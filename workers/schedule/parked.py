@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from pyramidserve.types import Compression
 from workers.budget.plan import KeepPlan
-from workers.policies.registry import prunes
+from workers.policies.registry import alike, prunes
 from workers.schedule.sequence import RunningSequence, SequenceRequest
 
 
@@ -76,7 +76,7 @@ class ParkedSession:
         can be taken back; other policies need all KV for that, on the device or the host. Where heads have
         tokens of their own, only what all of them have on the device can be.
         """
-        if request.compression != self.compression:
+        if not alike(request.compression, self.compression):
             return 0
         prompt = request.prompt_ids[:-1]
         pairs = enumerate(zip(self.ids, prompt, strict=False))

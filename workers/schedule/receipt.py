@@ -4,18 +4,24 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from pyramidserve.types import DeviceBytes, Receipt
+from workers.budget.kv_share import KVShare
 from workers.budget.released import ReleasedSequence
 from workers.percentile import percentile
 from workers.policies.registry import policy_name, recall
 from workers.schedule.sequence import RunningSequence
 
 
-def receipt(sequence: RunningSequence, shards: Sequence[ReleasedSequence]) -> Receipt:
-    """What a sequence took that has come to its end, from what every shard reports."""
+def receipt(sequence: RunningSequence, shards: Sequence[ReleasedSequence], shares: KVShare) -> Receipt:
+    """What a sequence took that has come to its end, from what every shard reports.
+
+    ``shares``: what tokens take of their bytes in 16 bits.
+    """
     assert sequence.finish_reason is not None
     request = sequence.request
     kept = sum(layer.prompt_kept for shard in shards for layer in shard.layers)
-    all_layers = len(request.prompt_ids) * len(sequence.plan.kept)
+    keep, all_layers = sequence.plan, len(request.prompt_ids) * len(sequence.plan.kept)
+    # What a turn finds of those before it is known only to the shards.
+    kept_share = (kept if sequence.reused else sum(keep.kept)) / all_layers
     new_times = sequence.token_times[len(request.forced_output_ids) :]
     gaps = [b - a for a, b in pairwise(new_times)]
     return Receipt(
@@ -27,9 +33,8 @@ def receipt(sequence: RunningSequence, shards: Sequence[ReleasedSequence]) -> Re
         seed=request.sampling.seed or 0,
         policy=policy_name(request.compression),
         kv_keep_target=request.compression.kv_keep,
-        # What a turn finds of those before it is known only to the shards.
-        kv_keep_reached=kept / all_layers if sequence.reused else sequence.plan.fraction,
-        kv_keep_bound_by=sequence.plan.bound_by,
+        kv_keep_reached=kept_share if sequence.reused else keep.fraction,
+        kv_keep_bound_by=keep.bound_by,
         peak_device_bytes=DeviceBytes(
             kv=sum((s.peak_pages - s.score_pages) * s.page_bytes for s in shards),
             scores=sum(s.score_pages * s.page_bytes for s in shards),
@@ -53,4 +58,6 @@ def receipt(sequence: RunningSequence, shards: Sequence[ReleasedSequence]) -> Re
         drafted_tokens=sequence.drafting.drafted if sequence.drafting else 0,
         accepted_tokens=sequence.drafting.accepted if sequence.drafting else 0,
         device_peak_bytes=sum(s.device_peak_bytes for s in shards),
+        kv_bytes_keep_target=request.compression.kv_bytes_keep,
+        kv_bytes_keep_reached=shares.in_bytes(kept_share, len(request.prompt_ids), keep.indexes),
     )

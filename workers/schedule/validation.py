@@ -50,12 +50,14 @@ def settle(
     output_ids: Sequence[int],
     model: ModelConfig,
     given_ids: Sequence[int] = (),
+    kv_dtype: str = "bfloat16",
 ) -> Terms:
-    """Checks a request against the model and settles seed, ``max_tokens`` and how layers share a budget.
+    """Checks a request against the model and settles seed, ``max_tokens`` and what stays.
 
     Args:
         output_ids: output that the client has already.
         given_ids: output that is given, that which it has already included.
+        kv_dtype: in what KV is stored, one of KV_FORMATS.
 
     Raises:
         InvalidRequestError: naming the value and the way out.
@@ -75,7 +77,7 @@ def settle(
                     f"token id {token} in {name} is out of range; ids go from 0 to {model.vocabulary - 1}"
                 )
     validate(compression)
-    compression = settled(compression, model.fingerprint)
+    compression = settled(compression, model, kv_dtype, len(prompt_ids))
     keep = plan(compression, len(prompt_ids), model.layers)
     outgrows = keep.within_cache and keep.held <= model.context
     longest, bound = longest_sequence(model, outgrows and recall(compression) == "off")
@@ -131,13 +133,13 @@ def longest_sequence(model: ModelConfig, outgrows: bool) -> tuple[int, str]:
     return model.context, "the model's context"
 
 
-def may_outgrow(compression: Compression, model: ModelConfig) -> bool:
+def may_outgrow(compression: Compression, model: ModelConfig, kv_dtype: str) -> bool:
     """Whether some sequence of ``compression`` may have more tokens than the context.
 
     Raises InvalidRequestError where it is not valid.
     """
     validate(compression)
-    return plan(settled(compression, model.fingerprint), 1, model.layers).within_cache
+    return plan(settled(compression, model, kv_dtype, 1), 1, model.layers).within_cache
 
 
 def _way_out(compression: Compression, keep: KeepPlan, model: ModelConfig) -> str:

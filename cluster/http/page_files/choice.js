@@ -13,7 +13,13 @@ export function offer(select, policies) {
 export function chosen(form) {
   const of = (name) => form.querySelector(`#${name}`).value;
   const [policy, prefill] = of("policy").split("/");
-  const compression = { policy, prefill, kv_keep: Number(of("kv-keep")), recall: of("recall") };
+  const compression = {
+    policy,
+    prefill,
+    kv_keep: Number(of("kv-keep")),
+    kv_bytes_keep: Number(of("kv-bytes-keep")),
+    recall: of("recall"),
+  };
   const asked = Object.entries(compression).filter(([, value]) => value);
   return {
     ...(asked.length && { compression: Object.fromEntries(asked) }),

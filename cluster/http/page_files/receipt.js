@@ -11,6 +11,7 @@ export function showReceipt(list, receipt) {
     "Tokens, prompt + reply": `${receipt.prompt_tokens} + ${receipt.output_tokens}`,
     Reused: `${receipt.reused_tokens} of ${receipt.prompt_tokens}`,
     "kv_keep reached": receipt.kv_keep_reached.toFixed(2) + asked + bound,
+    "Of the bytes in 16 bits": receipt.kv_bytes_keep_reached.toFixed(2),
     Policy: receipt.policy,
     Recall: receipt.recall,
   };

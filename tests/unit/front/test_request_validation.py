@@ -117,6 +117,8 @@ def test_text_and_chat_are_tokenised() -> None:
         ({"compression": pb.Compression(policy="pyramid", prefill="skip")}, "'skip'"),
         ({"compression": pb.Compression(kv_keep=0.0)}, "kv_keep is 0.0"),
         ({"compression": pb.Compression(kv_keep=math.nan)}, "kv_keep is nan"),
+        ({"compression": pb.Compression(kv_bytes_keep=0.0)}, "kv_bytes_keep is 0.0"),
+        ({"compression": pb.Compression(kv_keep=0.5, kv_bytes_keep=0.5)}, "kv_bytes_keep 0.5"),
         ({"resume_output_ids": [5, VOCABULARY]}, f"{VOCABULARY} in resume_output_ids"),
         ({"resume_output_ids": [5, 6, 7], "stopping": pb.Stopping(max_tokens=2)}, "3 tokens"),
         ({"resume_output_ids": [5], "sampling": pb.Sampling(temperature=0.5)}, "seed"),

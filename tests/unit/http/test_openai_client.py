@@ -221,6 +221,36 @@ def test_what_is_asked_arrives() -> None:
 
 
 @pytest.mark.parametrize(
+    ("kv_dtype", "share", "policy", "kv_keep"),
+    [
+        *(("float32", 0.5, "defensive", 0.25), ("float16", 0.5, "defensive", 0.5)),
+        *(("int8", 0.375, "defensive", 0.5), ("int8", 0.75, "full", 0)),
+    ],
+)
+def test_a_share_of_bytes_becomes_tokens_by_the_format_of_the_pipelines(
+    kv_dtype: str, share: float, policy: str, kv_keep: float
+) -> None:
+    async def whole() -> None:
+        async with site() as at, at.head(hello(kv_dtype=kv_dtype)) as head, at.openai() as client:
+            asking = asyncio.create_task(
+                client.completions.create(
+                    model="toy",
+                    prompt=[5] * 40,
+                    extra_body={
+                        "compression": {"policy": "auto", "kv_bytes_keep": share},
+                        "recall": "turn",
+                    },
+                )
+            )
+            told = (await head.started()).compression
+            assert (told.policy, told.kv_keep, told.kv_bytes_keep) == (policy, kv_keep, share)
+            assert told.recall == "turn"
+            asking.cancel()
+
+    run(whole)
+
+
+@pytest.mark.parametrize(
     ("extra", "names", "kind"),
     [
         ({"temperature": -1}, "temperature is -1", openai.BadRequestError),
@@ -233,6 +263,12 @@ def test_what_is_asked_arrives() -> None:
         ({"model": "gpt-9"}, "model is 'gpt-9'", openai.NotFoundError),
         ({"compression": {"policy": "magic"}}, "magic", openai.BadRequestError),
         ({"compression": {"kvkeep": 1}}, "compression.kvkeep", openai.BadRequestError),
+        (
+            {"compression": {"policy": "h2o", "kv_keep": 0.5, "kv_bytes_keep": 0.25}},
+            "kv_keep 0.5 was given beside kv_bytes_keep 0.25",
+            openai.BadRequestError,
+        ),
+        ({"compression": {"policy": "auto"}}, "neither kv_bytes_keep nor kv_keep", openai.BadRequestError),
         ({"priority": "urgent"}, "priority is 'urgent'", openai.BadRequestError),
         ({"deadline": 0}, "deadline is 0", openai.BadRequestError),
         ({"max_tokens": 1000}, "max_tokens is 1000", openai.BadRequestError),

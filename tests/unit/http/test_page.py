@@ -82,11 +82,12 @@ POLICY = replace(full.POLICY, name="mine")
             return told
 
     built_in = asyncio.run(policies())
-    assert built_in == [
+    named = [
         f"{policy.name}/{prefill}" if prefill else policy.name
         for policy in BUILT_IN
         for prefill in policy.prefills or ("",)
     ]
+    assert built_in == [*named, "auto"]
     with installed_policies(tmp_path, "mine", code, {"mine": "POLICY"}):
         enable(["mine"])
         assert asyncio.run(policies()) == [*built_in, "mine"]

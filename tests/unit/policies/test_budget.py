@@ -1,6 +1,8 @@
 """How layers share a budget: all of it, within bounds, and as was measured where that is known."""
 
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,9 +11,15 @@ from hypothesis import strategies as st
 
 from pyramidserve.errors import ConfigurationError, InvalidRequestError
 from pyramidserve.types import Compression
+from workers.model.config import ModelConfig
+from workers.model.shapes import SHAPES
 from workers.policies import registry
-from workers.policies.budget import Calibration, best_shares, read_calibration, shared_out
+from workers.policies.budget import Calibration, Trial, best_shares, read_calibration, shared_out
 from workers.policies.registry import plan, settled, use_budgets, validate
+
+TRIAL = {"kept": 0.5, "policy": "tova", "prefill": "", "parameters": {}, "text": 0.5, "facts": 0.5}
+ONE = {"model": "m", "kept": [0.5], "weights": [[1]]}
+THREE_LAYERS = replace(SHAPES["llama-2-7b"], layers=3)
 
 weights = st.lists(st.floats(0.05, 20), min_size=1, max_size=12)
 
@@ -72,29 +80,41 @@ def test_budgets_between_those_that_were_measured_are_in_between() -> None:
     assert measured.at(1) == (1, 1)
 
 
+def test_what_was_tried_is_read_as_it_was_written(tmp_path: Path) -> None:
+    knobs = (("heads", "all"), ("layer_budget", (1.0, 2.0)))
+    trials = Trial(0.5, "tova", "", (), 0.5, None), Trial(0.5, "pyramid", "evict", knobs, 0.5, 0.25)
+    written = Calibration("m", (0.5,), ((0.5, 1.5),), trials)
+    written.write(tmp_path / "budgets.json")
+    read = read_calibration(tmp_path / "budgets.json")
+    assert read == written
+    assert [each.score for each in read.trials] == [0.5, 0.375]
+
+
 @pytest.fixture
 def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A file for models of three layers; what is taken in is forgotten again."""
     monkeypatch.setattr(registry, "CALIBRATIONS", dict(registry.CALIBRATIONS))
     file = tmp_path / "budgets.json"
-    Calibration("three layers", (0.5,), ((0.5, 1.5, 1.0),)).write(file)
+    Calibration(THREE_LAYERS.fingerprint, (0.5,), ((0.5, 1.5, 1.0),)).write(file)
     return file
 
 
 def test_weights_go_with_a_request_to_a_model_that_was_measured(measured: Path) -> None:
+    def told(asked: Compression, model: ModelConfig = THREE_LAYERS) -> Compression:
+        return settled(asked, model, "bfloat16", 200)
+
     asked = Compression("defensive", kv_keep=0.5)
-    assert settled(asked, "three layers") == asked
+    assert told(asked) == asked
     assert plan(asked, 200, 3).kept == (100, 100, 100)
     use_budgets("")
     use_budgets(str(measured))
-    told = settled(asked, "three layers")
-    assert plan(told, 200, 3).kept == (50, 150, 100)
-    assert settled(told, "three layers") == told
-    assert settled(asked, "four layers") == asked
+    assert plan(told(asked), 200, 3).kept == (50, 150, 100)
+    assert told(told(asked)) == told(asked)
+    assert told(asked, replace(THREE_LAYERS, layers=4)) == asked
     others = [Compression("snapkv", kv_keep=0.5), Compression("defensive"), Compression()]
-    assert [settled(other, "three layers") for other in others] == others
+    assert list(map(told, others)) == others
     asked = Compression("snapkv", kv_keep=0.5, parameters={"layer_budget": "calibrated"})
-    assert plan(settled(asked, "three layers"), 200, 3).kept == (50, 150, 100)
+    assert plan(told(asked), 200, 3).kept == (50, 150, 100)
 
 
 @pytest.mark.parametrize("policy", ["defensive", "snapkv", "h2o"])
@@ -139,6 +159,9 @@ def test_a_budget_that_makes_no_sense_is_refused(compression: Compression, says:
         json.dumps({"model": "m", "kept": [0.5, 0.2], "weights": [[1], [1]]}),
         json.dumps({"model": "m", "kept": [0.5, 0.7], "weights": [[1], [1, 1]]}),
         json.dumps({"model": "m", "kept": [0.5], "weights": [["much"]]}),
+        json.dumps({**ONE, "trials": [{"kept": 0.5}]}),
+        json.dumps({**ONE, "trials": [{**TRIAL, "kept": 2}]}),
+        json.dumps({**ONE, "trials": [{**TRIAL, "text": math.nan}]}),
     ],
 )
 def test_a_file_that_is_none_is_refused_by_name(tmp_path: Path, text: str) -> None:

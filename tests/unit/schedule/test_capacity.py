@@ -1,11 +1,15 @@
 """What is said to fit is what finds room."""
 
+from dataclasses import replace
+
 import pytest
 from fake_head import stage
 from fake_pipeline import Spoken
 
 from pyramidserve.types import Compression, Sampling, StageState, Stopping
 from workers.budget.footprint import ShardLayout
+from workers.model.config import ModelConfig
+from workers.model.shapes import SHAPES
 from workers.policies.registry import plan
 from workers.schedule.capacity import capacity
 from workers.schedule.detokenizer import Detokenizer
@@ -13,6 +17,12 @@ from workers.schedule.memory import PipelineLayout, PipelineMemory
 from workers.schedule.sequence import RunningSequence, SequenceRequest
 
 CONTEXT, MOST = 600, 64
+
+
+def model(context: int) -> ModelConfig:
+    return replace(SHAPES["llama-2-7b"], layers=8, context=context)
+
+
 EVICT = Compression("pyramid", "evict", kv_keep=0.45)
 KINDS = {
     "full": Compression(),
@@ -61,7 +71,7 @@ def test_as_many_fit_as_are_said_to(kind: str, pages: tuple[int, ...], on_host: 
         stage(first, end, count, host_pages=spilled)
         for first, end, count, spilled in zip(bounds[:-1], bounds[1:], pages, on_host, strict=True)
     ]
-    fits = capacity(stages, MOST, CONTEXT, KINDS[kind])
+    fits = capacity(stages, MOST, model(CONTEXT), KINDS[kind])
     assert fits.tokens == CONTEXT
     assert fits.compressed == that_find_room(stages, KINDS[kind])
     assert fits.full == that_find_room(stages, Compression())
@@ -69,17 +79,24 @@ def test_as_many_fit_as_are_said_to(kind: str, pages: tuple[int, ...], on_host: 
 
 def test_the_host_counts_where_nothing_may_be_lost() -> None:
     roomy, tight = ([stage(0, 8, 9999, host_pages=on_host)] for on_host in (9999, 400))
-    counts = [capacity(stages, MOST, CONTEXT, KINDS["exact"]).compressed for stages in (tight, roomy)]
+    counts = [
+        capacity(stages, MOST, model(CONTEXT), KINDS["exact"]).compressed for stages in (tight, roomy)
+    ]
     assert 0 < counts[0] < counts[1]
-    assert capacity(tight, MOST, CONTEXT, EVICT) == capacity(roomy, MOST, CONTEXT, EVICT)
+    assert capacity(tight, MOST, model(CONTEXT), EVICT) == capacity(roomy, MOST, model(CONTEXT), EVICT)
 
 
 def test_it_is_said_in_a_line() -> None:
-    stages = [stage(0, 8, 24 * 2048)]
-    assert str(capacity(stages, 200, 4096, Compression())) == "24 sequences of 4,096 tokens with `full`"
-    told = str(capacity(stages, 200, 100_000, EVICT))
-    assert told == "52 sequences of 4,096 tokens at keep 0.45; 24 with `full`"
-    bound = str(capacity(stages, 1, 600, KINDS["exact"]))
+    def told(compression: Compression, context: int = 4096, most: int = 200) -> str:
+        return str(capacity([stage(0, 8, 24 * 2048)], most, model(context), compression))
+
+    assert told(Compression()) == "24 sequences of 4,096 tokens with `full`"
+    assert told(EVICT, 100_000) == "52 sequences of 4,096 tokens at keep 0.45; 24 with `full`"
+    bound = told(KINDS["exact"], 600, 1)
     assert bound == "0 sequences of 600 tokens at keep 0.45 and recall exact; 1 with `full`"
-    knobs = str(capacity(stages, 30, 4096, Compression("streaming")))
+    knobs = told(Compression("streaming"), most=30)
     assert knobs == "30 sequences (max_sequences) of 4,096 tokens with `streaming`; 24 with `full`"
+    # In 32 bits a quarter of the bytes in 16 is an eighth of the tokens.
+    eighth = capacity([stage(0, 8, 24 * 2048)], 200, model(4096), Compression("defensive", kv_keep=0.125))
+    beside = "sequences of 4,096 tokens with `defensive/evict` at 0.25 of the bytes; 24 with `full`"
+    assert told(Compression("auto", kv_bytes_keep=0.25)) == f"{eighth.compressed} {beside}"

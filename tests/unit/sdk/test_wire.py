@@ -3,6 +3,7 @@
 import math
 import types
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from enum import Enum
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -137,6 +138,14 @@ def test_not_a_number_reaches_the_validation_of_the_server() -> None:
         (pb.Compression(prefill="prune"), Compression("pyramid", "prune", kv_keep=0.5, recall="turn")),
         (pb.Compression(kv_keep=0.1), Compression("pyramid", "evict", kv_keep=0.1, recall="turn")),
         (
+            pb.Compression(kv_bytes_keep=0.1),
+            Compression("pyramid", "evict", recall="turn", kv_bytes_keep=0.1),
+        ),
+        (
+            pb.Compression(policy="auto", kv_bytes_keep=0.25),
+            Compression("auto", recall="turn", kv_bytes_keep=0.25),
+        ),
+        (
             pb.Compression(pyramid=pb.PyramidParameters(min_context_length=0)),
             Compression("pyramid", "evict", recall="turn", parameters={"min_context_length": 0}),
         ),
@@ -151,6 +160,22 @@ def test_compression_takes_from_the_default_what_it_leaves_open(
 ) -> None:
     default = Compression("pyramid", "evict", kv_keep=0.5, recall="turn")
     assert wire.compression_from_message(message, default) == expected
+
+
+def test_a_share_of_bytes_is_that_of_the_default_until_a_request_says_how_much() -> None:
+    default = Compression("auto", recall="turn", kv_bytes_keep=0.25)
+    for older in (pb.Compression(), pb.Compression(recall="off"), pb.Compression(prefill="evict")):
+        told = wire.compression_from_message(older, default)
+        assert (told.policy, told.kv_keep, told.kv_bytes_keep) == ("auto", None, 0.25)
+    by_tokens = wire.compression_from_message(pb.Compression(kv_keep=0.5), default)
+    assert by_tokens == Compression("auto", kv_keep=0.5, recall="turn")
+
+
+def test_routers_that_do_not_tell_of_bytes_are_understood() -> None:
+    older = wire.receipt_to_message(replace(receipt("r", 5), kv_bytes_keep_target=None))
+    older.ClearField("kv_bytes_keep_reached")
+    told = wire.receipt_from_message(sent(older))
+    assert (told.kv_bytes_keep_target, told.kv_bytes_keep_reached) == (None, 0)
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,7 @@ def test_a_calibration_is_checked(tmp_path: Path, capsys: pytest.CaptureFixture[
         (["--shards", "33"], "7b can have 1 to 32"),
         (["--model", "70b", "--shards", "1"], "cannot hold the 138 GB"),
         (["--kv-keep", "2"], "kv_keep is 2.0"),
+        (["--kv-keep", "0.5", "--kv-bytes-keep", "0.5"], "kv_keep 0.5 was given beside kv_bytes_keep 0.5"),
         (["--policy", "lru"], "--policy is 'lru', which is not installed; known are full"),
         (["--params", "none.json"], "none.json"),
         (["--measured", "nothing.json"], "nothing.json"),
