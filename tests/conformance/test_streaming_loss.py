@@ -66,7 +66,7 @@ def test_sinks_that_kept_their_positions_in_a_long_text_would_cost_dearly(
 ) -> None:
     """As behind 20,000 tokens, of which the model knows 8,192."""
     cache = engine.stages[0].cache
-    turn = cache._turn
+    turn = cache._sinks._turn
 
     def behind(keys: torch.Tensor, layers: Lengths, distances: Lengths, length: int) -> torch.Tensor:
         return turn(keys, layers, distances - 20_000, length)

@@ -7,9 +7,10 @@ from workers.budget.footprint import ShardLayout
 from workers.budget.pages import PAGE_TOKENS
 from workers.device import free_bytes
 from workers.engine.settings import EngineSettings
-from workers.kv.cache import ShardCache, Turn
+from workers.kv.cache import ShardCache
 from workers.kv.host import HostStore
 from workers.kv.link import HostLink
+from workers.kv.near_sinks import Turn
 from workers.kv.page_table import PageTables
 from workers.kv.pool import KVPool
 from workers.kv.rows import row_format, row_shape

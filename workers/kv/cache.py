@@ -1,7 +1,7 @@
 """The KV cache of one shard: what every layer of every sequence holds, on the device and the host."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -28,20 +28,12 @@ from workers.kv.entry import (
 )
 from workers.kv.hidden import HiddenStore
 from workers.kv.host import HostStore
+from workers.kv.near_sinks import NearSinks, Turn, unturned
 from workers.kv.page_table import Lengths, PageTables
 from workers.kv.pool import KVPool, PagedLayers, PagedStep
 from workers.kv.rows import decode, encode, recoded
 from workers.kv.suspended import SuspendedSequences
 from workers.kv.windows import not_yet_there, unseen_slots
-
-# Keys [n, KV heads, head size], of layers of the shard and rotated anew by so many positions, both int64
-# [n], in a sequence of at most so many tokens.
-Turn = Callable[[torch.Tensor, Lengths, Lengths, int], torch.Tensor]
-
-
-def unturned(keys: torch.Tensor, layers: Lengths, distances: Lengths, length: int) -> torch.Tensor:
-    """A ``Turn`` of keys that have no rotation."""
-    return keys
 
 
 class ShardCache:
@@ -50,10 +42,8 @@ class ShardCache:
     Layers count from 0 within the shard. In one that has a window a token attends to the newest tokens
     alone; what is older is kept, as a turn of a session may go back to it.
 
-    Of sequences whose sinks come nearer (``CacheNeeds.sinks``) these keys are rotated as if what is gone
-    had never been between them and the rest. They are always rotated from what was first stored, so that
-    roundings do not add up, however often tokens go. One that has outgrown its table, and so the model's
-    context, has nothing on the host any more: no turn could attend to all of that.
+    A sequence that has outgrown its table, and so the model's context, has nothing on the host any more: no
+    turn could attend to all of that.
 
     Attributes:
         device, host: what holds the tokens.
@@ -73,8 +63,9 @@ class ShardCache:
         """``windows``: of every layer, the newest tokens that one attends to; 0: all. Empty: all in all."""
         self.layers, self._first_layer = layout.end - layout.first, layout.first
         self.windows = tuple(windows) or (0,) * self.layers
-        self._turn, self._longest = turn, tables.max_tokens
+        self._longest = tables.max_tokens
         self.device, self.host = DeviceStore(pool, tables, self.layers), host
+        self._sinks = NearSinks(self.device, turn)
         self.hidden = HiddenStore(host, self.layers)
         self._suspended = SuspendedSequences(host)
         self._sequences: dict[int, CachedSequence] = {}
@@ -137,7 +128,7 @@ class ShardCache:
         places = np.full(positions.shape, -1)
         kv = self.device.read(sequence, layer)
         spilled = self.host.count(sequence, layer) if recall else 0
-        self._move_gathered(sequence, layer, kv, len(kv) + spilled)
+        self._sinks.move_gathered(sequence, layer, self._sequences[sequence], kv, len(kv) + spilled)
         if not spilled:
             return GatheredLayer(positions, places, kv)
         if self._sequences[sequence].needs.mirrored:  # all is there
@@ -207,12 +198,7 @@ class ShardCache:
         """
         entry, like = self._sequences[sequence], self.host.like
         held = np.tile(positions, (entry.needs.sets, 1))
-        if entry.needs.sinks and len(kv) < entry.tokens:  # not all was read, and sinks moved before it was
-            entry.moved[layer] = entry.tokens - len(kv)
-            own, keys = np.array([layer]), kv[: entry.needs.sinks, 0]
-            back = np.full(len(keys), -entry.moved[layer])
-            first = self._turn(keys, np.full(len(keys), layer), back, entry.needs.length)
-            self.device.sinks.write(sequence, own, encode(first, self.device.pool.rows.dtype)[None])
+        self._sinks.begin(sequence, layer, entry, kv)
         if entry.needs.mirrored:
             self.host.spill(sequence, layer, [held], encode(kv, like.dtype))
         elif keep is not None:
@@ -260,11 +246,7 @@ class ShardCache:
 
     def _places(self, sequence: int, layer: int) -> Positions:
         """As ``positions``, of sinks those that they have moved to."""
-        entry, places = self._sequences[sequence], self.positions(sequence, layer)
-        if entry.moved[layer]:
-            places = places.copy()
-            places[:, : entry.needs.sinks] += entry.moved[layer]
-        return places
+        return self._sequences[sequence].places(layer, self.positions(sequence, layer))
 
     def take_back(self, sequence: int, tokens: int) -> None:
         """Forgets the newest ``tokens`` tokens."""
@@ -301,7 +283,7 @@ class ShardCache:
             spilled.append(ordered[:, length:])
         if not entry.needs.mirrored:
             self._spill(sequence, first, spilled, recoded(evicted, self.host.like.dtype))
-        self._move_sinks(sequence, first, first + len(starts))
+        self._sinks.move(sequence, first, first + len(starts), entry)
 
     def suspend(self, sequence: int) -> None:
         """Moves all that ``sequence`` holds on the device to the host, which must have room for it.
@@ -392,7 +374,7 @@ class ShardCache:
         entry = self._sequences[sequence]
         self.device.write(sequence, layer, kv)
         entry.positions[layer] = positions
-        self._move_sinks(sequence, layer, layer + 1)
+        self._sinks.move(sequence, layer, layer + 1, entry)
         if self.device.recent is None:
             return
         since = entry.unbroken[layer] = unbroken_from(positions, entry.tokens, RECENT_TOKENS)
@@ -431,37 +413,6 @@ class ShardCache:
         """Drops what a sequence has on the host that has become too long for it to be of use."""
         if self._sequences[sequence].tokens > self._longest:
             self.host.drop(sequence)
-
-    def _move_sinks(self, sequence: int, first: int, end: int) -> None:
-        """Rotates the sinks of layers ``first`` to ``end`` anew that have another distance to the rest."""
-        entry = self._sequences[sequence]
-        gone = entry.tokens - self.device.lengths(sequence)
-        layers = np.arange(first, end)
-        layers = layers[gone[layers] != entry.moved[layers]]
-        if not entry.needs.sinks or not len(layers):
-            return
-        unmoved = layers[entry.moved[layers] == 0]
-        if len(unmoved):
-            keys = self.device.read_first_keys(sequence, unmoved, entry.needs.sinks)
-            self.device.sinks.write(sequence, unmoved, keys)
-        moved = encode(self._moved(sequence, layers, gone[layers]), self.device.pool.rows.dtype)
-        self.device.write_first_keys(sequence, layers, moved)
-        entry.moved[layers] = gone[layers]
-
-    def _move_gathered(self, sequence: int, layer: int, kv: torch.Tensor, tokens: int) -> None:
-        """Rotates the sinks in a layer's ``kv`` anew, so many ``tokens`` of which will be gathered."""
-        entry = self._sequences[sequence]
-        gone = entry.reused - tokens
-        if entry.moved[layer] not in (0, gone):
-            sinks = kv[: entry.needs.sinks, 0]
-            sinks[:] = self._moved(sequence, np.array([layer]), np.array([gone]))[0, : len(sinks)]
-            entry.moved[layer] = gone
-
-    def _moved(self, sequence: int, layers: Lengths, distances: Lengths) -> torch.Tensor:
-        """The sinks' keys of layers, as far from where they were: [layers, sinks, KV heads, head size]."""
-        keys, needs = decode(self.device.sinks.read(sequence, layers)), self._sequences[sequence].needs
-        own, far = (np.repeat(each, needs.sinks) for each in (layers, distances))
-        return self._turn(keys.flatten(0, 1), own, far, needs.length).view(keys.shape)
 
     def _note_peak(self, sequence: int) -> None:
         """Pages only grow between cuts, so noting them there and at the end finds the peak."""

@@ -69,6 +69,14 @@ class CachedSequence:
         """Tokens of the prompt and behind it, wherever they are."""
         return self.needs.prompt_tokens + self.fed
 
+    def places(self, layer: int, positions: Positions) -> Positions:
+        """``positions`` of what ``layer`` holds, of sinks those that they have moved to."""
+        if not self.moved[layer]:
+            return positions
+        places = positions.copy()
+        places[:, : self.needs.sinks] += self.moved[layer]
+        return places
+
     def receipt(self, layer: int, first_layer: int, positions: Positions, spilled: int) -> LayerReceipt:
         """What became of the tokens of a ``layer`` that has those at ``positions``, and ``spilled``."""
         kept = positions.shape[1]
