@@ -81,11 +81,11 @@ class Head:
         tell(logger, logging.INFO, "attaching")
         try:
             async for order in call:
+                if order.start:
+                    runner.order(Start(tuple(map(_request, order.start)), order.queued))
                 for start in order.start:
                     ids = {"request_id": start.request_id, "sequence": start.sequence_id}
                     tell(logger, logging.INFO, "sequence_ordered", **ids)
-                if order.start:
-                    runner.order(Start(tuple(map(_request, order.start)), order.queued))
                 if order.cancel:
                     runner.order(Cancel(tuple(order.cancel)))
                 if order.end_sessions:

@@ -110,11 +110,11 @@ class Answer(Response):
 
     async def _send_all(self, send: Send, respond: Respond, followers: Sequence[Follower]) -> None:
         reply = self._reply
-        if self._streams:
-            self._begun = True
-            await _start(send, STREAM_HEADERS | self._named)
         async with aclosing(_events(followers)) as events:
             async for index, new in events:
+                if self._streams and not self._begun:
+                    self._begun = True
+                    await _start(send, STREAM_HEADERS | self._named)
                 chunk = _taken(reply, reply.choices[index], new)
                 if self._streams and chunk:
                     await _more(send, chunk)

@@ -8,7 +8,10 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
+from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.routing import BaseRoute, Route
+from starlette.types import ASGIApp
 
 from cluster.front.front import Front
 from cluster.http.answer import Answer, Call
@@ -54,15 +57,11 @@ class Api:
     def __init__(self, front: Front, text: Text, served: Served, most_bytes: int) -> None:
         self._front, self._text, self._served, self._most_bytes = front, text, served, most_bytes
 
-    def application(self) -> FastAPI:
+    def application(self) -> ASGIApp:
         """All routes, with their description at /openapi.json, and the page for browsers."""
-        app = FastAPI(
-            title="PyramidServe",
-            version=version(PACKAGE),
-            openapi_url=None,
-            docs_url=None,
-            redoc_url=None,
-        )
+        # FastAPI describes the routes, and does not serve them: what it does at each call is not needed.
+        self._description = FastAPI(title="PyramidServe", version=version(PACKAGE))
+        routes = list[BaseRoute]()
         for method, path, endpoint, body in (
             ("POST", "/v1/chat/completions", self.chat, ChatBody),
             ("POST", "/v1/completions", self.complete, CompletionBody),
@@ -79,19 +78,18 @@ class Api:
             ("GET", "/version", self.version, None),
             ("GET", "/openapi.json", self.openapi, None),
         ):
-            app.add_api_route(
+            routes.append(Route(path, self._refusing(endpoint), methods=[method]))
+            self._description.add_api_route(
                 path,
-                self._refusing(endpoint),
+                endpoint,
                 methods=[method],
                 openapi_extra={"requestBody": _described(body)} if body else None,
                 response_class=Response,
                 summary=endpoint.__doc__,
                 name=endpoint.__name__,
             )
-        app.router.routes.extend(page_routes())
-        app.add_exception_handler(HTTPException, _no_such_route)
-        self._app = app
-        return app
+        routes += page_routes()
+        return Starlette(routes=routes, exception_handlers={HTTPException: _no_such_route})
 
     async def chat(self, request: Request) -> Response:
         """Replies to a conversation."""
@@ -185,7 +183,7 @@ class Api:
         """This description."""
         self._identify(request)
         _, bodies = models_json_schema([(body, "validation") for body in BODIES], ref_template=SCHEMAS)
-        described = self._app.openapi()
+        described = self._description.openapi()
         return JSONResponse(described | {"components": {"schemas": bodies["$defs"]}})
 
     def _refusing(self, endpoint: Endpoint) -> Endpoint:

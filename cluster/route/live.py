@@ -204,6 +204,7 @@ class Follower(AsyncIterator[Event]):
         live = self._live
         if not self._announced:
             self._announced = True
+            await asyncio.sleep(0)  # the order to run it goes out first
             return Started(len(live.request.prompt_ids), live.request.seed)
         while self._position >= live._told and live._end is None:
             self._woken.clear()

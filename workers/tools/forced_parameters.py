@@ -29,6 +29,13 @@ def parameter_rules(rule: str, tool: Tool, json_form: Mapping[str, Any]) -> list
     more = {"x-guidance": json_form} | {name: schema[name] for name in DEFINITIONS if name in schema}
     parts, lines = [], []
     for number, (name, own) in enumerate(_read(tool, schema, "properties", dict, {}).items()):
+        if own is False:  # no value fits, so that it may not be given
+            if name in required:
+                raise InvalidRequestError(
+                    f"tool_choice asks for calls, and {name} of tool {tool.name!r} is required, but "
+                    "its schema is false, which no value fits; do not require it, or let the model decide"
+                )
+            continue
         part, begin = f"{rule}_{number}", json.dumps(f"{OPENS}{name}>\n")
         parts.append(part if name in required else f"{part}?")
         lines.append(f"{part}: {begin} {part}_value")

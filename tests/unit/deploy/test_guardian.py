@@ -12,12 +12,13 @@ import pytest
 
 # Starts a process that leaves its family, then works until it is told to stop, which takes a moment.
 WORK = """
-import os, signal, subprocess, sys, time
+import ctypes, os, signal, subprocess, sys, threading, time
 from cluster.deploy.guardian import guarded
 
 def work():
     starting = "import subprocess; subprocess.Popen(['sleep', '600'], start_new_session=True)"
     subprocess.run([sys.executable, "-c", starting], check=True)
+    {begin}
     try:
         print("up", flush=True)
         {body}
@@ -34,8 +35,8 @@ sys.exit(guarded(work, orphan_seconds={orphan_seconds}))
 class Running:
     """The command under way, with the processes that it has started."""
 
-    def __init__(self, body: str, orphan_seconds: float) -> None:
-        program = WORK.format(body=body, orphan_seconds=orphan_seconds)
+    def __init__(self, begin: str, body: str, orphan_seconds: float) -> None:
+        program = WORK.format(begin=begin, body=body, orphan_seconds=orphan_seconds)
         self.command = subprocess.Popen(
             [sys.executable, "-c", program],
             stdout=subprocess.PIPE,
@@ -46,7 +47,9 @@ class Running:
         assert self.command.stdout is not None
         assert self.command.stdout.readline() == "up\n"
         self.started = psutil.Process(self.command.pid).children(recursive=True)
-        assert [each.name() for each in self.started].count("sleep") == 1
+        self.keeper, *others = self.started
+        (self.work,) = [each for each in others if each.name() == self.keeper.name()]
+        assert "sleep" in [each.name() for each in others]
 
     def end(self) -> tuple[int, str]:
         """Its exit code and what it said, once it and all that it has started are gone."""
@@ -58,8 +61,10 @@ class Running:
 
 @pytest.fixture
 def running() -> Callable[..., Running]:
-    def start(body: str = "while True: time.sleep(0.05)", orphan_seconds: float = 20.0) -> Running:
-        return Running(body, orphan_seconds)
+    def start(
+        body: str = "while True: time.sleep(0.05)", orphan_seconds: float = 20.0, begin: str = ""
+    ) -> Running:
+        return Running(begin, body, orphan_seconds)
 
     return start
 
@@ -98,9 +103,35 @@ def test_work_without_a_watcher_that_does_not_stop_is_ended(running: Callable[..
     assert command.end() == (-signal.SIGKILL, "")
 
 
+def test_work_without_a_watcher_that_never_comes_back_to_the_interpreter_is_ended(
+    running: Callable[..., Running],
+) -> None:
+    # Goes on to wait for a lock that is taken, and holds the interpreter, whatever signal comes.
+    stuck = "lock, take = bytes(64), ctypes.PyDLL(None).pthread_mutex_lock; take(lock); take(lock)"
+    command = running(stuck, orphan_seconds=0.2)
+    command.command.kill()
+    assert command.end() == (-signal.SIGKILL, "")
+
+
+def test_work_without_a_watcher_that_vanishes_when_a_process_of_it_ends_leaves_nothing(
+    running: Callable[..., Running],
+) -> None:
+    # As a driver of Ray does when its raylet ends, which has processes of its own.
+    raylet = 'subprocess.Popen(["sh", "-c", "sleep 600 & echo; wait"], stdout=subprocess.PIPE)'
+    vanish = "threading.Thread(target=lambda: (raylet.wait(), os._exit(1)), daemon=True).start()"
+    command = running(orphan_seconds=0.0, begin=f"raylet = {raylet}; raylet.stdout.readline(); {vanish}")
+    assert len(command.started) == 5
+    command.command.kill()
+    assert command.end()[0] == -signal.SIGKILL
+
+
 def test_the_works_death_ends_what_it_had_started(running: Callable[..., Running]) -> None:
     command = running()
-    (work,) = psutil.Process(command.command.pid).children()
-    assert work in command.started
-    next(each for each in command.started if each.name() != "sleep").kill()
+    command.work.kill()
+    assert command.end() == (128 + signal.SIGKILL, "")
+
+
+def test_the_keepers_death_ends_the_work_and_what_it_had_started(running: Callable[..., Running]) -> None:
+    command = running()
+    command.keeper.kill()
     assert command.end() == (128 + signal.SIGKILL, "")

@@ -190,9 +190,20 @@ def test_a_healthy_engine_checks_its_books_once_whenever_it_becomes_idle(
     assert running.failures.empty()
 
 
+def test_others_have_the_interpreter_behind_first_tokens_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    left: list[float] = []
+    clock = SimpleNamespace(monotonic=lambda: 0.0, sleep=left.append)
+    monkeypatch.setattr(runner_module, "time", clock)
+    running = Running()
+    running.begin(1)
+    assert [report.begins for report in running.rest()] == [True, False, False, False]
+    assert left == [runner_module.PASSING_SECONDS]
+
+
 def test_a_step_stalls_from_its_beginning_until_it_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = SimpleNamespace(now=10.0)
-    monkeypatch.setattr(runner_module, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    stopped = SimpleNamespace(monotonic=lambda: clock.now, sleep=lambda seconds: None)
+    monkeypatch.setattr(runner_module, "time", stopped)
     running = Running()
     assert running.runner.stalled_for() == 0
     running.begin(1)

@@ -52,6 +52,17 @@ class Abandoned(list[LiveRequest]):
         return LiveRequest(wanted, "", 0.0, math.inf, self.append, pacer or AtOnce())
 
 
+def test_what_is_due_when_a_follower_begins_comes_before_it_says_so() -> None:
+    async def scenario() -> list[str]:
+        said: list[str] = []
+        follower = Abandoned().live().follow(())
+        asyncio.get_running_loop().call_soon(said.append, "ordered")
+        assert await anext(follower) == STARTED
+        return [*said, "started"]
+
+    assert run(scenario()) == ["ordered", "started"]
+
+
 def test_a_follower_brings_what_is_there_then_what_comes() -> None:
     live = Abandoned().live()
 

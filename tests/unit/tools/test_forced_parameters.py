@@ -18,12 +18,14 @@ PARAMETERS: dict[str, Any] = {
         "unit": {"type": "string", "enum": ["C", "F"]},
         "days": {"$ref": "#/$defs/days"},
         "any": True,
+        "never": False,
     },
     "required": ["what", "unit"],
     "additionalProperties": False,
     "$defs": {"days": {"type": "integer", "maximum": 9}},
 }
-TOOLS = Tools((Tool("find", "", PARAMETERS), Tool("look")), "required")
+NOTHING = Tool("nothing", "", {"properties": {"a": False}})
+TOOLS = Tools((Tool("find", "", PARAMETERS), Tool("look"), NOTHING), "required")
 BYTES = LLTokenizer("byte")
 
 
@@ -54,6 +56,10 @@ def call(name: str, **parameters: str) -> str:
         (call("find", what="x", unit="C", days='"3"'), False),
         (call("find", unit="C"), False),
         (call("find", what="x", unit="C", more="1"), False),
+        (call("find", what="x", unit="C", never="1"), False),
+        (call("find", what="x", unit="C", never=""), False),
+        (call("nothing"), True),
+        (call("nothing", a="1"), False),
         (call("other"), False),
         ("Well.", False),
     ],
@@ -69,6 +75,10 @@ def test_a_reply_is_held_to_the_schemas(reply: str, allowed: bool) -> None:
         ({"properties": {"a": {"type": "string", "pattern": "x"}}}, "a of tool 'f' has 'pattern'"),
         ({"properties": 5}, "properties in the schema of tool 'f' is 5; it must be a dict"),
         ({"required": "a", "properties": {}}, "required in the schema of tool 'f' is 'a'"),
+        (
+            {"properties": {"a": False}, "required": ["a"]},
+            "a of tool 'f' is required, but its schema is false",
+        ),
         ({"properties": {"a": {"type": "string", "enum": 1}}}, "enum in the schema of tool 'f' is 1"),
     ],
 )
