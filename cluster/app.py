@@ -19,6 +19,7 @@ from workers.budget.kv_format import stored
 from workers.engine.settings import settings_of
 from workers.model.checkpoint import resolve_checkpoint
 from workers.model.config import ModelConfig, read_config
+from workers.policies.registry import use_gates
 from workers.shard import Shard, ShardConfig
 
 # A resource of the node that clients reach; the router runs there.
@@ -39,6 +40,7 @@ def build(arguments: dict[str, Any]) -> serve.Application:
         raise ConfigurationError("the application has no args; give at least its model there")
     config = parse_config(arguments, "args.")
     model = read_config(resolve_checkpoint(config.model), config.max_model_len)
+    use_gates(config.gates)
     shard_config = shard_settings(config, model)
     shards = serve.deployment(**_shard_options(config))(Shard).bind(shard_config)
     edge = serve.deployment(

@@ -13,6 +13,8 @@ from toy import LIFT_AT_ONCE, write_toy
 from workers.engine.engine import Engine, EngineConfig
 from workers.execute.tuning import ExecuteTuning
 from workers.model.checkpoint import EMBEDDED, resolve_checkpoint
+from workers.model.config import read_config
+from workers.policies.gates import Gates, features
 
 SHARED_REFERENCE = Path(__file__).parents[2] / "shared" / "reference" / "pyramid_prefill.json"
 
@@ -49,7 +51,25 @@ def embedded() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def toy_engine(toy: Callable[[str], Path]) -> Callable[..., Engine]:
+def toy_gates(
+    toy: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Path]:
+    """A file of random gates for a toy, by kind."""
+    folder = tmp_path_factory.mktemp("gates")
+
+    def file(kind: str = "gqa") -> Path:
+        model = read_config(toy(kind))
+        size = features(torch.zeros(1, 2, model.head_size)).shape[1]
+        draw = torch.Generator().manual_seed(5)
+        weights = torch.randn(model.layers, model.kv_heads, size, generator=draw)
+        Gates(model.fingerprint, weights.numpy()).write(folder / kind)
+        return folder / kind
+
+    return file
+
+
+@pytest.fixture(scope="session")
+def toy_engine(toy: Callable[[str], Path], toy_gates: Callable[[str], Path]) -> Callable[..., Engine]:
     """An engine on a toy, by kind, shards, dtypes and rows of a block; built once, empty between tests."""
     built: dict[tuple[str, int, str, int, str], Engine] = {}
 
@@ -68,6 +88,7 @@ def toy_engine(toy: Callable[[str], Path]) -> Callable[..., Engine]:
                     checkpoint=str(toy(kind)),
                     dtype=dtype,
                     kv_dtype=kv_dtype,
+                    gates=str(toy_gates(kind)),
                     boundaries=boundaries,
                     kv_bytes=8 << 20,
                     host_bytes=8 << 20,

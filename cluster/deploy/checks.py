@@ -10,13 +10,14 @@ from workers.host_memory import free_host_bytes
 from workers.model.checkpoint import resolve_checkpoint
 from workers.model.config import read_config
 from workers.model.weights import open_weights
-from workers.policies.registry import use_budgets
+from workers.policies.registry import use_budgets, use_gates
 
 
 def check_files(config: ClusterConfig, progress: Progress) -> None:
     """Looks at all files. Makes the checkpoint ready. Raises CheckpointError or ConfigurationError."""
     read_tenants(config.tenants_file)
     use_budgets(config.budgets)
+    use_gates(config.gates)
     server_credentials(config.tls_certificate, config.tls_key)
     checkpoint = resolve_checkpoint(config.model, progress)
     model = read_config(checkpoint, config.max_model_len)

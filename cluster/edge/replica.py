@@ -31,7 +31,7 @@ from workers.model.generation import sampling_defaults
 from workers.model.grammar import Grammars
 from workers.model.tokenizer import Tokenizer, end_ids
 from workers.model.transcript import Transcript
-from workers.policies.registry import enable, use_budgets, versions
+from workers.policies.registry import enable, use_budgets, use_gates, versions
 from workers.rendezvous import announce, node_address, router_key, shard_address, take_over_key
 
 DEMAND_SECONDS = 0.5
@@ -46,6 +46,7 @@ class Edge:
         write_events()
         enable(config.policies)
         use_budgets(config.budgets)
+        use_gates(config.gates)
         self._server: RouterServer | None = None
         self._tasks: list[asyncio.Task[None]] = []
         checkpoint = await asyncio.to_thread(resolve_checkpoint, config.model)
@@ -65,7 +66,7 @@ class Edge:
         router = Router(
             config.model,
             weights=tenants.weights,
-            policies=versions(config.policies),
+            policies=versions(config.policies, model.fingerprint),
             admit=config.admit,
             route=config.route,
             queue_limit=config.queue_limit,

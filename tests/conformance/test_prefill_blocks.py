@@ -16,7 +16,15 @@ COMPRESSIONS = [
     Compression("streaming", parameters={"sinks": 2, "window": 40}),
     *(
         Compression(policy, kv_keep=0.4)
-        for policy in ("h2o", "scissorhands", "snapkv", "keydiff", "expected_attention", "defensive")
+        for policy in (
+            "h2o",
+            "scissorhands",
+            "snapkv",
+            "keydiff",
+            "expected_attention",
+            "defensive",
+            "kvzap",
+        )
     ),
 ]
 

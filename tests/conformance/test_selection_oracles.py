@@ -1,4 +1,4 @@
-"""H2O, Scissorhands and DefensiveKV against ten plain lines each, fed with what a toy computes."""
+"""H2O, Scissorhands, DefensiveKV and KVzap against ten plain lines each, fed with what a toy computes."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +16,7 @@ from pyramidserve.types import Compression, Stopping
 from workers.engine.engine import Engine, EngineConfig, EngineRequest
 from workers.model.llama import LlamaLayer
 from workers.policies.defensive import RECENT, SINKS
+from workers.policies.gates import read_gates
 
 Array = npt.NDArray[np.float64]
 LAYERS = 6
@@ -71,10 +72,8 @@ def scissorhands(
     return held, closest
 
 
-def defensive(
-    queries: Array, kv: Array, output: Array, keep: int, recent: int, window: int, kernel: int
-) -> tuple[list[int], float]:
-    """What one KV head holds of a prompt, and how close that was; ``output`` is [hidden, heads, size]."""
+def seen(queries: Array, kv: Array, output: Array, window: int) -> tuple[Array, Array]:
+    """The most that a row of the window pays each token, and what the token's value adds to the output."""
     tokens = len(kv)
     rows = range(max(0, tokens - window), tokens)
     paid = np.zeros((len(rows), queries.shape[1], tokens))
@@ -82,9 +81,16 @@ def defensive(
         logits = queries[row] @ kv[: row + 1, 0].T / queries.shape[2] ** 0.5
         powers = np.exp(logits - logits.max(axis=1, keepdims=True))
         paid[index, :, : row + 1] = powers / powers.sum(axis=1, keepdims=True)
-    old = tokens - recent
-    worst = paid.max(axis=(0, 1))[:old]
-    added = (np.einsum("ohd,nd->nho", output, kv[:old, 1]) ** 2).sum(axis=2).mean(axis=1) ** 0.5
+    added: Array = (np.einsum("ohd,nd->nho", output, kv[:, 1]) ** 2).sum(axis=2).mean(axis=1) ** 0.5
+    return paid.max(axis=(0, 1)), added
+
+
+def defensive(
+    queries: Array, kv: Array, output: Array, keep: int, recent: int, window: int, kernel: int
+) -> tuple[list[int], float]:
+    """What one KV head holds of a prompt, and how close that was; ``output`` is [hidden, heads, size]."""
+    tokens, old = len(kv), len(kv) - recent
+    worst, added = (each[:old] for each in seen(queries, kv, output, window))
     scores = np.maximum(worst, worst.mean()) * added
     reach = [range(max(0, place - kernel // 2), min(old, place + kernel // 2 + 1)) for place in range(old)]
     best = [max(near, key=lambda token: scores[token]) for near in reach]
@@ -95,12 +101,40 @@ def defensive(
     return held, 1 if last == first else (scores[last] - scores[first]) / scores[last]
 
 
+def kvzap(
+    kv: Array, weights: Array, seen: Array, prompt: int, keep: int, recent: int, window: int
+) -> tuple[list[int], float]:
+    """What one KV head holds in the end, and how close that was; ``seen`` of the prompt's tokens."""
+    keys, values = kv[:, 0], kv[:, 1]
+    pairs = (keys**2).reshape(len(kv), 2, -1).sum(axis=1)
+    lengths = np.stack((pairs.sum(axis=1), (values**2).sum(axis=1)), axis=1)
+    logs = np.log(np.concatenate((pairs, lengths), axis=1) + 1e-6)
+    scores = np.exp(np.concatenate((logs, values, values**2, np.ones((len(kv), 1))), axis=1) @ weights)
+    scores[:prompt] = np.maximum(scores[:prompt], seen)
+    held, closest = [*range(SINKS), *range(prompt - recent, prompt)], 1.0
+    choices = [(SINKS, prompt - recent, keep - recent - SINKS)]
+    chunks = max(0, len(kv) - prompt - window) // 16
+    for start in range(prompt, prompt + 16 * chunks, 16):
+        choices.append((start, start + 16, max(1, round(16 * keep / prompt))))
+    for start, end, count in choices:
+        order = sorted(range(start, end), key=lambda token: -scores[token])
+        held += order[:count]
+        ends = scores[order[count - 1 : count + 1]]
+        closest = min(closest, *(1 - ends[1:] / ends[:1]))
+    return sorted([*held, *range(prompt + 16 * chunks, len(kv))]), closest
+
+
 @pytest.fixture(scope="module")
-def engine(toy: Callable[[str], Path]) -> Engine:
+def engine(toy: Callable[[str], Path], toy_gates: Callable[[str], Path]) -> Engine:
     # Kernels of plain torch take the layers one by one, so that they can be watched.
     return Engine(
         EngineConfig(
-            str(toy("gqa")), dtype="float32", backend="reference", kv_bytes=8 << 20, host_bytes=8 << 20
+            checkpoint=str(toy("gqa")),
+            dtype="float32",
+            backend="reference",
+            gates=str(toy_gates("gqa")),
+            kv_bytes=8 << 20,
+            host_bytes=8 << 20,
         )
     )
 
@@ -201,5 +235,41 @@ def test_defensive_holds_what_its_oracle_holds(
             mine = slice(head * group, (head + 1) * group)
             expected, closest = defensive(
                 queries[:, mine], kv[:, :, head], output[:, mine], keep, recent, window, kernel
+            )
+            assert own.tolist() == expected or closest < 1e-4
+
+
+@settings(max_examples=examples(40), suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(st.integers(3, 250), min_size=SINKS + 3, max_size=90),
+    st.floats(0, 1),
+    st.integers(1, 50),
+    st.integers(1, 20),
+    st.sampled_from((0, 1, 50)),
+)
+def test_kvzap_holds_what_its_oracle_holds(
+    engine: Engine,
+    toy_gates: Callable[[str], Path],
+    prompt: list[int],
+    share: float,
+    output: int,
+    newest: int,
+    window: int,
+) -> None:
+    keep = SINKS + 2 + int(share * (len(prompt) - 3 - SINKS))
+    recent = min(newest, (keep - SINKS + 1) // 2)
+    parameters = {"tokens": keep, "sliding_window_size": newest, "window_size": window}
+    layers, held = watched(engine, prompt, Compression("kvzap", parameters=parameters), output)
+    weights = read_gates(toy_gates("gqa")).weights.astype(np.float64)
+    (stage,) = engine.stages
+    for module, gates, (queries, kv), sets in zip(stage.model.layers, weights, layers, held, strict=True):
+        matrix = cast(LlamaLayer, module).output_weight.double().numpy()
+        group = queries.shape[1] // kv.shape[2]
+        for head, own in enumerate(sets):
+            mine, text = slice(head * group, (head + 1) * group), slice(len(prompt))
+            paid, adds = seen(queries[text, mine], kv[text, :, head], matrix[:, mine], max(1, window))
+            looked = paid * adds * bool(window)
+            expected, closest = kvzap(
+                kv[:, :, head], gates[head], looked, len(prompt), keep, recent, newest
             )
             assert own.tolist() == expected or closest < 1e-4

@@ -8,7 +8,7 @@ import pytest
 
 PURE = {
     "workers": "events percentile tuning whole_file",
-    "workers.policies": "auto registry budget defensive pyramid streaming full",
+    "workers.policies": "auto registry budget defensive gates kvzap pyramid streaming full",
     "workers.budget": "footprint forecast kv_share ledger pages plan released",
     "workers.engine": "settings",
     "workers.backends": "tuning",

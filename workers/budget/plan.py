@@ -17,8 +17,8 @@ class GenerationPlan:
     ``keeps[l]`` of them. Or, with ``rechooses``, it looks at all that it has and drops as many.
 
     Attributes:
-        observes: what the choice among them looks at; None: nothing. Keys, values and counts of rows are
-            for choices among all; the most that a row pays is of a prompt's rows alone.
+        observes: what the choice among them looks at; None: nothing. Counts of rows are for choices among
+            all; the most that a row pays is of a prompt's rows alone.
         rechooses: what has stayed, of the prompt too, may go later; ``keeps`` are then 0.
         recent: newest tokens that always stay when all are looked at; else 0.
         sinks: first slots that always do; else 0.

@@ -26,6 +26,8 @@ class EngineSettings:
         max_sessions: sessions at once whose KV waits for their next turn, at most.
         max_prefill_tokens: rows of a prefill micro-batch, unless one prompt alone is longer.
         policies: those of other packages that requests may ask for, by the names of their entry points.
+        gates: file that `pyramidserve calibrate` has written of the model, on every node; "": what comes
+            with this.
         schedule: how those that wait are weighed against those that run.
         execute: how steps are run.
         reference: how much the kernels in plain torch hold at once.
@@ -43,6 +45,7 @@ class EngineSettings:
     max_sessions: int = 64
     max_prefill_tokens: int = 2048
     policies: tuple[str, ...] = ()
+    gates: str = ""
     schedule: ScheduleTuning = ScheduleTuning()
     execute: ExecuteTuning = ExecuteTuning()
     reference: ReferenceTuning = ReferenceTuning()

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import psutil
@@ -29,10 +30,11 @@ from workers.kv.link import HostLink, link_for
 from workers.kv.page_table import Lengths
 from workers.model.config import read_config
 from workers.model.grammar import Grammars, Matching
+from workers.model.llama import LlamaLayer
 from workers.model.rope import Rope, Rotation
 from workers.model.tokenizer import Tokenizer, end_ids
 from workers.model.weights import load_stage
-from workers.policies.registry import chooser, enable, plan, versions
+from workers.policies.registry import chooser, enable, gates_of, plan, use_gates, versions
 from workers.recall.exact import verify
 from workers.recall.lifted import LiftedRows
 from workers.recall.new_rows import new_rows_bytes
@@ -91,6 +93,7 @@ class Stage:
         self._settings = settings = config.settings
         self._checkpoint = config.checkpoint
         enable(settings.policies)
+        use_gates(settings.gates)
         self._model_config = model = read_config(config.checkpoint, settings.max_model_len)
         self.device = device = open_device(settings.device)
         self._dtype = choose_dtype(settings.dtype, device)
@@ -108,7 +111,11 @@ class Stage:
         self.cache = build_cache(
             *(settings, model, self.layout, *stored, device, link or link_for(device)), self._turn
         )
-        self._generation = Generation(self.cache, self.layout)
+        gates = gates_of(model.fingerprint)
+        layers = [cast(LlamaLayer, layer) for layer in self.model.layers]
+        for number, layer in enumerate(layers, config.first):
+            layer.gate = gates.of(number, device) if gates else None
+        self._generation = Generation(self.cache, self.layout, [layer.gate for layer in layers])
         self._sequences: dict[int, _Sequence] = {}
         self._running: set[int] = set()
         self._process = psutil.Process()
@@ -125,7 +132,7 @@ class Stage:
             node=node,
             dtype=str(self._dtype).removeprefix("torch."),
             backend=self._backend.name,
-            policies=versions(self._settings.policies),
+            policies=versions(self._settings.policies, self._model_config.fingerprint),
         )
 
     def workspace_bytes(self) -> int:

@@ -1,5 +1,7 @@
 """Cuts the caches of sequences that grow down to what their policies keep."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -14,14 +16,16 @@ from workers.execute.scores import runs
 from workers.kv.cache import ShardCache
 from workers.kv.entry import among
 from workers.kv.score_pages import Indices
+from workers.policies.gates import Gate
 from workers.policies.observed import Observed, over_heads
 
 
 class Compressor:
     """Chooses what stays of generated tokens, or of all, and cuts the rest."""
 
-    def __init__(self, cache: ShardCache, layout: ShardLayout) -> None:
-        self._cache, self._layout = cache, layout
+    def __init__(self, cache: ShardCache, layout: ShardLayout, gates: Sequence[Gate | None]) -> None:
+        """``gates``: of each layer of the shard."""
+        self._cache, self._layout, self._gates = cache, layout, gates
 
     def compress_chunk(self, sequence: int, growing: Growing, generation: GenerationPlan) -> None:
         """Cuts a chunk of generated tokens down to what the plan keeps in each layer.
@@ -34,12 +38,16 @@ class Compressor:
         # A few numbers, which the host chooses among without waiting for each layer's choice.
         scores = self._cache.device.scores.take(sequence, chunk).cpu() if generation.accumulates else None
         stays = np.zeros((len(keeps), growing.plan.sets(self._layout.kv_heads), chunk), dtype=bool)
-        for keep in set(keeps.tolist()) - {0}:
-            alike = np.flatnonzero(keeps == keep)
-            own = None if scores is None else scores[torch.from_numpy(alike)]
-            chosen = self._chosen(growing, generation, own, None, chunk, keep, len(alike))
-            stays[alike] = among(chosen, chunk)
         starts = np.array(generation.start[layers]) + done * keeps
+        wants_kv = isinstance(generation.observes, KeysValues)
+        groups = np.arange(len(keeps)) if wants_kv else keeps
+        for group in set(groups[keeps > 0].tolist()):
+            alike = np.flatnonzero((groups == group) & (keeps > 0))
+            layer, keep = int(alike[0]), int(keeps[alike[0]])
+            own = None if scores is None else scores[torch.from_numpy(alike)]
+            kv = self._cache.device.read(sequence, layer, int(starts[layer]))[:chunk] if wants_kv else None
+            chosen = self._chosen(growing, generation, own, kv, chunk, keep, len(alike), layer)
+            stays[alike] = among(chosen, chunk)
         self._cache.cut(sequence, 0, starts, stays)
 
     def rechoose(self, sequence: int, growing: Growing, generation: GenerationPlan, drop: int) -> None:
@@ -53,7 +61,8 @@ class Compressor:
             tokens, first, count = lengths[alike.start], int(lacking[alike.start]), alike.stop - alike.start
             own = None if scores is None else scores[alike, :, first : first + tokens]
             kv = cache.device.read(sequence, alike.start) if wants_kv else None
-            chosen = self._chosen(growing, generation, own, kv, tokens, tokens - drop, count)
+            keep = tokens - drop
+            chosen = self._chosen(growing, generation, own, kv, tokens, keep, count, alike.start)
             if scores is not None and own is not None:
                 left = own.gather(2, self._on_device(chosen).expand(-1, own.shape[1], -1))
                 scores[alike, :, first : first + tokens] = pad(left, (0, drop))
@@ -71,13 +80,18 @@ class Compressor:
         tokens: int,
         keep: int,
         layers: int,
+        first: int,
     ) -> Indices:
-        """Which of ``tokens`` tokens stay in ``layers`` layers, int64 [layers, sets, keep]."""
+        """Which of ``tokens`` tokens stay in ``layers`` layers, int64 [layers, sets, keep].
+
+        ``kv`` is of ``first``, the first of them, which then is alone.
+        """
         plan = growing.plan
         device = self._cache.device.pool.rows.device if attention is None else attention.device
         if attention is not None:
             attention = over_heads(attention, plan.heads)
-        seen = Observed(generation.sinks, generation.recent, plan.heads, device, attention, kv)
+        gate = None if kv is None else self._gates[first]
+        seen = Observed(generation.sinks, generation.recent, plan.heads, device, attention, kv, gate=gate)
         return growing.choose(seen, (layers, plan.sets(self._layout.kv_heads)), tokens, keep)
 
     def _on_device(self, array: npt.NDArray[np.generic]) -> torch.Tensor:

@@ -23,6 +23,7 @@ from workers.execute.scores import (
 )
 from workers.kv.cache import ShardCache
 from workers.kv.entry import CacheNeeds
+from workers.policies.gates import Gate
 
 
 class Generation:
@@ -33,9 +34,10 @@ class Generation:
     tokens are chosen among, all are scored.
     """
 
-    def __init__(self, cache: ShardCache, layout: ShardLayout) -> None:
+    def __init__(self, cache: ShardCache, layout: ShardLayout, gates: Sequence[Gate | None]) -> None:
+        """``gates``: of each layer of the shard."""
         self._cache, self._layout = cache, layout
-        self._compressor = Compressor(cache, layout)
+        self._compressor = Compressor(cache, layout, gates)
         self._sequences: dict[int, Growing] = {}
 
     def open(self, sequence: int, plan: KeepPlan, choose: Chooser, length: int = 0) -> None:

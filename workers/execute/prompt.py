@@ -168,6 +168,7 @@ def observed(
         kv=kv,
         output=layer.output_weight,
         queries=observer.queries,
+        gate=layer.gate,
         rotation=lambda count: rotate(np.arange(next_position, next_position + count, dtype=np.int32)),
     )
 

@@ -1,5 +1,6 @@
 """The part of a LLaMA that one shard hosts: a contiguous range of layers, on packed rows."""
 
+from collections.abc import Callable
 from typing import Protocol, cast
 
 import torch
@@ -53,7 +54,10 @@ class LlamaLayer(nn.Module):
 
     Attributes:
         window: the newest tokens that one attends to, itself among them; 0: all.
+        gate: foresees which of its keys and values matter; None: it was not trained.
     """
+
+    gate: Callable[[torch.Tensor], torch.Tensor] | None = None
 
     def __init__(self, config: ModelConfig, layer: int, operations: Operations) -> None:
         """``layer``: of the model."""

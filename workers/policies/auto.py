@@ -15,6 +15,7 @@ CANDIDATES = (
     Compression("pyramid", "evict"),
     Compression("snapkv"),
     Compression("expected_attention", parameters={"layer_budget": "calibrated"}),
+    Compression("kvzap", parameters={"window_size": 200}),
     Compression("defensive", "prune"),
 )
 # Of models of which nothing was measured.

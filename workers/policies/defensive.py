@@ -79,13 +79,13 @@ def choose(observed: Observed, tokens: int, keep: int, knobs: DefensiveKnobs) ->
     context = tokens - observed.recent
     worst = observed.attention[..., :context]
     floored = worst.clamp(min=worst.mean(dim=-1, keepdim=True))
-    scores = floored * observed.over_heads(_added(observed, context))
+    scores = floored * observed.over_heads(added(observed, context))
     size = min(knobs.kernel_size, 2 * context - 1)
     pooled = functional.max_pool1d(scores, size, stride=1, padding=size // 2)[..., :context]
     return best(observed, functional.pad(pooled, (0, observed.recent)), keep)
 
 
-def _added(observed: Observed, context: int) -> "torch.Tensor":
+def added(observed: Observed, context: int) -> "torch.Tensor":
     """How much each value adds to the output, fp32 [KV heads, context]; of its query heads, a mean."""
     assert observed.kv is not None
     assert observed.output is not None

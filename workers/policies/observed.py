@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from workers.budget.observation import Heads
+from workers.policies.gates import Gate
 
 if TYPE_CHECKING:
     import torch
@@ -39,6 +40,8 @@ class Observed:
         output: weight of the attention's output, [hidden, heads, head size], where a prompt is chosen of;
             not to be changed.
         queries: their moments.
+        gate: of the layer, which foresees how much attention tokens of ``kv`` will get; where the model's
+            were trained. See ``gates.py``.
         rotation: cosines and sines, fp32 [n, head size / 2], of as many positions behind the tokens.
     """
 
@@ -50,6 +53,7 @@ class Observed:
     kv: "torch.Tensor | None" = None
     output: "torch.Tensor | None" = None
     queries: Moments | None = None
+    gate: Gate | None = None
     rotation: "Callable[[int], Rotation] | None" = None
 
     def over_heads(self, scores: "torch.Tensor") -> "torch.Tensor":

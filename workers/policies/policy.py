@@ -67,6 +67,7 @@ class Policy:
         keeps_all: nothing is ever evicted.
         calibrates: layers share a fraction that is asked for as it was measured of the model, if it was,
             unless a request says otherwise or prunes.
+        gated: it chooses by gates, which must have been trained of the model; see ``gates.py``.
     """
 
     name: str
@@ -78,6 +79,7 @@ class Policy:
     prefills: tuple[str, ...] = ()
     keeps_all: bool = False
     calibrates: bool = False
+    gated: bool = False
 
 
 def knob(default: Parameter, allowed: str, meaning: str, counts: bool = False) -> Any:

@@ -22,6 +22,7 @@ from workers.policies import (
     full,
     h2o,
     keydiff,
+    kvzap,
     local,
     pyramid,
     scissorhands,
@@ -38,6 +39,7 @@ from workers.policies.budget import (
     pyramid_weights,
     read_calibration,
 )
+from workers.policies.gates import Gates, read_gates
 from workers.policies.observed import Observed
 from workers.policies.policy import Policy, Target, counting_knobs, read_knobs
 
@@ -69,11 +71,13 @@ BUILT_IN = (
     keydiff.POLICY,
     expected_attention.POLICY,
     defensive.POLICY,
+    kvzap.POLICY,
 )
 # ``auto`` is none of its own: shards are told what it stands for, and have no version of it.
 POLICIES = {policy.name: policy for policy in (*BUILT_IN, auto.POLICY)}
 # What was measured of models, by their fingerprints.
 CALIBRATIONS = {each.model: each for each in map(read_calibration, sorted(MEASURED.glob("*.json")))}
+GATES = {each.model: each for each in map(read_gates, sorted(MEASURED.glob("*.safetensors")))}
 
 
 def enable(names: Sequence[str], asked: str = "policies names") -> None:
@@ -110,14 +114,33 @@ def use_budgets(file: str) -> None:
         CALIBRATIONS[calibration.model] = calibration
 
 
+def use_gates(file: str) -> None:
+    """As ``use_budgets``, of the gates that it has trained."""
+    if file:
+        gates = read_gates(Path(file))
+        GATES[gates.model] = gates
+
+
+def gates_of(model: str) -> Gates | None:
+    """The gates that were trained of a ``model``, a fingerprint."""
+    return GATES.get(model)
+
+
 def settled(compression: Compression, model: ModelConfig, kv_dtype: str, prompt_tokens: int) -> Compression:
     """What a valid ``compression`` comes to for a prompt of ``prompt_tokens`` >= 1 of a ``model``.
 
     A share of bytes becomes one of tokens by ``kv_dtype``, of KV_FORMATS, or ``full`` where all stay;
     ``auto`` becomes what was measured best; and there are weights where its budget is the one that was
-    measured. All of it goes with the request, so that router and shards plan the same.
+    measured. All of it goes with the request, so that router and shards plan the same. Raises
+    InvalidRequestError where the policy chooses by gates and the model has none.
     """
     compression = _chosen(_in_tokens(compression, model, kv_dtype, prompt_tokens), model)
+    if POLICIES[compression.policy].gated and model.fingerprint not in GATES:
+        raise InvalidRequestError(
+            f"policy {compression.policy!r} needs gates, and none were trained of models with "
+            f"{model.fingerprint}: run `pyramidserve calibrate DIR --gates FILE` and name the file as "
+            "gates of the deployment, or ask for another policy, such as 'expected_attention'"
+        )
     asked, kv_keep = dict(compression.parameters), compression.kv_keep
     usual = CALIBRATED if POLICIES[compression.policy].calibrates else UNIFORM
     calibration = CALIBRATIONS.get(model.fingerprint) if asked.get(BUDGET, usual) == CALIBRATED else None
@@ -148,11 +171,20 @@ def _chosen(compression: Compression, model: ModelConfig) -> Compression:
     if kv_keep == 1:
         return Compression(recall=compression.recall)
     calibration = CALIBRATIONS.get(model.fingerprint)
-    trials = [each for each in calibration.trials if each.policy in POLICIES] if calibration else []
+    trials = [each for each in calibration.trials if _there(each.policy, model)] if calibration else []
     if not trials:
         _tell_unmeasured(model.fingerprint)
     chosen = suited(auto.choose_policy(trials, kv_keep, compression.prefill), model)
     return replace(compression, policy=chosen.policy, prefill=chosen.prefill, parameters=chosen.parameters)
+
+
+def _there(policy: str, model: ModelConfig) -> bool:
+    return policy in POLICIES and (model.fingerprint in GATES or not POLICIES[policy].gated)
+
+
+def candidates(model: ModelConfig) -> list[Compression]:
+    """What is tried of a ``model``, for ``auto`` to choose among: those that it can have."""
+    return [suited(each, model) for each in auto.CANDIDATES if _there(each.policy, model)]
 
 
 def suited(compression: Compression, model: ModelConfig) -> Compression:
@@ -181,10 +213,14 @@ def _asked(compression: Compression) -> Compression:
     return replace(compression, kv_keep=None, parameters=parameters)
 
 
-def versions(others: Sequence[str] = ()) -> dict[str, str]:
-    """Of each policy of this folder and those ``others`` that are enabled, by name."""
-    names = (*(policy.name for policy in BUILT_IN), *others)
-    return {name: POLICIES[name].version for name in names}
+def versions(others: Sequence[str] = (), model: str = "") -> dict[str, str]:
+    """Of each policy of this folder and those ``others`` that are enabled, by name.
+
+    Where the gates of a ``model``, a fingerprint, are known, their digest is part of it.
+    """
+    policies = [*BUILT_IN, *(POLICIES[name] for name in others)]
+    known = f" with gates {GATES[model].digest}" if model in GATES else ""
+    return {each.name: each.version + known * each.gated for each in policies}
 
 
 def offered() -> list[str]:

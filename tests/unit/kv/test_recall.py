@@ -92,7 +92,7 @@ class Recalling(RuleBasedStateMachine):
         host = poison(HostStore(room, self.link, *sizes, like=like))
         tables = PageTables(pool.allocator, SESSIONS, len(LAYERS), CONTEXT)
         self.cache = ShardCache(pool, tables, host, layout)
-        self.generation = Generation(self.cache, layout)
+        self.generation = Generation(self.cache, layout, [None] * len(LAYERS))
         self.random = torch.Generator().manual_seed(3)
         self.sessions: list[Session] = []
         self.names = 0

@@ -165,7 +165,7 @@ class Shard:
         room = host_pages * self.layout.host_page_bytes
         host = poison(HostStore(room, self.link, *sizes, like=like))
         self.cache = ShardCache(pool, self.tables, host, self.layout)
-        self.generation = Generation(self.cache, self.layout)
+        self.generation = Generation(self.cache, self.layout, [None] * len(LAYERS))
         self.allocator, self.dtype = pool.allocator, dtype
         self.books: dict[int, Books] = {}
         self.random = torch.Generator().manual_seed(7)
