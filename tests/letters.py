@@ -6,7 +6,9 @@ from typing import Any
 
 from pyramidserve.chat import Chat
 from pyramidserve.types import Constraint
+from workers.budget.span import Span
 from workers.model.shapes import SHAPES
+from workers.model.spans import instruction_spans
 from workers.model.transcript import Transcript
 from workers.tools.forms import HERMES
 
@@ -45,6 +47,9 @@ class Letters:
     def chat(self, chat: Chat, last: Transcript | None = None) -> list[int]:
         going_on = last.go_on(self, chat) if last else None
         return going_on or self.encode(self.render(chat))
+
+    def instructions(self, chat: Chat, ids: Sequence[int]) -> tuple[Span, ...]:
+        return instruction_spans(chat.messages, ids, self.piece)
 
     def render(self, chat: Chat) -> str:
         text = "".join(f"{tool.name}!" for tool in chat.tools.tools)

@@ -12,6 +12,7 @@ from pyramidserve.types import Compression
 from pyramidserve.v1 import pipeline_pb2 as messages
 from pyramidserve.v1.pipeline_pb2_grpc import PipelineRegistryStub
 from pyramidserve.wire.connection import UNLIMITED, channel_options, endpoint
+from workers.budget.span import Span
 from workers.engine.loop import SequenceBroken, SequenceCancelled, SequenceFinished, SequenceTokens
 from workers.engine.runner import Cancel, EndSession, EngineRunner, Report, SequenceRefused, Start
 from workers.events import tell
@@ -132,6 +133,7 @@ def _request(start: messages.StartSequence) -> SequenceRequest:
         untold=start.untold_output_ids,
         constraint=wire.constraint_from_message(start),
         calls=_calls(start.calls) if start.HasField("calls") else None,
+        instructions=tuple(Span(each.first, each.end) for each in start.instructions),
     )
 
 

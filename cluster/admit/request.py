@@ -5,6 +5,7 @@ from typing import cast
 
 from pyramidserve.chat import Chat
 from pyramidserve.types import Compression, Constraint, Priority, Sampling, Stopping
+from workers.budget.span import Span
 from workers.tools.reader import CallSyntax
 
 
@@ -22,6 +23,7 @@ class ValidatedRequest:
         given_output_ids: output that is not drawn.
         constraint: what the text of the reply must be.
         owner: among whose conversations its next turn is looked for by what was said; "": it is not.
+        instructions: of the prompt, in order, where a floor keeps some of them.
     """
 
     request_id: str
@@ -39,6 +41,7 @@ class ValidatedRequest:
     given_output_ids: tuple[int, ...] = ()
     constraint: Constraint | None = None
     owner: str = ""
+    instructions: tuple[Span, ...] = ()
 
     @property
     def seed(self) -> int:
@@ -52,7 +55,7 @@ class ValidatedRequest:
     def fingerprint(self) -> tuple[object, ...]:
         """All that decides the reply but what a client need not know yet: the seed, and ``max_tokens``."""
         sampling, stopping = replace(self.sampling, seed=None), replace(self.stopping, max_tokens=None)
-        told = self.session_id, self.given_output_ids, self.constraint, self.calls
+        told = self.session_id, self.given_output_ids, self.constraint, self.calls, self.instructions
         return self.prompt_ids, sampling, stopping, self.compression, *told
 
     def same_reply(self, live: "ValidatedRequest") -> bool:

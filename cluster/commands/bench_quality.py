@@ -25,10 +25,10 @@ PICTURE = "quality.png"
 SUMMARY = "how much answer each way to hold a KV cache keeps per byte"
 DESCRIPTION = (
     f"{SUMMARY}, beside the full cache: loss on text behind long prompts, and agreement with the full "
-    "cache's choice; facts in a document that are asked for later; tasks after RULER, their questions "
-    "known and unknown when the context is compressed; the solutions of HumanEval's problems; speed where "
-    "it is asked for. What is in --out is not measured again: the same command goes on where it was "
-    "stopped. How long the rest takes is said after each cell."
+    "cache's choice; facts in a document that are asked for later; instructions that a long turn follows; "
+    "tasks after RULER, their questions known and unknown when the context is compressed; the solutions of "
+    "HumanEval's problems; speed where it is asked for. What is in --out is not measured again: the same "
+    "command goes on where it was stopped. How long the rest takes is said after each cell."
 )
 
 
@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name, default, unit, meaning in (
         ("--goes-on", 128, "TOKENS", "of text behind a prompt"),
         ("--texts", 24, "N", "of each length"),
-        ("--talks", 24, "N", "with four questions each"),
+        ("--talks", 24, "N", "with four questions each, and as many chats with instructions"),
         ("--document", 1200, "TOKENS", "that a talk is about"),
         ("--tasks", 2, "N", "of each kind and length"),
     ):

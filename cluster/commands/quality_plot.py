@@ -60,6 +60,8 @@ def _panels(summaries: Mapping[str, Mapping[str, float]]) -> dict[str, tuple[str
         panels[f"agree_{name}"] = (f"bytes_{name}", f"choices that are full's behind {name}, %")
     panels |= {
         "facts_kept": ("bytes_facts", "planted facts asked later, % of the gain"),
+        "instructions": ("bytes_instructions", "instructions, % of the gain"),
+        "asked": ("bytes_instructions", "facts asked beside instructions, % of the gain"),
         "unseen": ("bytes_unseen", "tasks, question unseen, % of the gain"),
         "seen": ("bytes_seen", "tasks, question seen, % of the gain"),
         "worse_humaneval": ("bytes_humaneval", "loss of HumanEval's solutions, % more"),

@@ -9,6 +9,8 @@ from workers.bench.settings import DECODE, PREFILL
 # A column's name, its heading and how its numbers are written; as many as there are.
 SHARES = {
     "facts_kept": "facts' gain kept",
+    "instructions": "instructions' gain kept",
+    "asked": "gain kept of what is asked beside them",
     "unseen": "tasks, question unseen",
     "seen": "tasks, question seen",
 }

@@ -17,8 +17,10 @@ from pyramidserve.wire import (
     sampling_from_message,
     stopping_from_message,
 )
+from workers.budget.span import Span
 from workers.model.config import ModelConfig
 from workers.model.transcript import Transcript
+from workers.policies.registry import span_floor
 from workers.schedule.validation import longest_sequence, may_outgrow, settle
 from workers.tools.settle import Calling, one_of, settle_tools
 
@@ -48,6 +50,10 @@ class Tokenizer(Calling, Protocol):
 
     def chat(self, chat: Chat, last: Transcript | None = None) -> list[int]:
         """The ids of a conversation in the model's chat template, going on from ``last`` if it does."""
+        ...
+
+    def instructions(self, chat: Chat, ids: Sequence[int]) -> tuple[Span, ...]:
+        """Which of the ``ids`` of a conversation give instructions, in order."""
         ...
 
 
@@ -80,6 +86,7 @@ def validate_request(
     resumed = tuple(message.resume_output_ids)
     given, stopping = tuple(message.given_output_ids), stopping_from_message(message.stopping)
     terms = settle(prompt_ids, sampling, stopping, compression, resumed, facts, given, kv_dtype)
+    floor = span_floor(terms.compression)
     syntax, held = settle_tools(chat, tokenizer) if chat else (None, None)
     constraint = one_of(constraint_from_message(message), held)
     if constraint:
@@ -101,6 +108,7 @@ def validate_request(
         priority=priority_from_message(message.priority),
         chat=chat,
         calls=syntax,
+        instructions=tokenizer.instructions(chat, prompt_ids) if chat and floor else (),
     )
 
 

@@ -60,6 +60,7 @@ class AttachedPipeline:
             session_id=live.session_id,
             constraint=constraint_to_message(request.constraint),
             calls=pb.CallSyntax(**vars(request.calls)) if request.calls else None,
+            instructions=[pb.Span(**vars(each)) for each in request.instructions],
         )
         self.orders.put_nowait(pb.RouterOrder(start=[start], queued=queued))
         place = {"pipeline": self.pipeline_id, "sequence": admitted.sequence_id}

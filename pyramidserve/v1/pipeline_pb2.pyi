@@ -400,6 +400,7 @@ class StartSequence(_message.Message):
     UNTOLD_OUTPUT_IDS_FIELD_NUMBER: _builtins.int
     CONSTRAINT_FIELD_NUMBER: _builtins.int
     CALLS_FIELD_NUMBER: _builtins.int
+    INSTRUCTIONS_FIELD_NUMBER: _builtins.int
     sequence_id: _builtins.int
     """The router's name for the sequence; never used twice."""
     request_id: _builtins.str
@@ -438,6 +439,10 @@ class StartSequence(_message.Message):
     def calls(self) -> Global___CallSyntax:
         """How tools are called in it, if it may call any."""
 
+    @_builtins.property
+    def instructions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Span]:
+        """Which tokens of the prompt give instructions, in order, where its compression keeps a share of them."""
+
     def __init__(
         self,
         *,
@@ -453,14 +458,41 @@ class StartSequence(_message.Message):
         untold_output_ids: _builtins.int = ...,
         constraint: _inference_pb2.Constraint | None = ...,
         calls: Global___CallSyntax | None = ...,
+        instructions: _abc.Iterable[Global___Span] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "compression", b"compression", "constraint", b"constraint", "sampling", b"sampling", "stopping", b"stopping"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "compression", b"compression", "constraint", b"constraint", "expected_tokens", b"expected_tokens", "forced_output_ids", b"forced_output_ids", "prompt_ids", b"prompt_ids", "request_id", b"request_id", "sampling", b"sampling", "sequence_id", b"sequence_id", "session_id", b"session_id", "stopping", b"stopping", "untold_output_ids", b"untold_output_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "compression", b"compression", "constraint", b"constraint", "expected_tokens", b"expected_tokens", "forced_output_ids", b"forced_output_ids", "instructions", b"instructions", "prompt_ids", b"prompt_ids", "request_id", b"request_id", "sampling", b"sampling", "sequence_id", b"sequence_id", "session_id", b"session_id", "stopping", b"stopping", "untold_output_ids", b"untold_output_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StartSequence: _TypeAlias = StartSequence  # noqa: Y015
+
+@_typing.final
+class Span(_message.Message):
+    """Tokens of a prompt, one behind the other."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FIRST_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
+    first: _builtins.int
+    """The first of them, from 0 on."""
+    end: _builtins.int
+    """The one behind the last."""
+    def __init__(
+        self,
+        *,
+        first: _builtins.int = ...,
+        end: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end", b"end", "first", b"first"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Span: _TypeAlias = Span  # noqa: Y015
 
 @_typing.final
 class CallSyntax(_message.Message):

@@ -119,6 +119,7 @@ def test_gates_are_trained_alike_each_time_and_a_policy_chooses_by_them(
     facts, gates = read_config(model), trained(model, first)
     np.testing.assert_allclose(trained(model, second).weights, gates.weights, rtol=1e-3, atol=1e-4)
     assert "repeated" not in registry.POLICIES
+    registry.GATES.clear()
     assert gates.model == facts.fingerprint
     assert gates.weights.shape[:2] == (facts.layers, facts.kv_heads)
     asked = EngineRequest(

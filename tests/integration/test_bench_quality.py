@@ -85,7 +85,8 @@ def test_cells_are_measured_once_part_by_part_and_one_that_raises_stops_no_other
     assert "| pyramid/evict+turn@0.6 | 0.6" in said.out
     found = json.loads((out / "quality.json").read_text())["cells"]["pyramid/evict+turn@0.6"]["parts"]
     assert {name.split()[0] for name in found["tasks"]["unseen"]["gains"]} == set(KINDS)
-    assert len(found["facts"]["gains"]) == 4
+    assert len(found["facts"]["gains"]) == len(found["instructions"]["gains"]) == 4
+    assert len(found["instructions"]["asked"]) == 1
 
     measured = (out / "quality.json").read_text()
     assert compare(toy("long"), *options, "--cells", cells[1]) == 0

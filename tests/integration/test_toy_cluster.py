@@ -121,6 +121,23 @@ def test_a_session_goes_on_with_what_it_left_and_recalls_it(
     )
 
 
+def test_what_floors_keep_of_a_chat_is_what_one_process_keeps(
+    client: Client, toy_engine: Callable[..., Engine]
+) -> None:
+    messages = [
+        ChatMessage("system", "Answer in verse, always."),
+        ChatMessage("user", "What is a page? " * 4),
+    ]
+    plain, floored = (
+        Compression("tova", kv_keep=0.3, parameters={"span_floor": floor}) for floor in (0, 0.9)
+    )
+    replies = [client.chat(messages, stopping=LONG, compression=each) for each in (plain, floored)]
+    requests = [EngineRequest(messages, stopping=LONG, compression=each) for each in (plain, floored)]
+    expected = toy_engine().generate(requests)
+    assert [reply.token_ids for reply in replies] == [reply.token_ids for reply in expected]
+    assert replies[0].token_ids != replies[1].token_ids
+
+
 def test_device_pages_fall_as_host_bytes_rise(client: Client, toy_cluster: RunningCluster) -> None:
     def peak(compression: Compression) -> Receipt:
         return client.generate(PROMPT, stopping=LONG, compression=compression).receipt

@@ -8,8 +8,8 @@ import pytest
 
 PURE = {
     "workers": "events percentile tuning whole_file",
-    "workers.policies": "auto registry budget defensive gates kvzap pyramid streaming full",
-    "workers.budget": "footprint forecast kv_share ledger pages plan released",
+    "workers.policies": "auto registry budget defensive floors gates kvzap pyramid streaming full",
+    "workers.budget": "footprint forecast kv_share ledger pages plan released span",
     "workers.engine": "settings",
     "workers.backends": "tuning",
     "workers.bench": "cell intervals summary",
@@ -19,7 +19,7 @@ PURE = {
         "roster scheduler sequence step steps tuning validation"
     ),
     "workers.kv": "page_table",
-    "workers.model": "config shapes transcript work",
+    "workers.model": "config shapes spans transcript work",
     "cluster": "autoscale config naming partition",
     "cluster.admit": "admission ledger lengths pace placement queue request sessions tuning",
     "cluster.deploy": "deployment guardian serve_names",

@@ -181,6 +181,16 @@ def test_gains_are_shared_out_by_kind_where_the_context_helps_the_baseline() -> 
     assert told["facts_low"] <= 0.5 <= told["facts_high"]
 
 
+def test_instructions_are_summed_up_beside_what_is_asked_with_them() -> None:
+    own = {"kept": 0.5, "fixed": 0.0, "gains": [1.0, 3.0, -2.0], "asked": [2.0]}
+    full = {"kept": 1.0, "fixed": 0.0, "gains": [4.0, 4.0, 0.4], "asked": [2.5]}
+    told = summary({"instructions": own}, {"instructions": full}, 0.5)
+    assert told["bytes_instructions"] == 0.25
+    assert told["instructions"] == pytest.approx(0.5)
+    assert told["instructions_low"] <= 0.5 <= told["instructions_high"]
+    assert told["asked"] == pytest.approx(0.8)
+
+
 def test_a_folder_holds_what_is_measured_as_soon_as_it_is(tmp_path: Path) -> None:
     folder = tmp_path / "new"
     results = Results(SETTINGS, VERSIONS, folder)

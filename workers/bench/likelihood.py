@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pyramidserve.prompt import Prompt
 from pyramidserve.types import Compression, Receipt, Sampling, Stopping
 from workers.engine.engine import Engine, EngineRequest
 
@@ -34,29 +35,29 @@ class Judge:
 
     def read(
         self,
-        prompt_ids: Sequence[int],
+        prompt: Prompt,
         output_ids: Sequence[int],
         compression: Compression,
         session_id: str = "",
     ) -> Likelihood:
-        """How likely ``output_ids`` are behind a prompt; the turn leaves both to its session."""
-        (read,) = self.read_all([(prompt_ids, output_ids, compression)], session_id)
+        """How likely ``output_ids`` are behind ``prompt``; the turn leaves both to its session."""
+        (read,) = self.read_all([(prompt, output_ids, compression)], session_id)
         return read
 
     def read_all(
-        self, passages: Sequence[tuple[Sequence[int], Sequence[int], Compression]], session_id: str = ""
+        self, passages: Sequence[tuple[Prompt, Sequence[int], Compression]], session_id: str = ""
     ) -> list[Likelihood]:
         """As ``read``, of many prompts with their outputs and compressions at once."""
         requests = [
             EngineRequest(
-                prompt_ids,
+                prompt,
                 sampling=Sampling(logprobs=1),
                 stopping=Stopping(max_tokens=len(output_ids)),
                 compression=compression,
                 given_output_ids=tuple(output_ids),
                 session_id=session_id,
             )
-            for prompt_ids, output_ids, compression in passages
+            for prompt, output_ids, compression in passages
         ]
         return [
             Likelihood(

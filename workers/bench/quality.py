@@ -9,11 +9,13 @@ import torch
 from pyramidserve.errors import InvalidRequestError, UnavailableError
 from workers.bench.cell import BASELINE, Cell, Holding
 from workers.bench.facts import Asking, talks
+from workers.bench.instructions import instructed
 from workers.bench.measure import TurnLog, measure, warm_up
 from workers.bench.parts import (
     AT_ONCE,
     Done,
     Facts,
+    Instructions,
     Part,
     Passages,
     Record,
@@ -35,7 +37,7 @@ from workers.model.tokenizer import Tokenizer
 
 SEED = 1
 # In their order; what is measured where nothing else is asked for.
-USUAL_PARTS = ("loss", "facts", "tasks", "humaneval")
+USUAL_PARTS = ("loss", "facts", "instructions", "tasks", "humaneval")
 PARTS = (*USUAL_PARTS, "speed")
 # Sequences of the greatest length that an engine has memory for.
 FULL_SEQUENCES = 4
@@ -122,6 +124,8 @@ class Quality:
                 f"--talks is {settings.talks}; what every Python brings along has {len(held)} of "
                 f"--document {settings.document}: give less"
             )
+        if part == "instructions":
+            return Instructions(instructed(held, SEED), settings.document)
         return Facts(held, settings.document)
 
     def _check(self, part: str) -> None:
@@ -130,6 +134,7 @@ class Quality:
         sizes = {
             "loss": f"--prompts {settings.prompts[-1]} and --goes-on {settings.goes_on}",
             "facts": f"--document {settings.document} with questions",
+            "instructions": f"--document {settings.document} with instructions",
             "tasks": f"--task-prompts {settings.task_prompts[-1]} with answers",
             "humaneval": "--parts humaneval",
             "speed": f"--workloads {' '.join(settings.workloads)}",

@@ -27,6 +27,11 @@ def summary(parts: Found, full: Found, token_share: float) -> dict[str, float]:
             told |= {"kept_facts": own["kept"], "bytes_facts": _bytes(own, token_share)}
             if pairs := _helped(zip(own["gains"], other["gains"], strict=True)):
                 told |= _columns("facts_kept", share(pairs), "facts_low", "facts_high")
+        elif part == "instructions":
+            told |= {"kept_instructions": own["kept"], "bytes_instructions": _bytes(own, token_share)}
+            for name, gains in (("instructions", "gains"), ("asked", "asked")):
+                if pairs := _helped(zip(own[gains], other[gains], strict=True)):
+                    told |= _columns(name, share(pairs))
         else:
             told |= {f"{name}_{what}": value for name, each in own.items() for what, value in each.items()}
     return told

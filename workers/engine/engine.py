@@ -39,6 +39,7 @@ from workers.model.checkpoint import EMBEDDED, resolve_checkpoint
 from workers.model.config import ModelConfig, read_config
 from workers.model.grammar import Grammars
 from workers.model.tokenizer import Tokenizer, end_ids
+from workers.policies.registry import span_floor
 from workers.schedule.sequence import SequenceRequest
 from workers.schedule.validation import lowered, settle
 from workers.tools.settle import one_of, settle_tools
@@ -143,6 +144,8 @@ class Engine:
             request.given_output_ids,
             self.facts[0].layout.kv_dtype,
         )
+        floor = span_floor(terms.compression)
+        instructions = self.tokenizer.instructions(chat, prompt_ids) if chat and floor else ()
         forced = max(request.resume_output_ids, request.given_output_ids, key=len)
         if constraint:
             self._grammars.check(constraint, request.resume_output_ids)
@@ -161,6 +164,7 @@ class Engine:
             trace=request.trace,
             constraint=constraint,
             calls=calls,
+            instructions=instructions,
         )
         memory = self.loop.scheduler.memory
         if not terms.limited:

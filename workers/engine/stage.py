@@ -34,7 +34,15 @@ from workers.model.llama import LlamaLayer
 from workers.model.rope import Rope, Rotation
 from workers.model.tokenizer import Tokenizer, end_ids
 from workers.model.weights import load_stage
-from workers.policies.registry import chooser, enable, gates_of, plan, use_gates, versions
+from workers.policies.registry import (
+    chooser,
+    enable,
+    gates_of,
+    plan,
+    span_floor,
+    use_gates,
+    versions,
+)
 from workers.recall.exact import verify
 from workers.recall.lifted import LiftedRows
 from workers.recall.new_rows import new_rows_bytes
@@ -197,7 +205,8 @@ class Stage:
         hidden = self.model.embed(to_device(inputs, self.device))
         prompts: list[Prompt] = []
         for spec, keep, count, length in zip(step.new, plans, step.rows, step.lengths, strict=True):
-            choose = Chooser(spec.sequence, chooser(spec.compression))
+            floor = span_floor(spec.compression)
+            choose = Chooser(spec.sequence, chooser(spec.compression), spec.instructions, floor)
             # Lifted rows and the past may be as many as the whole prompt.
             most = min(spec.prompt_tokens, self._model_config.context) if spec.continues else count
             workspace = self._workspace(keep, most)

@@ -6,8 +6,11 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from workers.budget.span import Span
 from workers.events import tell
+from workers.kv.entry import Positions
 from workers.kv.score_pages import Indices
+from workers.policies.floors import Floors
 from workers.policies.observed import Observed, ends
 from workers.policies.registry import Choose
 
@@ -20,11 +23,20 @@ class Chooser:
     Attributes:
         failure: what the policy did wrong, in words; "" as long as it did nothing. The ends stay then, so
             that the sequence's books are right until it is ended.
+        instructions: spans of the prompt of which some stays.
     """
 
-    def __init__(self, sequence: int, choose: Choose) -> None:
+    def __init__(
+        self, sequence: int, choose: Choose, instructions: Sequence[Span] = (), floor: float = 0.0
+    ) -> None:
+        """``floor``: share of the prompt's ``instructions`` that stays at least."""
         self._sequence, self._choose = sequence, choose
+        self.instructions, self._floor = instructions if floor else (), floor
         self.failure = ""
+
+    def floors(self, positions: Positions, device: torch.device) -> Floors | None:
+        """The least that stays of tokens at ``positions`` [..., sets, tokens], for ``Observed``."""
+        return Floors.among(positions, self.instructions, self._floor, device)
 
     def __call__(self, observed: Observed, sets: Sequence[int], tokens: int, keep: int) -> Indices:
         """Indices that stay of ``tokens`` tokens, int64 [*sets, keep], ascending."""

@@ -14,7 +14,7 @@ from workers.device import to_device
 from workers.execute.growing import Growing
 from workers.execute.scores import runs
 from workers.kv.cache import ShardCache
-from workers.kv.entry import among
+from workers.kv.entry import Positions, among
 from workers.kv.score_pages import Indices
 from workers.policies.gates import Gate
 from workers.policies.observed import Observed, over_heads
@@ -61,8 +61,12 @@ class Compressor:
             tokens, first, count = lengths[alike.start], int(lacking[alike.start]), alike.stop - alike.start
             own = None if scores is None else scores[alike, :, first : first + tokens]
             kv = cache.device.read(sequence, alike.start) if wants_kv else None
+            positions = None
+            if growing.choose.instructions:
+                each = range(alike.start, alike.stop)
+                positions = np.stack([cache.positions(sequence, layer) for layer in each])
             keep = tokens - drop
-            chosen = self._chosen(growing, generation, own, kv, tokens, keep, count, alike.start)
+            chosen = self._chosen(growing, generation, own, kv, tokens, keep, count, alike.start, positions)
             if scores is not None and own is not None:
                 left = own.gather(2, self._on_device(chosen).expand(-1, own.shape[1], -1))
                 scores[alike, :, first : first + tokens] = pad(left, (0, drop))
@@ -81,17 +85,25 @@ class Compressor:
         keep: int,
         layers: int,
         first: int,
+        positions: Positions | None = None,
     ) -> Indices:
         """Which of ``tokens`` tokens stay in ``layers`` layers, int64 [layers, sets, keep].
 
-        ``kv`` is of ``first``, the first of them, which then is alone.
+        Args:
+            kv: of ``first``, the first of them, which then is alone.
+            positions: int32 [layers, sets, tokens], where any of the prompt's instructions are among them.
         """
         plan = growing.plan
         device = self._cache.device.pool.rows.device if attention is None else attention.device
         if attention is not None:
             attention = over_heads(attention, plan.heads)
         gate = None if kv is None else self._gates[first]
-        seen = Observed(generation.sinks, generation.recent, plan.heads, device, attention, kv, gate=gate)
+        floors = None if positions is None else growing.choose.floors(positions, device)
+        seen = Observed(
+            *(generation.sinks, generation.recent, plan.heads, device, attention, kv),
+            gate=gate,
+            floors=floors,
+        )
         return growing.choose(seen, (layers, plan.sets(self._layout.kv_heads)), tokens, keep)
 
     def _on_device(self, array: npt.NDArray[np.generic]) -> torch.Tensor:

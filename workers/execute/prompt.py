@@ -16,6 +16,7 @@ from workers.kv.entry import GatheredLayer, Positions
 from workers.kv.score_pages import Indices
 from workers.model.llama import LlamaLayer, LlamaStage
 from workers.model.rope import Rotation
+from workers.policies.floors import Floors
 from workers.policies.observed import Observed, ends, over_heads
 
 Rotate = Callable[[Positions], Rotation]
@@ -111,7 +112,8 @@ class FreshPrompt:
         if kept < rows:
             with self._stopwatch.on("selection"):
                 own = cast(LlamaLayer, self._model.layers[layer])
-                seen = observed(plan, plan.recent, observer, kv, own, rows, self._rotate)
+                floors = self._choose.floors(positions[None], kv.device)
+                seen = observed(plan, plan.recent, observer, kv, own, rows, self._rotate, floors)
                 keep = choose_kept(self._choose, plan, seen, plan.sets(kv.shape[2]), rows, kept)
         prunes = plan.drops_hidden_states
         self._cache.store_prompt(self._sequence, layer, positions, kv, None if prunes else keep)
@@ -156,6 +158,7 @@ def observed(
     layer: LlamaLayer,
     next_position: int,
     rotate: Rotate,
+    floors: Floors | None,
 ) -> Observed:
     """What a policy has before it, of tokens whose ``kv`` is [tokens, 2, KV heads, head size]."""
     attention = observer.attention
@@ -170,6 +173,7 @@ def observed(
         queries=observer.queries,
         gate=layer.gate,
         rotation=lambda count: rotate(np.arange(next_position, next_position + count, dtype=np.int32)),
+        floors=floors,
     )
 
 

@@ -10,11 +10,13 @@ from typing import Any
 from pyramidserve.chat import Chat
 from pyramidserve.errors import CheckpointError, InvalidRequestError
 from pyramidserve.types import ChatMessage
+from workers.budget.span import Span
 from workers.model.config import ModelConfig
 from workers.model.control_tokens import ControlTokens
 from workers.model.longest_token import characters_per_token
 from workers.model.pieces import Pieces
 from workers.model.sentencepiece_model import has_model_alone, tokenizer_of_model
+from workers.model.spans import instruction_spans
 from workers.model.transcript import Transcript
 from workers.tools.forms import HERMES, CallForm, form_of
 from workers.tools.told import described, told_in_messages
@@ -116,6 +118,10 @@ class Tokenizer:
         """
         going_on = last.go_on(self, chat) if last else None
         return going_on or self.encode_part(self.render(chat))
+
+    def instructions(self, chat: Chat, ids: Sequence[int]) -> tuple[Span, ...]:
+        """Which of the ``ids`` of a conversation give instructions, in order."""
+        return instruction_spans(chat.messages, ids, self.piece)
 
     def render(self, chat: Chat) -> str:
         """The text that ``chat`` gives the ids of, contents made ``plain``. Raises as ``chat`` does."""

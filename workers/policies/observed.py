@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from workers.budget.observation import Heads
+from workers.policies.floors import Floors
 from workers.policies.gates import Gate
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class Observed:
         gate: of the layer, which foresees how much attention tokens of ``kv`` will get; where the model's
             were trained. See ``gates.py``.
         rotation: cosines and sines, fp32 [n, head size / 2], of as many positions behind the tokens.
+        floors: the least that stays of instructions; None: nothing. ``best`` keeps it.
     """
 
     sinks: int
@@ -55,6 +57,7 @@ class Observed:
     queries: Moments | None = None
     gate: Gate | None = None
     rotation: "Callable[[int], Rotation] | None" = None
+    floors: Floors | None = None
 
     def over_heads(self, scores: "torch.Tensor") -> "torch.Tensor":
         """``scores`` [..., KV heads, tokens] for each set."""
@@ -69,7 +72,9 @@ def over_heads(scores: "torch.Tensor", heads: Heads) -> "torch.Tensor":
 
 
 def best(observed: Observed, scores: "torch.Tensor", keep: int) -> "torch.Tensor":
-    """Keeps what stays in any case, the recent first, and the greatest scores; of equals, the older.
+    """Keeps what stays in any case, the recent first, what floors keep, and the greatest scores.
+
+    Of equals the older stays.
 
     Args:
         scores: [..., sets, tokens].
@@ -77,9 +82,12 @@ def best(observed: Observed, scores: "torch.Tensor", keep: int) -> "torch.Tensor
     Returns:
         Indices in order, int64 [..., sets, keep].
     """
+    sinks = min(observed.sinks, keep - observed.recent)
+    if observed.floors:
+        scores = observed.floors.lift(scores, sinks, observed.recent, keep)
     if observed.sinks or observed.recent:
         scores = scores.clone()
-        scores[..., : min(observed.sinks, keep - observed.recent)] = float("inf")
+        scores[..., :sinks] = float("inf")
         scores[..., scores.shape[-1] - observed.recent :] = float("inf")
     order = scores.sort(stable=True, dim=-1, descending=True).indices
     kept: torch.Tensor = order[..., :keep].sort(dim=-1).values

@@ -40,7 +40,7 @@ from workers.policies.budget import (
     read_calibration,
 )
 from workers.policies.gates import Gates, read_gates
-from workers.policies.observed import Observed
+from workers.policies.observed import Observed, ends
 from workers.policies.policy import Policy, Target, counting_knobs, read_knobs
 
 if TYPE_CHECKING:
@@ -58,6 +58,8 @@ DRAFTS = 8
 # What any policy takes beside its own knobs: how many tokens each layer is to keep, or how layers share
 # what a fraction comes to, as one of BUDGETS or by a weight for each layer.
 TOKENS, BUDGET = "tokens", "layer_budget"
+# And what any takes that chooses by what it looks at: the share of instructions that stays at least.
+FLOOR = "span_floor"
 
 BUILT_IN = (
     full.POLICY,
@@ -284,6 +286,14 @@ def validate(compression: Compression) -> None:
             f"layer_budget is {budget!r}; it must be {' or '.join(map(repr, BUDGETS))}, or a list of "
             "weights from 1e-6 to 1e6, one for each layer"
         )
+    floor = dict(compression.parameters).get(FLOOR, 0.0)
+    if isinstance(floor, bool) or not (isinstance(floor, int | float) and 0 <= floor <= 1):
+        raise InvalidRequestError(f"span_floor is {floor!r}; it must be a number in [0, 1]")
+    if floor and policy.choose is ends:
+        raise InvalidRequestError(
+            f"span_floor is {floor}, but policy {policy.name!r} looks at nothing by which it could choose; "
+            "leave it out, or ask for a policy that scores, as 'defensive' does"
+        )
     if knobs.get("heads") == "each" and prunes(compression):
         raise InvalidRequestError(
             "heads is 'each', which prefill 'prune' cannot have, as a hidden state serves all heads; ask "
@@ -357,6 +367,13 @@ def chooser(compression: Compression) -> Choose:
     return lambda observed, tokens, keep: policy.choose(observed, tokens, keep, read)
 
 
+def span_floor(compression: Compression) -> float:
+    """The share of instructions of which a valid ``compression`` keeps the best at least."""
+    floor = dict(compression.parameters).get(FLOOR, 0.0)
+    assert isinstance(floor, int | float)
+    return float(floor)
+
+
 def says_how_much(compression: Compression) -> bool:
     """Whether it says itself how much stays, with a fraction, counts or knobs."""
     knobs, tokens, _ = _parameters(compression)
@@ -391,6 +408,7 @@ def _parameters(
 ) -> tuple[dict[str, Parameter], Parameter | None, Parameter | None]:
     """The policy's knobs that are given, the counts, and the budget."""
     knobs = dict(compression.parameters)
+    knobs.pop(FLOOR, None)  # counts do not depend on it
     return knobs, knobs.pop(TOKENS, None), knobs.pop(BUDGET, None)
 
 

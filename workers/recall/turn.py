@@ -86,7 +86,8 @@ class ContinuedPrompt:
             with self._stopwatch.on("selection"):
                 recent, behind = min(plan.recent, rows), int(positions[-1]) + 1
                 own = self._layers[layer]
-                seen = observed(plan, recent, observer, kv, own, behind, self._rotate)
+                floors = self._choose.floors(with_rows(self._gathered.positions, positions), kv.device)
+                seen = observed(plan, recent, observer, kv, own, behind, self._rotate, floors)
                 keep = choose_kept(self._choose, plan, seen, len(keep), tokens, kept)
         past = self._gathered
         if past.kv.dtype != kv.dtype:  # stored in fewer bits, and decoded in more than the rows have

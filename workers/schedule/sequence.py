@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from pyramidserve.types import Compression, Constraint, FinishReason, Sampling, Stopping
 from workers.budget.plan import KeepPlan
+from workers.budget.span import Span
 from workers.schedule.detokenizer import Detokenizer
 from workers.schedule.drafts import Drafting
 from workers.schedule.phase import Phase
@@ -19,6 +20,7 @@ class SequenceRequest:
     which are given output that nothing ends, they are not reported again.
     ``expected_tokens``: how long its output will probably be; 0: as long as it may be.
     ``session_id``: whose turn it is; empty: nobody's.
+    ``instructions``: of the prompt, in order, where a floor keeps some of them.
     """
 
     sequence: int
@@ -34,6 +36,7 @@ class SequenceRequest:
     untold: int = 0
     constraint: Constraint | None = None
     calls: CallSyntax | None = None
+    instructions: tuple[Span, ...] = ()
 
     @property
     def max_tokens(self) -> int:

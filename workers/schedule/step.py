@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from pyramidserve.types import Compression, Constraint, Sampling, TokenLogprob
 from workers.budget.released import ReleasedSequence
+from workers.budget.span import Span
 
 # Rows of a verification, and of a decode step that feeds known outputs, at most.
 VERIFIED_ROWS = 64
@@ -41,6 +42,7 @@ class SequenceSpec:
         trace: the prefill reports the positions that each layer keeps and the first token's logits.
         prompt_ids, output_ids: where drawing looks at them, the prompt, and what is known of the output.
         banned: ids that are not drawn before there are ``min_tokens`` outputs.
+        instructions: of the prompt, where a floor keeps some of them.
     """
 
     sequence: int
@@ -56,6 +58,7 @@ class SequenceSpec:
     banned: tuple[int, ...] = ()
     min_tokens: int = 0
     constraint: Constraint | None = None
+    instructions: tuple[Span, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -130,6 +130,7 @@ def spec_of(sequence: RunningSequence) -> SequenceSpec:
         banned=sequence.banned,
         min_tokens=request.stopping.min_tokens,
         constraint=request.constraint,
+        instructions=request.instructions,
     )
 
 

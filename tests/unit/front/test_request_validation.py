@@ -3,6 +3,7 @@
 import math
 
 import pytest
+from google.protobuf.struct_pb2 import Struct, Value
 from letters import CONTEXT, FACTS, VOCABULARY, AnyGrammar, Letters
 
 from cluster.admit.request import ValidatedRequest
@@ -10,6 +11,7 @@ from cluster.front.validation import validate_request
 from pyramidserve.errors import InvalidRequestError
 from pyramidserve.types import Compression
 from pyramidserve.v1 import inference_pb2 as pb
+from workers.budget.span import Span
 
 DEFAULT = Compression("pyramid", "evict", kv_keep=0.5)
 
@@ -47,6 +49,21 @@ def test_what_is_left_open_is_settled() -> None:
     assert 0 <= request.seed < 2**63
     assert not request.seed_given
     assert request.seed != validated(message()).seed
+
+
+def test_instructions_of_a_chat_are_found_where_a_floor_keeps_some_of_them() -> None:
+    asked = chat(("system", "BE KIND."), ("user", "HI"), ("system", "IN RHYME."), ("user", "YO"))
+    floor, other = (
+        pb.Compression(policy="snapkv", kv_keep=0.5, parameters=Struct(fields=fields))
+        for fields in ({"span_floor": Value(number_value=0.5)}, {})
+    )
+    request = validated(message(chat=asked, compression=floor))
+    said = "".join(map(chr, request.prompt_ids))
+    (leading, later), first = request.instructions, said.index("HI")
+    assert leading == Span(0, first)
+    assert said[later.first : later.end] == "IN RHYME."
+    assert validated(message(chat=asked, compression=other)).instructions == ()
+    assert validated(message(compression=floor)).instructions == ()
 
 
 def test_the_default_length_is_what_is_left_of_the_context() -> None:

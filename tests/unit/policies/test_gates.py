@@ -83,9 +83,8 @@ def test_other_gates_are_another_version_of_what_chooses_by_them(gates: Path, mo
     use_gates(str(gates))
     after = versions(model=model.fingerprint)
     assert {name for name in after if after[name] != before[name]} == {"kvzap"}
-    assert skew(before, after) == (
-        f"policy 'kvzap' in version 1 here and 1 with gates {Gates(model.fingerprint, WEIGHTS).digest} there"
-    )
+    digest = Gates(model.fingerprint, WEIGHTS).digest
+    assert skew(before, after) == f"policy 'kvzap' in version 1 here and 1 with gates {digest} there"
     assert versions(model="another") == before
 
 

@@ -31,6 +31,7 @@ from pyramidserve.errors import (
 )
 from pyramidserve.types import Event, Receipt, Started, Stopping, Tokens
 from pyramidserve.v1 import pipeline_pb2 as pb
+from workers.budget.span import Span
 
 NO_ROOM = pb.SequenceFailed.CAUSE_NO_ROOM
 CANCELLED, UNKNOWN = pb.SequenceFailed.CAUSE_CANCELLED, pb.SequenceFailed.CAUSE_UNSPECIFIED
@@ -176,6 +177,17 @@ def test_an_order_carries_all_that_the_head_needs() -> None:
     assert list(start.forced_output_ids) == [4, 5]
     assert (start.sampling.seed, start.stopping.max_tokens, start.compression.policy) == (7, 16, "full")
     assert start.expected_tokens == 16
+
+
+def test_an_order_says_which_tokens_are_instructions() -> None:
+    bench = Bench()
+    pipeline = bench.router.attach(hello())
+    bench.router.submit(replace(request("r", 2), instructions=(Span(0, 5), Span(9, 11))))
+    order = pipeline.orders.get_nowait()
+    assert order is not None
+    assert [(each.first, each.end) for each in order.start[0].instructions] == [(0, 5), (9, 11)]
+    with pytest.raises(RequestConflictError, match="'r'"):
+        bench.router.submit(request("r", 2))
 
 
 def test_orders_say_how_many_go_on_waiting() -> None:
