@@ -19,7 +19,7 @@ from workers.budget.kv_format import stored
 from workers.engine.settings import settings_of
 from workers.model.checkpoint import resolve_checkpoint
 from workers.model.config import ModelConfig, read_config
-from workers.policies.registry import use_gates
+from workers.policies.measured import use_gates
 from workers.shard import Shard, ShardConfig
 
 # A resource of the node that clients reach; the router runs there.

@@ -16,7 +16,8 @@ from workers.backends import BACKENDS
 from workers.budget.kv_format import KV_DTYPES
 from workers.engine.settings import EngineSettings
 from workers.model.config import DTYPES
-from workers.policies.registry import enable, validate
+from workers.policies.registry import enable
+from workers.policies.valid import validate
 
 DEVICES = ("cpu", "cuda")
 SAMPLING_DEFAULTS = ("model", "greedy")

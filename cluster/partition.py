@@ -5,7 +5,8 @@ from functools import cache
 
 from pyramidserve.types import Compression
 from workers.model.config import ModelConfig
-from workers.policies.registry import plan, settled
+from workers.policies.registry import plan
+from workers.policies.settled import settled
 
 # The prompt length at which retained bytes are compared; their proportions hardly move with it.
 TYPICAL_PROMPT = 2048

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from workers.policies import registry
 from workers.policies.registry import ENTRY_POINTS, POLICIES, plan
 
 
@@ -19,9 +18,11 @@ def installed_policies(folder: Path, module: str, code: str, named: Mapping[str,
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {module}\nVersion: 1.0\n")
     lines = [f"{name} = {module}:{attribute}\n" for name, attribute in named.items()]
     (info / "entry_points.txt").write_text(f"[{ENTRY_POINTS}]\n{''.join(lines)}")
+    known = POLICIES.copy()
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(folder)
-        patch.setattr(registry, "POLICIES", POLICIES.copy())
         plan.cache_clear()
         yield
+    POLICIES.clear()
+    POLICIES.update(known)
     plan.cache_clear()

@@ -31,7 +31,8 @@ from workers.engine.engine import Engine, EngineConfig
 from workers.engine.pipeline import connect_local
 from workers.model.checkpoint import EMBEDDED, resolve_checkpoint
 from workers.model.config import DTYPES, read_config
-from workers.policies.registry import plan, settled
+from workers.policies.registry import plan
+from workers.policies.settled import settled
 
 SUMMARY = "measure the engine on this machine, or a running cluster"
 ENGINE = "tokens per second of a workload, and where the time goes"

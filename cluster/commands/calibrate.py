@@ -25,7 +25,8 @@ from workers.model.config import DTYPES, ModelConfig, read_config
 from workers.model.tokenizer import Tokenizer
 from workers.policies import defensive
 from workers.policies.budget import Calibration, Trial, best_shares, read_calibration
-from workers.policies.registry import candidates, use_budgets, use_gates
+from workers.policies.measured import use_budgets, use_gates
+from workers.policies.settled import candidates
 
 SUMMARY = (
     "measure how a model's layers best share what is kept, train its gates, and try which policies suit it "

@@ -21,7 +21,7 @@ from cluster.simulation.timing import Costs
 from pyramidserve.errors import InvalidRequestError
 from workers.budget.kv_format import KV_DTYPES
 from workers.model.work import Limits
-from workers.policies.registry import validate
+from workers.policies.valid import validate
 
 SUMMARY = "simulate clusters of 80 GB GPUs under chat traffic, with the router's own decisions"
 

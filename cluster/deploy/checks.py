@@ -10,7 +10,7 @@ from workers.host_memory import free_host_bytes
 from workers.model.checkpoint import resolve_checkpoint
 from workers.model.config import read_config
 from workers.model.weights import open_weights
-from workers.policies.registry import use_budgets, use_gates
+from workers.policies.measured import use_budgets, use_gates
 
 
 def check_files(config: ClusterConfig, progress: Progress) -> None:

@@ -31,7 +31,8 @@ from workers.model.generation import sampling_defaults
 from workers.model.grammar import Grammars
 from workers.model.tokenizer import Tokenizer, end_ids
 from workers.model.transcript import Transcript
-from workers.policies.registry import enable, use_budgets, use_gates, versions
+from workers.policies.measured import use_budgets, use_gates
+from workers.policies.registry import enable, versions
 from workers.rendezvous import announce, node_address, router_key, shard_address, take_over_key
 
 DEMAND_SECONDS = 0.5

@@ -22,7 +22,7 @@ from cluster.simulation.setup import Scaling, Setup
 from cluster.simulation.timing import Timing
 from cluster.simulation.turn import SimulatedTurn, simulated_turn
 from pyramidserve.errors import OverloadedError
-from workers.policies.registry import settled
+from workers.policies.settled import settled
 
 SESSION_LIMIT, SESSION_MAX_AGE = 10**6, 3600.0
 SAMPLE_INTERVAL = 1.0

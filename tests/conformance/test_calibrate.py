@@ -18,12 +18,14 @@ from workers.engine.engine import Engine, EngineConfig, EngineRequest
 from workers.model.config import read_config
 from workers.model.llama import LlamaLayer
 from workers.model.tokenizer import Tokenizer
-from workers.policies import registry
+from workers.policies import measured, registry
 from workers.policies.auto import CANDIDATES
 from workers.policies.budget import Calibration, read_calibration
 from workers.policies.gates import Gates, read_gates
 from workers.policies.kvzap import SINKS
-from workers.policies.registry import plan, settled, use_budgets
+from workers.policies.measured import use_budgets
+from workers.policies.registry import plan
+from workers.policies.settled import candidates, settled
 
 SIZES = ("--prompt", "90", "--goes-on", "6", "--texts", "2", "--threads", "1", "--dtype", "float32")
 
@@ -31,7 +33,7 @@ SIZES = ("--prompt", "90", "--goes-on", "6", "--texts", "2", "--threads", "1", "
 def test_a_model_is_measured_and_its_budgets_are_used(
     tmp_path: Path, toy: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(registry, "CALIBRATIONS", {})
+    monkeypatch.setattr(measured, "CALIBRATIONS", {})
     model, out = toy("gqa"), tmp_path / "budgets.json"
     command = ["calibrate", str(model), *SIZES, "--parts", "budgets", "--out", str(out)]
     assert main([*command, "--kv-keep", "0.7", "0.5"]) == 0
@@ -56,7 +58,7 @@ def test_policies_are_tried_with_the_budgets_that_are_there_and_auto_takes_the_b
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(registry, "CALIBRATIONS", {})
+    monkeypatch.setattr(measured, "CALIBRATIONS", {})
     model, out = toy("long"), tmp_path / "budgets.json"
     facts = read_config(model)
     Calibration(facts.fingerprint, (0.5,), ((1.5, 1.5, 1.5, 0.5, 0.5, 0.5),)).write(out)
@@ -69,7 +71,7 @@ def test_policies_are_tried_with_the_budgets_that_are_there_and_auto_takes_the_b
     assert tried == [
         (share, each.policy, each.prefill, each.parameters)
         for share in (0.5, 0.75)
-        for each in registry.candidates(facts)
+        for each in candidates(facts)
     ]
     assert len({each.text for each in trials}) > 1
     use_budgets(str(out))
@@ -99,8 +101,8 @@ def test_what_is_read_to_calibrate_is_in_nothing_that_is_compared_with(embedded:
 
 def test_auto_has_measured_the_embedded_model(embedded: Path) -> None:
     facts = read_config(embedded)
-    trials = registry.CALIBRATIONS[facts.fingerprint].trials
-    assert len(trials) == 4 * len(registry.candidates(facts))
+    trials = measured.CALIBRATIONS[facts.fingerprint].trials
+    assert len(trials) == 4 * len(candidates(facts))
     for kv_dtype in ("bfloat16", "int8", "int4"):
         told = settled(Compression("auto", kv_bytes_keep=0.25), facts, kv_dtype, 4000)
         assert told.policy in {each.policy for each in CANDIDATES}
@@ -114,12 +116,12 @@ def trained(model: Path, out: Path, *options: str) -> Gates:
 def test_gates_are_trained_alike_each_time_and_a_policy_chooses_by_them(
     tmp_path: Path, toy: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(registry, "GATES", {})
+    monkeypatch.setattr(measured, "GATES", {})
     model, first, second = toy("gqa"), tmp_path / "first", tmp_path / "second"
     facts, gates = read_config(model), trained(model, first)
     np.testing.assert_allclose(trained(model, second).weights, gates.weights, rtol=1e-3, atol=1e-4)
     assert "repeated" not in registry.POLICIES
-    registry.GATES.clear()
+    measured.GATES.clear()
     assert gates.model == facts.fingerprint
     assert gates.weights.shape[:2] == (facts.layers, facts.kv_heads)
     asked = EngineRequest(
@@ -244,5 +246,5 @@ def test_the_embedded_models_budgets_come_with_this(embedded: Path) -> None:
 
 def test_the_embedded_models_gates_come_with_this(embedded: Path) -> None:
     facts = read_config(embedded)
-    assert registry.GATES[facts.fingerprint].weights.shape[:2] == (facts.layers, facts.kv_heads)
+    assert measured.GATES[facts.fingerprint].weights.shape[:2] == (facts.layers, facts.kv_heads)
     settled(Compression("kvzap", kv_keep=0.25), facts, "bfloat16", 1024)

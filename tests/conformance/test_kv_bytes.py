@@ -10,7 +10,7 @@ from pyramidserve.cli import main
 from pyramidserve.types import Compression, Receipt, Stopping
 from workers.budget.kv_format import KV_FORMATS
 from workers.engine.engine import Engine, EngineRequest
-from workers.policies import registry
+from workers.policies import measured
 from workers.policies.budget import Calibration, Trial
 
 KIND, PROMPT = "wide-heads", 150
@@ -76,7 +76,7 @@ def test_auto_runs_what_was_measured_and_the_receipt_names_it(
     engine = toy_engine(KIND, kv_dtype=kv_dtype)
     trials = (Trial(0.3, "snapkv", "", (), 0.9, 0.9), Trial(0.6, "expected_attention", "", (), 0.9, None))
     known = Calibration(engine.model.fingerprint, (0.5,), ((1.0,) * engine.model.layers,), trials)
-    monkeypatch.setattr(registry, "CALIBRATIONS", {known.model: known})
+    monkeypatch.setattr(measured, "CALIBRATIONS", {known.model: known})
     asked = Compression("auto", recall="turn", kv_bytes_keep=share)
     ids, receipt = ask(engine, asked, some(PROMPT), 9)
     assert receipt.policy == policy

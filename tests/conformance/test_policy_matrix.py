@@ -12,7 +12,8 @@ from pyramidserve.errors import InvalidRequestError
 from pyramidserve.types import Compression, Recall, Stopping
 from workers.engine.engine import Engine, EngineRequest, TracedReply
 from workers.policies.policy import describe
-from workers.policies.registry import BUILT_IN, validate
+from workers.policies.registry import BUILT_IN
+from workers.policies.valid import validate
 
 CONTEXT, OUTPUT = 140, 40
 # Those that may let go of the newest tokens, which are finer than others on the device alone.

@@ -11,7 +11,8 @@ from workers.budget.kv_format import KV_DTYPES
 from workers.budget.kv_share import KVShare
 from workers.budget.plan import INDEX_SHARE
 from workers.policies import auto
-from workers.policies.registry import POLICIES, keeps_all, policy_name, recall, validate
+from workers.policies.registry import POLICIES, keeps_all, policy_name, recall
+from workers.policies.valid import validate
 
 # Of the bytes that all KV takes in 16 bits.
 SHARES = (0.45, 0.25, 0.12)

@@ -34,15 +34,8 @@ from workers.model.llama import LlamaLayer
 from workers.model.rope import Rope, Rotation
 from workers.model.tokenizer import Tokenizer, end_ids
 from workers.model.weights import load_stage
-from workers.policies.registry import (
-    chooser,
-    enable,
-    gates_of,
-    plan,
-    span_floor,
-    use_gates,
-    versions,
-)
+from workers.policies.measured import gates_of, use_gates
+from workers.policies.registry import chooser, enable, plan, span_floor, versions
 from workers.recall.exact import verify
 from workers.recall.lifted import LiftedRows
 from workers.recall.new_rows import new_rows_bytes

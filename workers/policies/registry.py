@@ -1,20 +1,14 @@
 """The policies by the names that requests use: those here, and those of others that are wanted."""
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import lru_cache
 from importlib.metadata import entry_points
-from pathlib import Path
-from typing import TYPE_CHECKING, cast, get_args
+from typing import TYPE_CHECKING, cast
 
 from pyramidserve.errors import ConfigurationError, InvalidRequestError
 from pyramidserve.types import Compression, Parameter, Recall
-from workers.budget.kv_format import KV_FORMATS
-from workers.budget.kv_share import LEAST_INDEXED, KVShare
 from workers.budget.plan import INDEX_SHARE, KeepPlan
-from workers.events import tell
-from workers.model.config import ModelConfig
 from workers.policies import (
     auto,
     defensive,
@@ -24,6 +18,7 @@ from workers.policies import (
     keydiff,
     kvzap,
     local,
+    measured,
     pyramid,
     scissorhands,
     snapkv,
@@ -31,22 +26,15 @@ from workers.policies import (
     tova,
 )
 from workers.policies.budget import (
-    BUDGETS,
-    CALIBRATED,
-    MEASURED,
     PYRAMID,
     UNIFORM,
     pyramid_weights,
-    read_calibration,
 )
-from workers.policies.gates import Gates, read_gates
-from workers.policies.observed import Observed, ends
+from workers.policies.observed import Observed
 from workers.policies.policy import Policy, Target, counting_knobs, read_knobs
 
 if TYPE_CHECKING:
     import torch
-
-logger = logging.getLogger(__name__)
 
 Choose = Callable[[Observed, int, int], "torch.Tensor"]
 
@@ -77,9 +65,6 @@ BUILT_IN = (
 )
 # ``auto`` is none of its own: shards are told what it stands for, and have no version of it.
 POLICIES = {policy.name: policy for policy in (*BUILT_IN, auto.POLICY)}
-# What was measured of models, by their fingerprints.
-CALIBRATIONS = {each.model: each for each in map(read_calibration, sorted(MEASURED.glob("*.json")))}
-GATES = {each.model: each for each in map(read_gates, sorted(MEASURED.glob("*.safetensors")))}
 
 
 def enable(names: Sequence[str], asked: str = "policies names") -> None:
@@ -109,119 +94,13 @@ def enable(names: Sequence[str], asked: str = "policies names") -> None:
         POLICIES[name] = policy
 
 
-def use_budgets(file: str) -> None:
-    """Takes in what ``pyramidserve calibrate`` has written; "": nothing. Raises ConfigurationError."""
-    if file:
-        calibration = read_calibration(Path(file))
-        CALIBRATIONS[calibration.model] = calibration
-
-
-def use_gates(file: str) -> None:
-    """As ``use_budgets``, of the gates that it has trained."""
-    if file:
-        gates = read_gates(Path(file))
-        GATES[gates.model] = gates
-
-
-def gates_of(model: str) -> Gates | None:
-    """The gates that were trained of a ``model``, a fingerprint."""
-    return GATES.get(model)
-
-
-def settled(compression: Compression, model: ModelConfig, kv_dtype: str, prompt_tokens: int) -> Compression:
-    """What a valid ``compression`` comes to for a prompt of ``prompt_tokens`` >= 1 of a ``model``.
-
-    A share of bytes becomes one of tokens by ``kv_dtype``, of KV_FORMATS, or ``full`` where all stay;
-    ``auto`` becomes what was measured best; and there are weights where its budget is the one that was
-    measured. All of it goes with the request, so that router and shards plan the same. Raises
-    InvalidRequestError where the policy chooses by gates and the model has none.
-    """
-    compression = _chosen(_in_tokens(compression, model, kv_dtype, prompt_tokens), model)
-    if POLICIES[compression.policy].gated and model.fingerprint not in GATES:
-        raise InvalidRequestError(
-            f"policy {compression.policy!r} needs gates, and none were trained of models with "
-            f"{model.fingerprint}: run `pyramidserve calibrate DIR --gates FILE` and name the file as "
-            "gates of the deployment, or ask for another policy, such as 'expected_attention'"
-        )
-    asked, kv_keep = dict(compression.parameters), compression.kv_keep
-    usual = CALIBRATED if POLICIES[compression.policy].calibrates else UNIFORM
-    calibration = CALIBRATIONS.get(model.fingerprint) if asked.get(BUDGET, usual) == CALIBRATED else None
-    if calibration is None or kv_keep is None or prunes(compression):
-        return compression
-    return replace(compression, parameters={**asked, BUDGET: calibration.at(kv_keep)})
-
-
-def _in_tokens(
-    compression: Compression, model: ModelConfig, kv_dtype: str, prompt_tokens: int
-) -> Compression:
-    """With the ``kv_keep`` that its share of bytes comes to, if it says one; ``full`` where all stay."""
-    share, kv_keep = compression.kv_bytes_keep, compression.kv_keep
-    if share is None or kv_keep is not None or keeps_all(compression):
-        return compression
-    shares = KVShare.of(KV_FORMATS[kv_dtype], model.head_size)
-    kv_keep = shares.kv_keep(share, prompt_tokens, recall(compression) == "step")
-    if kv_keep == 1:
-        return Compression(recall=compression.recall, kv_bytes_keep=share)
-    return replace(compression, kv_keep=kv_keep)
-
-
-def _chosen(compression: Compression, model: ModelConfig) -> Compression:
-    """What ``auto`` stands for; another policy as it is."""
-    kv_keep = compression.kv_keep
-    if compression.policy != auto.POLICY.name or kv_keep is None:
-        return compression
-    if kv_keep == 1:
-        return Compression(recall=compression.recall)
-    calibration = CALIBRATIONS.get(model.fingerprint)
-    trials = [each for each in calibration.trials if _there(each.policy, model)] if calibration else []
-    if not trials:
-        _tell_unmeasured(model.fingerprint)
-    chosen = suited(auto.choose_policy(trials, kv_keep, compression.prefill), model)
-    return replace(compression, policy=chosen.policy, prefill=chosen.prefill, parameters=chosen.parameters)
-
-
-def _there(policy: str, model: ModelConfig) -> bool:
-    return policy in POLICIES and (model.fingerprint in GATES or not POLICIES[policy].gated)
-
-
-def candidates(model: ModelConfig) -> list[Compression]:
-    """What is tried of a ``model``, for ``auto`` to choose among: those that it can have."""
-    return [suited(each, model) for each in auto.CANDIDATES if _there(each.policy, model)]
-
-
-def suited(compression: Compression, model: ModelConfig) -> Compression:
-    """With one choice for all heads where the model has windows, which cannot have one for each."""
-    policy = POLICIES[compression.policy]
-    each = any(knob.name == "heads" and knob.default == "each" for knob in fields(policy.knobs))
-    if not (each and any(model.windows)) or prunes(compression):
-        return compression
-    return replace(compression, parameters={**dict(compression.parameters), "heads": "all"})
-
-
-@lru_cache(maxsize=64)
-def _tell_unmeasured(model: str) -> None:
-    """Once of each ``model``."""
-    tell(logger, logging.INFO, "policies_not_measured", model=model, auto=policy_name(auto.UNMEASURED))
-
-
-def alike(one: Compression, other: Compression) -> bool:
-    """Whether both ask for the same, to however many tokens their shares of bytes come."""
-    return one == other or (one.kv_bytes_keep is not None and _asked(one) == _asked(other))
-
-
-def _asked(compression: Compression) -> Compression:
-    parameters = dict(compression.parameters)
-    parameters.pop(BUDGET, None)  # its weights are those of the share of tokens
-    return replace(compression, kv_keep=None, parameters=parameters)
-
-
 def versions(others: Sequence[str] = (), model: str = "") -> dict[str, str]:
     """Of each policy of this folder and those ``others`` that are enabled, by name.
 
     Where the gates of a ``model``, a fingerprint, are known, their digest is part of it.
     """
     policies = [*BUILT_IN, *(POLICIES[name] for name in others)]
-    known = f" with gates {GATES[model].digest}" if model in GATES else ""
+    known = f" with gates {measured.GATES[model].digest}" if model in measured.GATES else ""
     return {each.name: each.version + known * each.gated for each in policies}
 
 
@@ -243,97 +122,6 @@ def skew(own: Mapping[str, str], other: Mapping[str, str]) -> str:
     )
 
 
-def validate(compression: Compression) -> None:
-    """Raises InvalidRequestError, naming the value and the way out."""
-    policy = POLICIES.get(compression.policy)
-    if policy is None:
-        raise InvalidRequestError(f"unknown policy {compression.policy!r}; known are {', '.join(POLICIES)}")
-    shares = {"kv_keep": compression.kv_keep, "kv_bytes_keep": compression.kv_bytes_keep}
-    for name, value in shares.items():
-        if value is not None and not 0 < value <= 1:
-            raise InvalidRequestError(f"{name} is {value}; it must be in (0, 1]")
-    knobs, tokens, budget = _parameters(compression)
-    kv_keep, shared = compression.kv_keep, any(value is not None for value in shares.values())
-    wanted = {**shares, TOKENS: tokens}
-    asked = [f"{name} {value}" for name, value in wanted.items() if value is not None]
-    if asked and policy.keeps_all:
-        raise InvalidRequestError(
-            f"{asked[0]} was given, but policy {policy.name!r} keeps everything; drop it or ask for one of "
-            f"{', '.join(repr(name) for name, each in POLICIES.items() if not each.keeps_all)}"
-        )
-    read_knobs(policy, knobs)
-    if asked and (others := [*asked[1:], *(name for name in knobs if name in counting_knobs(policy))]):
-        raise InvalidRequestError(
-            f"{asked[0]} was given beside {', '.join(others)}; give one of them alone"
-        )
-    if policy is auto.POLICY:
-        _validate_auto(compression, shared)
-    if tokens is not None and not _are_counts(tokens):
-        raise InvalidRequestError(
-            f"tokens is {tokens!r}; it must be a whole number from 1 on, or a list of such"
-        )
-    if budget is not None and not shared:
-        raise InvalidRequestError(
-            f"layer_budget is {budget!r}, but there is no kv_keep; give what layers are to share"
-        )
-    if budget is not None and prunes(compression):
-        raise InvalidRequestError(
-            f"layer_budget is {budget!r}, but prefill 'prune' has a shape of its own; give tokens for each "
-            "layer, or ask for prefill 'evict'"
-        )
-    if budget is not None and not _is_budget(budget):
-        raise InvalidRequestError(
-            f"layer_budget is {budget!r}; it must be {' or '.join(map(repr, BUDGETS))}, or a list of "
-            "weights from 1e-6 to 1e6, one for each layer"
-        )
-    floor = dict(compression.parameters).get(FLOOR, 0.0)
-    if isinstance(floor, bool) or not (isinstance(floor, int | float) and 0 <= floor <= 1):
-        raise InvalidRequestError(f"span_floor is {floor!r}; it must be a number in [0, 1]")
-    if floor and policy.choose is ends:
-        raise InvalidRequestError(
-            f"span_floor is {floor}, but policy {policy.name!r} looks at nothing by which it could choose; "
-            "leave it out, or ask for a policy that scores, as 'defensive' does"
-        )
-    if knobs.get("heads") == "each" and prunes(compression):
-        raise InvalidRequestError(
-            "heads is 'each', which prefill 'prune' cannot have, as a hidden state serves all heads; ask "
-            "for prefill 'evict'"
-        )
-    if policy.prefills and compression.prefill not in ("", *policy.prefills):
-        known = " or ".join(map(repr, policy.prefills))
-        raise InvalidRequestError(f"prefill is {compression.prefill!r}; it must be {known}")
-    recall = compression.recall
-    if recall not in get_args(Recall):
-        raise InvalidRequestError(f"recall is {recall!r}; it must be one of {', '.join(get_args(Recall))}")
-    if recall in ("step", "exact") and prunes(compression):
-        raise InvalidRequestError(
-            f"recall {recall!r} needs all KV, which prefill 'prune' never computes; ask for prefill 'evict'"
-        )
-    if recall == "step" and kv_keep is not None and kv_keep <= LEAST_INDEXED:
-        raise InvalidRequestError(
-            f"kv_keep is {kv_keep}; with recall 'step', whose index takes part of it, it must be above "
-            f"{LEAST_INDEXED}"
-        )
-
-
-def _validate_auto(compression: Compression, shared: bool) -> None:
-    """Of what is valid for others, refuses what leaves ``auto`` no choice, or no share to choose by."""
-    if compression.parameters:
-        name, value = next(iter(dict(compression.parameters).items()))
-        raise InvalidRequestError(
-            f"{name} is {value!r}, but policy 'auto' chooses that itself; drop it, or name a policy"
-        )
-    if not shared:
-        raise InvalidRequestError(
-            "policy 'auto' was given neither kv_bytes_keep nor kv_keep; give the share of bytes, or of "
-            "tokens, at which it is to choose"
-        )
-    if compression.prefill not in ("", *auto.PREFILLS):
-        raise InvalidRequestError(
-            f"prefill is {compression.prefill!r}; it must be {' or '.join(map(repr, auto.PREFILLS))}"
-        )
-
-
 @lru_cache(maxsize=4096)
 def plan(compression: Compression, prompt_tokens: int, layers: int) -> KeepPlan:
     """What a valid ``compression`` keeps of a prompt of ``prompt_tokens`` >= 1, per layer."""
@@ -345,7 +133,7 @@ def plan(compression: Compression, prompt_tokens: int, layers: int) -> KeepPlan:
     if indexes and kv_keep is not None:
         # The index is part of what stays on the device.
         kv_keep = (kv_keep - INDEX_SHARE) / (1 - INDEX_SHARE)
-    knobs, tokens, budget = _parameters(compression)
+    knobs, tokens, budget = parameters_of(compression)
     counts, weights = _of_layers(tokens, layers), _weights(budget, layers)
     target = Target(prompt_tokens, layers, kv_keep, prunes(compression), counts, weights)
     keep = policy.plan(target, read_knobs(policy, knobs))
@@ -362,7 +150,7 @@ def plan(compression: Compression, prompt_tokens: int, layers: int) -> KeepPlan:
 
 def chooser(compression: Compression) -> Choose:
     """Chooses as the policy of a valid ``compression`` does: of so many tokens so many."""
-    policy, (knobs, *_) = POLICIES[compression.policy], _parameters(compression)
+    policy, (knobs, *_) = POLICIES[compression.policy], parameters_of(compression)
     read = read_knobs(policy, knobs)
     return lambda observed, tokens, keep: policy.choose(observed, tokens, keep, read)
 
@@ -376,7 +164,7 @@ def span_floor(compression: Compression) -> float:
 
 def says_how_much(compression: Compression) -> bool:
     """Whether it says itself how much stays, with a fraction, counts or knobs."""
-    knobs, tokens, _ = _parameters(compression)
+    knobs, tokens, _ = parameters_of(compression)
     counting = counting_knobs(POLICIES[compression.policy])
     shares = compression.kv_keep, compression.kv_bytes_keep, tokens
     return any(each is not None for each in shares) or any(name in counting for name in knobs)
@@ -403,34 +191,13 @@ def policy_name(compression: Compression) -> str:
     return f"{compression.policy}/{prefill}" if prefill else compression.policy
 
 
-def _parameters(
+def parameters_of(
     compression: Compression,
 ) -> tuple[dict[str, Parameter], Parameter | None, Parameter | None]:
     """The policy's knobs that are given, the counts, and the budget."""
     knobs = dict(compression.parameters)
     knobs.pop(FLOOR, None)  # counts do not depend on it
     return knobs, knobs.pop(TOKENS, None), knobs.pop(BUDGET, None)
-
-
-def _are_counts(tokens: Parameter) -> bool:
-    counts = tokens if isinstance(tokens, tuple) else (tokens,)
-    return bool(counts) and all(
-        isinstance(count, int | float) and count is not True and count >= 1 and float(count).is_integer()
-        for count in counts
-    )
-
-
-def _is_budget(budget: Parameter) -> bool:
-    if isinstance(budget, str):
-        return budget in BUDGETS
-    return (
-        isinstance(budget, tuple)
-        and bool(budget)
-        and all(
-            isinstance(weight, int | float) and weight is not True and 1e-6 <= weight <= 1e6
-            for weight in budget
-        )
-    )
 
 
 def _weights(budget: Parameter | None, layers: int) -> tuple[float, ...] | None:

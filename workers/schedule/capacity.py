@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pyramidserve.types import Compression, StageState
 from workers.budget.footprint import fitting, stage_layout
 from workers.model.config import ModelConfig
-from workers.policies.registry import keeps_all, plan, policy_name, settled
+from workers.policies.registry import keeps_all, plan, policy_name
+from workers.policies.settled import settled
 
 # A long chat; where the context is shorter, a full one.
 SEQUENCE_TOKENS = 4096

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from pyramidserve.types import Compression
 from workers.budget.plan import KeepPlan
-from workers.policies.registry import alike, prunes
+from workers.policies.registry import prunes
+from workers.policies.settled import alike
 from workers.schedule.sequence import RunningSequence, SequenceRequest
 
 

@@ -11,7 +11,9 @@ from pyramidserve.errors import InvalidRequestError
 from pyramidserve.types import Compression, Sampling, Stopping
 from workers.budget.plan import KeepPlan
 from workers.model.config import ModelConfig
-from workers.policies.registry import plan, recall, settled, validate
+from workers.policies.registry import plan, recall
+from workers.policies.settled import settled
+from workers.policies.valid import validate
 
 # Of a reply whose length nobody has limited, until it is known how long they become.
 EXPECTED_TOKENS = 256

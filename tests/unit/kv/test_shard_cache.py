@@ -292,7 +292,7 @@ class Shard:
         for layer, kv in enumerate(back):
             if kv is not None:
                 assert host.positions(sequence, layer).tolist() == books.host[layer]
-                assert same_bits(decode(kv), books.rows(layer, books.host[layer]))
+                assert same_bits(decode(kv), books.rows(layer, books.host[layer]).to(decode(kv).dtype))
         dropped = {kv is None for kv in back}
         assert len(dropped) == 1
         return dropped == {False}

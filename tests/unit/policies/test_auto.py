@@ -11,10 +11,13 @@ from pyramidserve.types import Compression
 from workers.budget.kv_format import KV_FORMATS
 from workers.budget.kv_share import KVShare
 from workers.model.shapes import SHAPES
-from workers.policies import registry
+from workers.policies import measured
+from workers.policies import settled as settling
 from workers.policies.auto import CANDIDATES, UNMEASURED, choose_policy
 from workers.policies.budget import Calibration, Trial
-from workers.policies.registry import alike, offered, plan, policy_name, settled, validate, versions
+from workers.policies.registry import offered, plan, policy_name, versions
+from workers.policies.settled import alike, settled
+from workers.policies.valid import validate
 
 MODEL = replace(SHAPES["llama-2-7b"], layers=3)
 TRIALS = (
@@ -29,9 +32,9 @@ TRIALS = (
 
 
 @pytest.fixture
-def measured(monkeypatch: pytest.MonkeyPatch) -> None:
+def budgets(monkeypatch: pytest.MonkeyPatch) -> None:
     calibration = Calibration(MODEL.fingerprint, (0.5,), ((0.5, 1.5, 1.0),), TRIALS)
-    monkeypatch.setattr(registry, "CALIBRATIONS", {MODEL.fingerprint: calibration})
+    monkeypatch.setattr(measured, "CALIBRATIONS", {MODEL.fingerprint: calibration})
 
 
 def told(compression: Compression, kv_dtype: str = "bfloat16", prompt_tokens: int = 1000) -> Compression:
@@ -77,12 +80,12 @@ def test_a_share_with_no_room_for_a_token_keeps_one() -> None:
     assert plan(step, 1000, 3).fraction == pytest.approx(0.125, abs=1e-3)
 
 
-def test_weights_are_those_of_the_tokens_that_stay(measured: None) -> None:
+def test_weights_are_those_of_the_tokens_that_stay(budgets: None) -> None:
     by_bytes = told(Compression("defensive", kv_bytes_keep=0.25), "float32")
     assert by_bytes.parameters == told(Compression("defensive", kv_keep=0.125)).parameters != ()
 
 
-def test_auto_is_what_was_measured_best_where_about_as_much_stays(measured: None) -> None:
+def test_auto_is_what_was_measured_best_where_about_as_much_stays(budgets: None) -> None:
     def name(share: float, kv_dtype: str = "bfloat16", **fields: str) -> str:
         return policy_name(told(Compression("auto", **fields, kv_bytes_keep=share), kv_dtype))  # type: ignore[arg-type]
 
@@ -98,7 +101,7 @@ def test_auto_is_what_was_measured_best_where_about_as_much_stays(measured: None
     assert name(0.4, prefill="evict") == "expected_attention"
 
 
-def test_auto_brings_its_knobs_and_leaves_what_was_asked_for(measured: None) -> None:
+def test_auto_brings_its_knobs_and_leaves_what_was_asked_for(budgets: None) -> None:
     found = told(Compression("auto", recall="turn", kv_bytes_keep=0.25), "int8")
     assert (found.recall, found.kv_bytes_keep) == ("turn", 0.25)
     assert found.kv_keep == pytest.approx(0.25 / KV_FORMATS["int8"].share(MODEL.head_size))
@@ -112,7 +115,7 @@ def test_auto_brings_its_knobs_and_leaves_what_was_asked_for(measured: None) -> 
 def test_of_a_model_that_nobody_measured_it_is_the_usual_and_the_log_says_so(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    registry._tell_unmeasured.cache_clear()
+    settling._tell_unmeasured.cache_clear()
     with caplog.at_level(logging.INFO):
         found = [told(Compression("auto", kv_bytes_keep=share)) for share in (0.2, 0.3)]
     assert [policy_name(each) for each in found] == ["defensive/evict"] * 2
@@ -122,7 +125,7 @@ def test_of_a_model_that_nobody_measured_it_is_the_usual_and_the_log_says_so(
     assert policy_name(told(Compression("auto", "prune", kv_bytes_keep=0.3))) == "defensive/prune"
 
 
-def test_a_model_with_windows_has_one_choice_for_all_heads(measured: None) -> None:
+def test_a_model_with_windows_has_one_choice_for_all_heads(budgets: None) -> None:
     windows = replace(MODEL, windows=(64, 0, 64))
     for prefill, heads in (("", "mean"), ("prune", "mean")):
         asked = Compression("auto", prefill, kv_bytes_keep=0.4)
@@ -172,7 +175,7 @@ def test_auto_is_offered_and_has_no_version() -> None:
     assert "auto" not in versions()
 
 
-def test_a_share_of_bytes_may_come_to_other_tokens_in_the_next_turn(measured: None) -> None:
+def test_a_share_of_bytes_may_come_to_other_tokens_in_the_next_turn(budgets: None) -> None:
     asked = Compression("defensive", kv_bytes_keep=0.2)
     first, next_turn = (told(asked, "int4", tokens) for tokens in (300, 500))
     assert first != next_turn

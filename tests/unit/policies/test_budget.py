@@ -13,9 +13,12 @@ from pyramidserve.errors import ConfigurationError, InvalidRequestError
 from pyramidserve.types import Compression
 from workers.model.config import ModelConfig
 from workers.model.shapes import SHAPES
-from workers.policies import registry
+from workers.policies import measured
 from workers.policies.budget import Calibration, Trial, best_shares, read_calibration, shared_out
-from workers.policies.registry import plan, settled, use_budgets, validate
+from workers.policies.measured import use_budgets
+from workers.policies.registry import plan
+from workers.policies.settled import settled
+from workers.policies.valid import validate
 
 TRIAL = {"kept": 0.5, "policy": "tova", "prefill": "", "parameters": {}, "text": 0.5, "facts": 0.5}
 ONE = {"model": "m", "kept": [0.5], "weights": [[1]]}
@@ -72,12 +75,12 @@ def test_a_layer_that_loses_nothing_gives_its_share_away() -> None:
 
 
 def test_budgets_between_those_that_were_measured_are_in_between() -> None:
-    measured = Calibration("m", (0.2, 0.4), ((1.5, 0.5), (1.25, 0.75)))
-    assert measured.at(0.1) == (1.5, 0.5)
-    assert measured.at(0.3) == pytest.approx((1.375, 0.625))
-    assert measured.at(0.4) == (1.25, 0.75)
-    assert measured.at(0.7) == pytest.approx((1.125, 0.875))
-    assert measured.at(1) == (1, 1)
+    known = Calibration("m", (0.2, 0.4), ((1.5, 0.5), (1.25, 0.75)))
+    assert known.at(0.1) == (1.5, 0.5)
+    assert known.at(0.3) == pytest.approx((1.375, 0.625))
+    assert known.at(0.4) == (1.25, 0.75)
+    assert known.at(0.7) == pytest.approx((1.125, 0.875))
+    assert known.at(1) == (1, 1)
 
 
 def test_what_was_tried_is_read_as_it_was_written(tmp_path: Path) -> None:
@@ -91,15 +94,15 @@ def test_what_was_tried_is_read_as_it_was_written(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def budgets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A file for models of three layers; what is taken in is forgotten again."""
-    monkeypatch.setattr(registry, "CALIBRATIONS", dict(registry.CALIBRATIONS))
+    monkeypatch.setattr(measured, "CALIBRATIONS", dict(measured.CALIBRATIONS))
     file = tmp_path / "budgets.json"
     Calibration(THREE_LAYERS.fingerprint, (0.5,), ((0.5, 1.5, 1.0),)).write(file)
     return file
 
 
-def test_weights_go_with_a_request_to_a_model_that_was_measured(measured: Path) -> None:
+def test_weights_go_with_a_request_to_a_model_that_was_measured(budgets: Path) -> None:
     def told(asked: Compression, model: ModelConfig = THREE_LAYERS) -> Compression:
         return settled(asked, model, "bfloat16", 200)
 
@@ -107,7 +110,7 @@ def test_weights_go_with_a_request_to_a_model_that_was_measured(measured: Path) 
     assert told(asked) == asked
     assert plan(asked, 200, 3).kept == (100, 100, 100)
     use_budgets("")
-    use_budgets(str(measured))
+    use_budgets(str(budgets))
     assert plan(told(asked), 200, 3).kept == (50, 150, 100)
     assert told(told(asked)) == told(asked)
     assert told(asked, replace(THREE_LAYERS, layers=4)) == asked

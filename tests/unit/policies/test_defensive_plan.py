@@ -9,7 +9,8 @@ from pyramidserve.types import Compression
 from workers.budget.observation import RowAttention
 from workers.budget.plan import GenerationPlan
 from workers.policies.defensive import CHUNK, SINKS
-from workers.policies.registry import plan, validate
+from workers.policies.registry import plan
+from workers.policies.valid import validate
 
 prompts, layers, shares = st.integers(1, 5000), st.integers(1, 40), st.floats(0.05, 1)
 

@@ -14,7 +14,8 @@ from pyramidserve.types import Compression
 from workers.budget.span import Span
 from workers.policies.floors import MOST, Floors
 from workers.policies.observed import Observed, best, ends
-from workers.policies.registry import BUILT_IN, plan, says_how_much, span_floor, validate
+from workers.policies.registry import BUILT_IN, plan, says_how_much, span_floor
+from workers.policies.valid import validate
 
 CPU = torch.device("cpu")
 

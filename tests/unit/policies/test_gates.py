@@ -13,10 +13,12 @@ from pyramidserve.errors import ConfigurationError, InvalidRequestError
 from pyramidserve.types import Compression
 from workers.budget.observation import KeysValues, RowAttention
 from workers.model.config import ModelConfig, read_config
-from workers.policies import registry
+from workers.policies import measured
 from workers.policies.gates import Gates, features, read_gates
 from workers.policies.kvzap import CHUNK
-from workers.policies.registry import plan, settled, skew, use_gates, versions
+from workers.policies.measured import use_gates
+from workers.policies.registry import plan, skew, versions
+from workers.policies.settled import candidates, settled
 
 WEIGHTS = np.random.default_rng(3).standard_normal((2, 3, 23)).astype(np.float32)
 
@@ -60,7 +62,7 @@ def model(toy: Callable[[str], Path]) -> ModelConfig:
 @pytest.fixture
 def gates(tmp_path: Path, model: ModelConfig, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A file for the model; what is taken in is forgotten again."""
-    monkeypatch.setattr(registry, "GATES", {})
+    monkeypatch.setattr(measured, "GATES", {})
     Gates(model.fingerprint, WEIGHTS).write(tmp_path / "gates")
     return tmp_path / "gates"
 
@@ -71,11 +73,11 @@ def test_a_model_without_gates_is_refused_with_the_way_out(gates: Path, model: M
         InvalidRequestError, match=rf"{model.fingerprint}: run `pyramidserve calibrate DIR --gates FILE`"
     ):
         settled(asked, model, "float32", 100)
-    assert "kvzap" not in {each.policy for each in registry.candidates(model)}
+    assert "kvzap" not in {each.policy for each in candidates(model)}
     use_gates("")
     use_gates(str(gates))
     assert settled(asked, model, "float32", 100) == asked
-    assert "kvzap" in {each.policy for each in registry.candidates(model)}
+    assert "kvzap" in {each.policy for each in candidates(model)}
 
 
 def test_other_gates_are_another_version_of_what_chooses_by_them(gates: Path, model: ModelConfig) -> None:

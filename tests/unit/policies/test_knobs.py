@@ -7,7 +7,8 @@ import pytest
 
 from pyramidserve.errors import InvalidRequestError
 from pyramidserve.types import Compression, Parameter
-from workers.policies.registry import BUILT_IN, plan, policy_name, validate
+from workers.policies.registry import BUILT_IN, plan, policy_name
+from workers.policies.valid import validate
 
 BAD_PYRAMID: list[tuple[str, Any]] = [
     ("recent_ratio", -0.1),

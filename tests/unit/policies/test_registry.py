@@ -9,7 +9,8 @@ from policy_package import installed_policies
 from pyramidserve.errors import ConfigurationError, InvalidRequestError
 from pyramidserve.types import Compression
 from workers.policies.policy import Policy, describe
-from workers.policies.registry import BUILT_IN, enable, plan, skew, validate, versions
+from workers.policies.registry import BUILT_IN, enable, plan, skew, versions
+from workers.policies.valid import validate
 
 HALVES = """
 from dataclasses import dataclass
