@@ -71,6 +71,6 @@ def test_sinks_that_kept_their_positions_in_a_long_text_would_cost_dearly(
     def behind(keys: torch.Tensor, layers: Lengths, distances: Lengths, length: int) -> torch.Tensor:
         return turn(keys, layers, distances - 20_000, length)
 
-    monkeypatch.setattr(cache, "_turn", behind)
+    monkeypatch.setattr(cache._sinks, "_turn", behind)
     asking = [asked(text[: SERVED // 2], text[SERVED // 2 :], STREAMING)]
     assert loss(engine, asking, len(text) - SERVED) > streamed + 1
