@@ -8,7 +8,8 @@ import pytest
 
 PURE = {
     "workers": "events percentile tuning whole_file",
-    "workers.policies": "auto registry measured settled valid budget floors gates kvzap pyramid streaming full",
+    "workers.policies": "auto registry measured settled valid budget floors gates "
+    "defensive kvzap pyramid streaming full",
     "workers.budget": "footprint forecast kv_share ledger pages plan released span",
     "workers.engine": "settings",
     "workers.backends": "tuning",

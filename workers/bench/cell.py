@@ -132,7 +132,15 @@ def read_cell(name: str) -> Cell:
 
 def usual(others: Sequence[str] = ()) -> list[Cell]:
     """Those that are compared where none are named: ours, and ``others`` that are enabled, in 16 bits."""
-    ours = ("streaming", "snapkv", "expected_attention", "pyramid/evict", "pyramid/prune", "defensive", GATED)
+    ours = (
+        "streaming",
+        "snapkv",
+        "expected_attention",
+        "pyramid/evict",
+        "pyramid/prune",
+        "defensive",
+        GATED,
+    )
     few = ("defensive", GATED)
     names = [
         *("full", "full:int8", "full:int4"),

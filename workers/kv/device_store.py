@@ -19,6 +19,8 @@ from workers.kv.sink_keys import Layers, SinkKeys
 from workers.kv.spilled_keys import SpilledKeys
 
 Slots = npt.NDArray[np.int64]
+# At once, so that they stay in a processor's cache on their way.
+MOVED_ROWS = 1024
 
 
 class DeviceStore:
@@ -161,8 +163,13 @@ class DeviceStore:
         slots = self._tables.rows_of_layers(sequence, first, starts, starts + count).reshape(-1, count)
         stays = np.arange(count) < lengths[:, None]
         ordered = np.take_along_axis(slots[:, None], order, axis=2).swapaxes(1, 2)
-        kept, gone = (self.pool.read_sets(self._on_device(ordered[own])) for own in (stays, ~stays))
-        self.pool.write(self._on_device(slots[stays]), kept)
+        gone = self.pool.read_sets(self._on_device(ordered[~stays]))
+        # What stays moves to slots before its own, so that no block overwrites what a later one reads.
+        sources, targets = (
+            torch.split(self._on_device(each[stays]), MOVED_ROWS) for each in (ordered, slots)
+        )
+        for source, target in zip(sources, targets, strict=True):
+            self.pool.write(target, self.pool.read_sets(source))
         self._tables.resize_layers(sequence, first, starts + lengths)
         return gone
 

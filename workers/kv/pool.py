@@ -144,6 +144,7 @@ class KVPool:
         shape = row_shape(kv_heads, head_size, dtype)
         self.rows = torch.empty((pages * PAGE_TOKENS, *shape), dtype=dtype, device=device)
         self.page_bytes = row_format(dtype).page_bytes(kv_heads, head_size)
+        self._parts = torch.arange(2 * kv_heads, device=device).view(2, kv_heads)  # of a row, in order
 
     @property
     def floats(self) -> torch.Tensor:
@@ -159,11 +160,9 @@ class KVPool:
         """As ``read``, of ``rows`` int64 [n, sets], where a set is of all KV heads, or each of one."""
         if rows.shape[1] == 1:
             return self.read(rows[:, 0])
-        _, sides, heads, width = self.rows.shape
-        side, head = (torch.arange(size, device=rows.device) for size in (sides, heads))
-        places = (rows[:, None] * sides + side[:, None]) * heads + head
-        flat = self.rows.view(-1, width).index_select(0, places.view(-1))
-        return flat.view(*places.shape, width)
+        places = rows[:, None] * self._parts.numel() + self._parts
+        flat = self.rows.view(-1, self.rows.shape[-1]).index_select(0, places.view(-1))
+        return flat.view(*places.shape, -1)
 
     def write(self, rows: torch.Tensor, new: torch.Tensor) -> None:
         """Overwrites ``rows`` (int64 [n]) with ``new`` ones [n, 2, KV heads, width]."""
