@@ -100,9 +100,7 @@ def main() -> None:
             own[part] = each.measure(asking, holding, found[FULL][part] if found else None, lambda _: None)
             seconds[part] = time.perf_counter() - began
         found[name] = own
-        told = own["told"] = summary(
-            {part: own[part] for part in parts}, {part: found[FULL][part] for part in parts}, 1.0
-        )
+        told = own["told"] = summary(own, found[FULL], 1.0)
         told["seconds"] = seconds["loss"]
         losses = [f"{told[f'worse_{tokens}']:+.2%} behind {tokens}" for tokens in arguments.prompts]
         print(

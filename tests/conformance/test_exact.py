@@ -1,6 +1,5 @@
 """With recall "exact" the compressed cache drafts, and the reply is the full cache's, token by token."""
 
-import random
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -8,13 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from drafted import drafted, ids
 
 from pyramidserve.errors import InvalidRequestError, RequestTooLargeError
 from pyramidserve.types import (
     Compression,
-    Reply,
-    Sampling,
-    Stopping,
 )
 from workers.engine.engine import Engine, EngineConfig, EngineRequest
 from workers.engine.loop import SequenceFinished, SequenceTokens
@@ -32,25 +29,11 @@ FULL = Compression()
 
 
 def requests(compression: Compression, output: int = OUTPUT) -> list[EngineRequest]:
-    draw = random.Random(5)
-    prompts = [[draw.randrange(3, 259) for _ in range(draw.randrange(20, 90))] for _ in range(6)]
-    return [
-        EngineRequest(
-            prompt,
-            Sampling(temperature=0.7 * (number % 2), seed=number),
-            Stopping(max_tokens=output - 7 * number, ignore_eos=True),
-            compression,
-        )
-        for number, prompt in enumerate(prompts)
-    ]
+    return drafted(compression, output, 6)
 
 
 def exactly(compression: Compression) -> Compression:
     return replace(compression, recall="exact")
-
-
-def ids(replies: list[Reply]) -> list[tuple[int, ...]]:
-    return [reply.token_ids for reply in replies]
 
 
 @pytest.mark.parametrize("shards", [1, 2, 3])

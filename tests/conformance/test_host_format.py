@@ -1,7 +1,6 @@
 """Where the host has KV in another format than the device, what it has is as exact as that."""
 
 import json
-import random
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from drafted import drafted, ids
 
 from pyramidserve.errors import ConfigurationError
-from pyramidserve.types import Compression, Receipt, Reply, Sampling, Stopping
+from pyramidserve.types import Compression, Receipt, Stopping
 from workers.engine.engine import Engine, EngineConfig, EngineRequest
 from workers.engine.loop import SequenceFinished, SequenceTokens
 
@@ -52,21 +52,7 @@ def engine(
 
 
 def requests(compression: Compression, output: int = OUTPUT) -> list[EngineRequest]:
-    draw = random.Random(5)
-    prompts = [[draw.randrange(3, 259) for _ in range(draw.randrange(20, 90))] for _ in range(5)]
-    return [
-        EngineRequest(
-            prompt,
-            Sampling(temperature=0.7 * (number % 2), seed=number),
-            Stopping(max_tokens=output - 7 * number, ignore_eos=True),
-            compression,
-        )
-        for number, prompt in enumerate(prompts)
-    ]
-
-
-def ids(replies: list[Reply]) -> Said:
-    return [reply.token_ids for reply in replies]
+    return drafted(compression, output, 5)
 
 
 def nothing_is_left(engine: Engine) -> None:

@@ -17,7 +17,7 @@ from pyramidserve.types import Compression, Sampling, Stopping
 from workers.engine.engine import Engine, EngineConfig, EngineRequest
 from workers.engine.loop import SequenceFinished, SequenceTokens
 from workers.kv.rows import decode, encode
-from workers.policies.streaming import CHUNK
+from workers.policies.capacity import CHUNK
 from workers.schedule.validation import LONGEST_SEQUENCE
 
 SINKS, WINDOW = 3, 50

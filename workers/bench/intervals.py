@@ -22,6 +22,11 @@ class Interval(NamedTuple):
     high: float
 
 
+def helped(pairs: Iterable[Pair]) -> list[Pair]:
+    """Those whose context helps the baseline, which is their second number."""
+    return [(own, full) for own, full in pairs if full >= LEAST_GAIN]
+
+
 def share(pairs: Sequence[Pair]) -> Interval:
     """The sum of the parts over that of the wholes; there is one at least."""
     return mean_share([pairs])

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from workers.bench.intervals import LEAST_GAIN, Interval, Pair, mean_share, share
+from workers.bench.intervals import Interval, Pair, helped, mean_share, share
 
 Found = Mapping[str, Any]
 
@@ -25,12 +25,12 @@ def summary(parts: Found, full: Found, token_share: float) -> dict[str, float]:
                 told |= _tasks(way, own[way], other[way], token_share)
         elif part == "facts":
             told |= {"kept_facts": own["kept"], "bytes_facts": _bytes(own, token_share)}
-            if pairs := _helped(zip(own["gains"], other["gains"], strict=True)):
+            if pairs := helped(zip(own["gains"], other["gains"], strict=True)):
                 told |= _columns("facts_kept", share(pairs), "facts_low", "facts_high")
         elif part == "instructions":
             told |= {"kept_instructions": own["kept"], "bytes_instructions": _bytes(own, token_share)}
             for name, gains in (("instructions", "gains"), ("asked", "asked")):
-                if pairs := _helped(zip(own[gains], other[gains], strict=True)):
+                if pairs := helped(zip(own[gains], other[gains], strict=True)):
                     told |= _columns(name, share(pairs))
         else:
             told |= {f"{name}_{what}": value for name, each in own.items() for what, value in each.items()}
@@ -58,7 +58,7 @@ def _tasks(way: str, own: Found, full: Found, token_share: float) -> dict[str, f
     kinds: dict[str, list[Pair]] = {}
     for name, gain in full["gains"].items():
         kinds.setdefault(name.split()[0], []).append((own["gains"][name], gain))
-    counted = {kind: pairs for kind, each in kinds.items() if (pairs := _helped(each))}
+    counted = {kind: pairs for kind, each in kinds.items() if (pairs := helped(each))}
     told = {f"kept_{way}": own["kept"], f"bytes_{way}": _bytes(own, token_share)}
     if counted:
         told |= _columns(way, mean_share(counted.values()))
@@ -74,8 +74,3 @@ def _bytes(own: Found, token_share: float) -> float:
 
 def _columns(name: str, found: Interval, low: str = "", high: str = "") -> dict[str, float]:
     return {name: found.value, low or f"{name}_low": found.low, high or f"{name}_high": found.high}
-
-
-def _helped(pairs: Any) -> list[Pair]:
-    """Those whose context helps the baseline."""
-    return [(own, full) for own, full in pairs if full >= LEAST_GAIN]

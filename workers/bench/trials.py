@@ -6,7 +6,7 @@ from dataclasses import replace
 from pyramidserve.types import Compression
 from workers.bench.cell import BASELINE, Cell, Holding
 from workers.bench.facts import Asking, Talk
-from workers.bench.intervals import LEAST_GAIN
+from workers.bench.intervals import helped, share
 from workers.bench.layers import LayerLosses
 from workers.bench.parts import Facts
 from workers.budget.kv_share import KVShare
@@ -28,8 +28,8 @@ class Trials:
         """What ``policy`` leaves, which does not say how much stays, where ``kept`` of the tokens do."""
         text = 1 - self._losses.of(replace(policy, kv_keep=kept)) / self._whole
         gains = self._gained(Cell(policy, share=kept))
-        pairs = [pair for pair in zip(gains, self._gains, strict=True) if pair[1] >= LEAST_GAIN]
-        facts = sum(own for own, _ in pairs) / sum(full for _, full in pairs) if pairs else None
+        pairs = helped(zip(gains, self._gains, strict=True))
+        facts = share(pairs).value if pairs else None
         return Trial(
             *(kept, policy.policy, policy.prefill, tuple(dict(policy.parameters).items())),
             text=round(text, 4),

@@ -274,6 +274,8 @@ class HostStore:
     def drop(self, sequence: Hashable) -> None:
         """Forgets all spilled KV of ``sequence``, and keeps none from now on."""
         entry = self._sequences[sequence]
+        if not entry.complete:
+            return
         self._await_writes(entry)
         entry.complete = False
         for layer, positions in enumerate(entry.positions):

@@ -43,10 +43,12 @@ class NearSinks:
 
     def move(self, sequence: int, first: int, end: int, entry: CachedSequence) -> None:
         """Rotates those of layers ``first`` to ``end`` anew that have another distance to the rest."""
+        if not entry.needs.sinks:
+            return
         gone = entry.tokens - self._device.lengths(sequence)
         layers = np.arange(first, end)
         layers = layers[gone[layers] != entry.moved[layers]]
-        if not entry.needs.sinks or not len(layers):
+        if not len(layers):
             return
         unmoved = layers[entry.moved[layers] == 0]
         if len(unmoved):

@@ -7,6 +7,9 @@ from workers.budget.observation import Heads, KeysValues, Observation, RowAttent
 from workers.budget.plan import GenerationPlan, KeepPlan
 from workers.policies.policy import Target
 
+# Generated tokens that are compressed, or dropped, at once where no knob says it.
+CHUNK = 16
+
 
 def capacities(target: Target, usual: int, least: int = 1) -> tuple[int, ...]:
     """Tokens that each layer holds: as many as were asked for, or ``usual``; never below ``least``."""
@@ -76,6 +79,20 @@ def hold(
         sinks=sinks,
     )
     return keep_prompt(target, counts, recent, sinks, observes, heads, generation)
+
+
+def same_share(
+    target: Target, counts: tuple[int, ...], window: int, observes: RowAttention | KeysValues
+) -> GenerationPlan:
+    """Of generated tokens that leave the ``window`` a layer keeps the share that it keeps of the prompt."""
+    kept = tuple(min(count, target.prompt_tokens) for count in counts)
+    keeps = tuple(max(1, round(CHUNK * count / target.prompt_tokens)) for count in kept)
+    return GenerationPlan(chunk=CHUNK, window=window, start=kept, keeps=keeps, observes=observes)
+
+
+def half_at_most(recent: int, target: Target, counts: tuple[int, ...], sinks: int) -> int:
+    """``recent``, or so few that every layer chooses half of what it keeps beside the sinks."""
+    return max(1, min(recent, (min(*counts, target.prompt_tokens) - sinks + 1) // 2))
 
 
 def sets(heads: str) -> Heads:

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from workers.budget.observation import RowAttention
-from workers.budget.plan import GenerationPlan, KeepPlan
-from workers.policies.capacity import asked_counts, capacities, keep_prompt, sets
+from workers.budget.plan import KeepPlan
+from workers.policies.capacity import asked_counts, capacities, half_at_most, keep_prompt, same_share, sets
 from workers.policies.observed import Observed, best, best_by_attention
 from workers.policies.policy import Policy, Target, heads_knob, knob
 
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 # First and newest tokens, which stay in any case; of the latter fewer where little stays.
 SINKS, RECENT = 4, 32
-# Generated tokens that are compressed at once.
-CHUNK = 16
 
 
 @dataclass(frozen=True)
@@ -45,17 +43,9 @@ def plan_defensive(target: Target, knobs: DefensiveKnobs) -> KeepPlan:
     """The counts for one prompt; of generated tokens that leave the window a layer keeps the same share."""
     usual = int(target.prompt_tokens * (1 - knobs.compression_ratio))
     counts = _pruned(target, usual) if target.prunes else capacities(target, usual, SINKS + 1)
-    kept = tuple(min(count, target.prompt_tokens) for count in counts)
-    generation = GenerationPlan(
-        chunk=CHUNK,
-        window=knobs.window_size,
-        start=kept,
-        keeps=tuple(max(1, round(CHUNK * count / target.prompt_tokens)) for count in kept),
-        observes=RowAttention(rows=knobs.window_size),
-    )
+    generation = same_share(target, counts, knobs.window_size, RowAttention(rows=knobs.window_size))
     worst = RowAttention(rows=knobs.window_size, over_rows="max")
-    # The layer that keeps least chooses half of what it does beside the first tokens.
-    recent = max(1, min(RECENT, (min(kept) - SINKS + 1) // 2))
+    recent = half_at_most(RECENT, target, counts, SINKS)
     heads = "mean" if target.prunes else sets(knobs.heads)
     return keep_prompt(target, counts, recent, SINKS, worst, heads, generation)
 

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from workers.budget.observation import KeysValues, RowAttention
-from workers.budget.plan import GenerationPlan, KeepPlan
-from workers.policies.capacity import capacities, keep_prompt, sets
+from workers.budget.plan import KeepPlan
+from workers.policies.capacity import capacities, half_at_most, keep_prompt, same_share, sets
 from workers.policies.defensive import added
 from workers.policies.observed import Observed, best
 from workers.policies.policy import Policy, Target, heads_knob, knob
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
 # First tokens, which stay in any case.
 SINKS = 4
-# Generated tokens that are compressed at once.
-CHUNK = 16
 
 
 @dataclass(frozen=True)
@@ -44,16 +42,8 @@ def plan_kvzap(target: Target, knobs: KVzapKnobs) -> KeepPlan:
     """The counts for one prompt; of generated tokens that leave the window a layer keeps the same share."""
     usual = int(target.prompt_tokens * (1 - knobs.compression_ratio))
     counts = capacities(target, usual, SINKS + 1)
-    kept = tuple(min(count, target.prompt_tokens) for count in counts)
-    generation = GenerationPlan(
-        chunk=CHUNK,
-        window=knobs.sliding_window_size,
-        start=kept,
-        keeps=tuple(max(1, round(CHUNK * count / target.prompt_tokens)) for count in kept),
-        observes=KeysValues(),
-    )
-    # The layer that keeps least chooses half of what it does beside the first tokens.
-    recent = max(1, min(knobs.sliding_window_size, (min(kept) - SINKS + 1) // 2))
+    generation = same_share(target, counts, knobs.sliding_window_size, KeysValues())
+    recent = half_at_most(knobs.sliding_window_size, target, counts, SINKS)
     looks = RowAttention(rows=knobs.window_size, over_rows="max") if knobs.window_size else KeysValues()
     return keep_prompt(target, counts, recent, SINKS, looks, sets(knobs.heads), generation)
 

@@ -3,9 +3,8 @@
 from dataclasses import dataclass
 
 from workers.budget.plan import KeepPlan
-from workers.policies.capacity import capacities, hold
+from workers.policies.capacity import CHUNK, capacities, hold
 from workers.policies.policy import Policy, Target, knob
-from workers.policies.streaming import CHUNK
 
 
 @dataclass(frozen=True)

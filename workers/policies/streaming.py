@@ -10,10 +10,8 @@ the sinks keep theirs, and the context bounds prompt and output together.
 from dataclasses import dataclass, replace
 
 from workers.budget.plan import KeepPlan
-from workers.policies.capacity import capacities, hold
+from workers.policies.capacity import CHUNK, capacities, hold
 from workers.policies.policy import Policy, Target, knob
-
-CHUNK = 16
 
 
 @dataclass(frozen=True)

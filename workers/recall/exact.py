@@ -22,14 +22,11 @@ def verify(
 ) -> torch.Tensor:
     """Takes the rows of a verification through a shard; ``inputs`` and result as in ``Decoder.run``."""
     paged, copy = feed(step.fed, cache, generation)
-    if not cache.mirrors:
-        hidden, _ = decoder.run(step, inputs, paged)
-        copy.wait_on_device()
-        return hidden
-    new = NewRows(step.fed, paged, cache)
-    hidden, _ = decoder.run(step, inputs, new.paged)
+    new = NewRows(step.fed, paged, cache) if cache.mirrors else None
+    hidden, _ = decoder.run(step, inputs, new.paged if new else paged)
     copy.wait_on_device()
-    new.store()
+    if new:
+        new.store()
     return hidden
 
 

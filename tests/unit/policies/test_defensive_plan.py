@@ -8,7 +8,8 @@ from pyramidserve.errors import InvalidRequestError
 from pyramidserve.types import Compression
 from workers.budget.observation import RowAttention
 from workers.budget.plan import GenerationPlan
-from workers.policies.defensive import CHUNK, SINKS
+from workers.policies.capacity import CHUNK
+from workers.policies.defensive import SINKS
 from workers.policies.registry import plan
 from workers.policies.valid import validate
 

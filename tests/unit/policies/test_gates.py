@@ -14,8 +14,8 @@ from pyramidserve.types import Compression
 from workers.budget.observation import KeysValues, RowAttention
 from workers.model.config import ModelConfig, read_config
 from workers.policies import measured
+from workers.policies.capacity import CHUNK
 from workers.policies.gates import Gates, features, read_gates
-from workers.policies.kvzap import CHUNK
 from workers.policies.measured import use_gates
 from workers.policies.registry import plan, skew, versions
 from workers.policies.settled import candidates, settled

@@ -5,8 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from workers.budget.plan import KeepPlan
+from workers.policies.capacity import CHUNK
 from workers.policies.policy import Target
-from workers.policies.streaming import CHUNK, StreamingKnobs, plan_streaming
+from workers.policies.streaming import StreamingKnobs, plan_streaming
 
 lengths = st.integers(1, 200)
 
