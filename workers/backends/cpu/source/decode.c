@@ -26,12 +26,12 @@ static inline const char *page_of(const cache_part *part, int token) {
 static inline int first_page(const cache_part *part) { return part->unseen / part->page_tokens * part->page_tokens; }
 
 // logits[g * CHUNK + t] of `heads` query heads of one KV head, a constant, and the tokens of a page, whose
-// keys begin at `row`; behind the last token there is 0. Queries are pairs of bf16, or floats; `middles` are what
-// each adds up to times what its keys' codes are too great by. Meanwhile `ahead_bytes` for each token are fetched
-// from `ahead` on, which are soon needed: little by little, as only so many can be under way.
+// keys begin at `row`; behind the last token there is 0. Queries are pairs of bf16, those of `pair_query` for 4 bits, or
+// floats. Meanwhile `ahead_bytes` for each token are fetched from `ahead` on, which are soon needed: little by little, as
+// only so many can be under way.
 INLINE void score_page(const int heads, const int pairs, const int format, const cache_part *part, const char *row,
-                       int count, const char *ahead, int64_t ahead_bytes, const char *query, const float *middles,
-                       float scale, float *logits) {
+                       int count, const char *ahead, int64_t ahead_bytes, const char *query, float scale,
+                       float *logits) {
     const int size = part->head_size, parts = format == INT4 ? 2 : 1, part_size = size / parts;
     lanes sums[TOGETHER][LANES], scales = all(scale);
     for (int t = 0; t < count; t++, row += part->row_bytes) {
@@ -41,7 +41,7 @@ INLINE void score_page(const int heads, const int pairs, const int format, const
         if (pairs) {
 #pragma GCC unroll 4
             for (; at + 2 * LANES <= size; at += 2 * LANES) {
-                const lanes key = load_lanes(row + 2 * at, 0, 0);
+                const lanes key = format == INT4 ? code_pairs(row + at / 2) : load_lanes(row + 2 * at, 0, 0);
 #pragma GCC unroll 3
                 for (int g = 0; g < heads; g++)
                     own[g] = multiply(own[g], load_lanes(query + 2 * (g * size + at), 0, 0), key, 1);
@@ -67,7 +67,7 @@ INLINE void score_page(const int heads, const int pairs, const int format, const
 #pragma GCC unroll 3
     for (int g = 0; g < heads; g++) {
         for (int t = count; t < LANES; t++) sums[g][t] = all(0);
-        store_lanes(logits, g * CHUNK, 0, (sums_of(sums[g]) - (format == INT4 ? middles[g] : 0)) * scales);
+        store_lanes(logits, g * CHUNK, 0, sums_of(sums[g]) * scales);
     }
 }
 
@@ -113,7 +113,8 @@ INLINE void mix_values(const int heads, const int vectors, const int pairs, cons
 #pragma GCC unroll 4
             for (int v = 0; v < vectors; v++) {
                 const int from = at + v % each * LANES;
-                const lanes value = pairs ? load_pairs(row, other, from) : load_numbers(format, row, from, v / each);
+                const lanes value = pairs ? load_pairs(format, row, other, from, v / each)
+                                          : load_numbers(format, row, from, v / each);
 #pragma GCC unroll 3
                 for (int g = 0; g < heads; g++) sums[g][v] = multiply(sums[g][v], share[g], value, pairs);
             }
@@ -136,28 +137,32 @@ INLINE void mix_heads(const int heads, const int pairs, const int format, const 
     for (; at < size; at += LANES) mix_values(heads, parts, pairs, format, part, offset, at, shares, mixed, mixed_size);
 }
 
-// Gives shares the scales of their values, which begin at `offset` in a row, for the `group` heads of a KV head.
-static void scale_shares(const cache_part *part, int format, int64_t offset, int group, float *shares) {
+// Gives shares the scales of their values, which begin at `offset` in a row, for the `group` heads of a KV head; they
+// become bf16 for `pairs`. Those of what is not attended to become 0.
+static void scale_shares(const cache_part *part, int format, int64_t offset, int group, int pairs, float *shares) {
+    float scales[CHUNK] = {0};
     for (int first = first_page(part); first < part->count; first += part->page_tokens) {
         const int begin = part->unseen > first ? part->unseen : first;
         const char *row = page_of(part, first) + offset + (begin - first) * part->row_bytes;
-        for (int t = begin; t < part->count && t < first + part->page_tokens; t++, row += part->row_bytes) {
-            const float scale = load_scale(format, row, part->head_size);
-            for (int g = 0; g < group; g++) shares[g * CHUNK + t] *= scale;
-        }
+        for (int t = begin; t < part->count && t < first + part->page_tokens; t++, row += part->row_bytes)
+            scales[t] = load_scale(format, row, part->head_size);
     }
+    for (int g = 0; g < group; g++, shares += CHUNK)
+        for (int t = 0; t < part->count; t += LANES)
+            store_lanes(shares, t, pairs, load_lanes(shares, t, 0) * load_lanes(scales, t, 0));
 }
 
 // Carries out `call(n, pairs, format)` with constants, for n = `count` heads, at most TOGETHER.
-#define WITH_FORMATS(call, n)                      \
-    if (pairs) call(n, 1, BFLOAT16) else           \
-        switch (format) {                          \
-            case FLOAT32: call(n, 0, FLOAT32) break;   \
-            case BFLOAT16: call(n, 0, BFLOAT16) break; \
-            case FLOAT16: call(n, 0, FLOAT16) break;   \
-            case INT8: call(n, 0, INT8) break;         \
-            case INT4: call(n, 0, INT4) break;         \
-        }
+#define WITH_PAIRS(call, n, format)                         \
+    if (pairs) call(n, 1, format) else call(n, 0, format)
+#define WITH_FORMATS(call, n)                               \
+    switch (format) {                                       \
+        case FLOAT32: call(n, 0, FLOAT32) break;            \
+        case BFLOAT16: WITH_PAIRS(call, n, BFLOAT16) break; \
+        case FLOAT16: call(n, 0, FLOAT16) break;            \
+        case INT8: call(n, 0, INT8) break;                  \
+        case INT4: WITH_PAIRS(call, n, INT4) break;         \
+    }
 #define WITH_CONSTANTS(call, count)            \
     switch (count) {                           \
         case 1: WITH_FORMATS(call, 1) break;   \
@@ -189,7 +194,7 @@ void decode_attention_rows(const void *query, const paged_cache *own_cache, cons
         for (; chunk >= (*in)->chunks; in++) chunk -= (*in)->chunks;
         const paged_cache *cache = *in;
         const int is_recent = cache == recent, is_spilled = cache == spilled;
-        const int format = cache->format, pairs = bf16 && format == BFLOAT16, page_tokens = cache->page_tokens;
+        const int format = cache->format, pairs = bf16 && IN_PAIRS(format), page_tokens = cache->page_tokens;
         const int64_t bytes = head_bytes(format, head_size), begin = chunk * CHUNK;
         const int64_t start = cache->starts ? cache->starts[sequence] : 0;
         int64_t length = cache->lengths[sequence];
@@ -212,16 +217,17 @@ void decode_attention_rows(const void *query, const paged_cache *own_cache, cons
             .row_bytes = cache->row_bytes,
         };
         const char *own_query = (const char *)query + sequence * heads * head_size * (bf16 ? 2 : 4);
-        float own[heads * CHUNK], asked[heads * head_size], middles[heads];
-        if (!pairs) {
+        float own[heads * CHUNK], asked[heads * head_size];
+        uint16_t paired[heads * head_size];
+        if (!pairs || format == INT4) {
             load(own_query, 0, heads * head_size, bf16, asked);
             own_query = (const char *)asked;
         }
-        for (int head = 0; format == INT4 && head < heads; head++) {
-            hadamard(asked + head * head_size, head_size);
-            middles[head] = 0;
-            for (int i = 0; i < head_size; i++) middles[head] += MIDDLE * asked[head * head_size + i];
+        for (int first = 0; format == INT4 && first < heads * head_size; first += head_size) {
+            hadamard(asked + first, head_size);
+            if (pairs) pair_query(asked + first, head_size, paired + first);
         }
+        if (pairs && format == INT4) own_query = (const char *)paired;
         const int unseen = part.unseen;
         for (int first = first_page(&part); first < part.count; first += page_tokens) {
             const int count = part.count - first < page_tokens ? part.count - first : page_tokens;
@@ -234,7 +240,7 @@ void decode_attention_rows(const void *query, const paged_cache *own_cache, cons
                 for (int head = kv_head * group, left = group; left > 0; head += TOGETHER, left -= TOGETHER) {
 #define SCORE(n, pairs, format)                                                                            \
     score_page(n, pairs, format, &part, page + kv_head * bytes, count, ahead, share,                       \
-               own_query + head * head_size * (pairs ? 2 : 4), middles + head, scale, own + head * CHUNK + first);
+               own_query + head * head_size * (pairs ? 2 : 4), scale, own + head * CHUNK + first);
                     WITH_CONSTANTS(SCORE, left < TOGETHER ? left : TOGETHER)
                     share = 0;
                 }
@@ -248,24 +254,20 @@ void decode_attention_rows(const void *query, const paged_cache *own_cache, cons
             for (int64_t t = newest; !is_spilled && t < part.count; t++) target[t] = own[head * CHUNK + t];
             float *sum = sums + head * size + head_size;
             sum[1] = -INFINITY;
-            if (unseen < part.count) sum[0] = exponentiate(own + head * CHUNK, part.count, pairs, &sum[1]);
+            if (unseen < part.count)
+                sum[0] = exponentiate(own + head * CHUNK, part.count, pairs && !has_scale(format), &sum[1]);
         }
         if (unseen == part.count) continue;
         for (int kv_head = 0; kv_head < kv_heads; kv_head++) {
             const int64_t values = (kv_heads + kv_head) * bytes;
-            if (has_scale(format)) scale_shares(&part, format, values, group, own + kv_head * group * CHUNK);
+            if (has_scale(format)) scale_shares(&part, format, values, group, pairs, own + kv_head * group * CHUNK);
             for (int head = kv_head * group, left = group; left > 0; head += TOGETHER, left -= TOGETHER) {
 #define MIX(n, pairs, format) \
     mix_heads(n, pairs, format, &part, values, own + head * CHUNK, sums + head * size, size);
                 WITH_CONSTANTS(MIX, left < TOGETHER ? left : TOGETHER)
             }
         }
-        for (int head = 0; format == INT4 && head < heads; head++) {
-            float middle = 0;
-            for (int t = 0; t < part.count; t++) middle += MIDDLE * own[head * CHUNK + t];
-            for (int i = 0; i < head_size; i++) sums[head * size + i] -= middle;
-            hadamard(sums + head * size, head_size);
-        }
+        for (int head = 0; format == INT4 && head < heads; head++) hadamard(sums + head * size, head_size);
     }
 #pragma omp for schedule(static)
     for (int64_t sequence = 0; sequence < sequences; sequence++) {

@@ -105,11 +105,6 @@ static inline lanes pair_up(lanes low, lanes high) {
 #endif
 }
 
-// Words of the value of row `low` and that of row `high`, bfloat16, from `first` on.
-static inline lanes load_pairs(const void *low, const void *high, int64_t first) {
-    return (lanes)((words)load_lanes(high, first, 1) | ((words)load_lanes(low, first, 1) >> 16));
-}
-
 static inline lanes low_of(lanes words) { return (lanes)((indices)words << 16); }
 static inline lanes high_of(lanes words) { return (lanes)((indices)words & ~0xffff); }
 

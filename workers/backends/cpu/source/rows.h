@@ -38,8 +38,47 @@ INLINE halves narrow_float16(lanes value) {
     return __builtin_convertvector((((rounded & ~infinite) | (0x7c00 & infinite)) | (sign >> 16)) & 0xffff, halves);
 }
 
-// Sixteen numbers of a head from `at` on, codes where there is a scale. Of 4 bits: those in the lower halves of
-// bytes from there on, or in the `upper`, which are head_size / 2 numbers further.
+// Whether numbers of a format are multiplied in pairs of bfloat16 where activations are bfloat16. Codes of 4 bits are
+// exact in it, and one permutation of 32 words makes them of it.
+#ifdef __AVX512BF16__
+#define IN_PAIRS(format) ((format) == BFLOAT16 || (format) == INT4)
+
+// Bfloat16 of what the lowest 4 bits of each word stand for.
+INLINE lanes code_words(__m512i words) {
+#define CODES 0x40f0, 0x40d0, 0x40b0, 0x4090, 0x4060, 0x4020, 0x3fc0, 0x3f00, 0xbf00, 0xbfc0, 0xc020, 0xc060, 0xc090, \
+              0xc0b0, 0xc0d0, 0xc0f0
+    // Twice: five bits of a word are looked at.
+    return (lanes)_mm512_permutexvar_epi16(words, _mm512_set_epi16(CODES, CODES));
+}
+#else
+#define IN_PAIRS(format) ((format) == BFLOAT16)
+#endif
+
+// Thirty-two numbers from the sixteen bytes of codes at `codes` on, bfloat16, in the order of `pair_query`.
+INLINE lanes code_pairs(const char *codes) {
+#ifdef __AVX512BF16__
+    const __m512i words = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)codes));
+    const __m512i bits = _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_set_m128i(_mm_set1_epi16(4), _mm_set1_epi16(0))),
+                                            _mm256_set_m128i(_mm_set1_epi16(12), _mm_set1_epi16(8)), 1);
+    return code_words(_mm512_srlv_epi16(words, bits));
+#else
+    __builtin_trap();  // not IN_PAIRS
+#endif
+}
+
+// Writes a head of a query as bfloat16, the numbers side by side that `code_pairs` has so: of every two bytes of
+// codes the lower and upper halves of the first, then of the second.
+INLINE void pair_query(const float *query, int head_size, uint16_t *target) {
+    const indices even = {0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30};
+    for (int at = 0; at < head_size / 2; at += LANES) {
+        const lanes lower = load_lanes(query, at, 0), upper = load_lanes(query, head_size / 2 + at, 0);
+        store_lanes(target, 2 * at, 1, __builtin_shuffle(lower, upper, even));
+        store_lanes(target, 2 * at + LANES, 1, __builtin_shuffle(lower, upper, even + 1));
+    }
+}
+
+// Sixteen numbers of a head from `at` on, without their scale. Of 4 bits: those in the lower halves of bytes from
+// there on, or in the `upper`, which are head_size / 2 numbers further.
 INLINE lanes load_numbers(const int format, const char *head, int at, const int upper) {
     typedef int8_t codes __attribute__((vector_size(LANES)));
     typedef uint8_t pairs __attribute__((vector_size(LANES)));
@@ -63,11 +102,24 @@ INLINE lanes load_numbers(const int format, const char *head, int at, const int 
             memcpy(&pair, head + at, sizeof pair);
             pair = upper ? pair >> 4 : pair & 15;
 #ifdef __AVX512F__
-            return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32((__m128i)pair));
+            return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32((__m128i)pair)) - MIDDLE;
 #else
-            return __builtin_convertvector(__builtin_convertvector(pair, indices), lanes);
+            return __builtin_convertvector(__builtin_convertvector(pair, indices), lanes) - MIDDLE;
 #endif
     }
+}
+
+// Words of sixteen numbers of the rows `low` and `high`, bfloat16, as `load_numbers` has them.
+INLINE lanes load_pairs(const int format, const char *low, const char *high, int at, const int upper) {
+    if (format == BFLOAT16) return (lanes)((words)load_lanes(high, at, 1) | ((words)load_lanes(low, at, 1) >> 16));
+#ifdef __AVX512BF16__
+    const __m512i first = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(low + at)));
+    const __m512i second = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(high + at)));
+    const __m512i both = _mm512_or_si512(first, _mm512_slli_epi32(second, 16));
+    return code_words(upper ? _mm512_srli_epi16(both, 4) : both);
+#else
+    __builtin_trap();  // not IN_PAIRS
+#endif
 }
 
 INLINE float load_scale(const int format, const char *head, int head_size) {
@@ -80,15 +132,26 @@ INLINE float load_scale(const int format, const char *head, int head_size) {
 }
 
 // Multiplies with an orthogonal matrix that is its own inverse: Hadamard's, of each part of the greatest power of
-// two that divides `size`.
+// two that divides `size`, at least LANES.
 static inline void hadamard(float *values, int size) {
     const int block = size & -size;
     const float norm = 1.0f / sqrtf(block);
-    for (int step = 1; step < block; step *= 2)
+    const indices slots = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    for (int at = 0; at < size; at += LANES) {
+        lanes own = load_lanes(values, at, 0);
+#pragma GCC unroll 4
+        for (int step = 1; step < LANES; step *= 2) {
+            const lanes other = __builtin_shuffle(own, slots ^ step);
+            own = choose((slots & step) != 0, other - own, own + other);
+        }
+        store_lanes(values, at, 0, own);
+    }
+    for (int step = LANES; step < block; step *= 2)
         for (int first = 0; first < size; first += 2 * step)
-            for (int i = first; i < first + step; i++) {
-                const float a = values[i], b = values[i + step];
-                values[i] = a + b, values[i + step] = a - b;
+            for (int i = first; i < first + step; i += LANES) {
+                const lanes a = load_lanes(values, i, 0), b = load_lanes(values, i + step, 0);
+                store_lanes(values, i, 0, a + b);
+                store_lanes(values, i + step, 0, a - b);
             }
     for (int i = 0; i < size; i++) values[i] *= norm;
 }
