@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from statistics import mean
 
 from bench.peers.compare import HOME, INSTALL, ROOT
 from bench.peers.reading import Passage, Reading, ReadingJob
@@ -19,7 +20,7 @@ from cluster.commands.quality_table import table
 from cluster.commands.serve import say
 from pyramidserve.errors import InvalidRequestError
 from workers.bench.cell import BASELINE, SHARES
-from workers.bench.parts import SEEN, UNSEEN, Passages, Record, Tasks, passages_record
+from workers.bench.parts import SEEN, UNSEEN, Facts, Passages, Record, Tasks, passages_record
 from workers.bench.quality import Quality
 from workers.bench.results import JSON, Results, Row
 from workers.bench.settings import QualitySettings
@@ -32,8 +33,8 @@ PRESSES = ("kvzip", "snapkv, criticaladakv", "expected_attention, adakv")
 QUANTISED = ("int4", "int2")
 OTHER_PRESSES = ("kvzip+", "snapkv", "snapkv, adakv")
 VERSION = "kvpress 0.5.5, transformers 5.2.0"
-# Facts are asked in turns that each compress anew, which these caches do not.
-PARTS = ("loss", "tasks", "humaneval")
+PARTS = ("loss", "facts", "tasks", "humaneval")
+FACTS = "facts"
 
 
 def main() -> None:
@@ -59,7 +60,7 @@ def main() -> None:
         for part in (part for part in quality.parts if not results.found(name, part)):
             say(f"{name}: {part}")
             began, made = time.perf_counter(), quality.made[part]
-            assert isinstance(made, Passages | Tasks)
+            assert isinstance(made, Passages | Facts | Tasks)
             sets = passages(made)
             every = [each for some in sets.values() for each in some]
             try:
@@ -97,13 +98,18 @@ def row_of(method: str) -> Row:
     return Row(f"{program} {method}", program, VERSION, 1.0)
 
 
-def passages(part: Passages | Tasks) -> dict[str, list[Passage]]:
+def passages(part: Passages | Facts | Tasks) -> dict[str, list[Passage]]:
     """What is read of a part, set by set."""
     if isinstance(part, Passages):
         return {
             name: [Passage(list(each.prompt_ids), [], list(each.output_ids)) for each in own]
             for name, own in part.sets.items()
         }
+    if isinstance(part, Facts):
+        # The first turn's prompt is compressed, and what is said from then on stays whole.
+        first = [wanted[0].start for _, _, wanted in part.told]
+        pairs = zip(part.told, first, strict=True)
+        return {FACTS: [Passage(ids, behind[:at], behind[at:]) for (ids, behind, _), at in pairs]}
     seen = [Passage(list(item.prompt_ids), [], list(item.answer_ids)) for item in part.items]
     unseen = [
         Passage(
@@ -117,12 +123,19 @@ def passages(part: Passages | Tasks) -> dict[str, list[Passage]]:
 
 
 def record(
-    part: Passages | Tasks,
+    part: Passages | Facts | Tasks,
     sets: Mapping[str, Sequence[Passage]],
     read: Sequence[Reading],
     full: Record,
 ) -> Record:
     """What was found, as `bench quality` has it; ``read`` is of all sets, one behind the other."""
+    if isinstance(part, Facts):
+        told = [
+            sum(each.log_probabilities[place.start - wanted[0].start : place.stop - wanted[0].start])
+            for each, (_, _, wanted) in zip(read, part.told, strict=True)
+            for place in wanted
+        ]
+        return part.record(told, mean(each.kept for each in read))
     found, rest = {}, iter(read)
     for name, own in sets.items():
         some = [next(rest) for _ in own]

@@ -60,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("--texts", 24, "N", "of each length"),
         ("--talks", 24, "N", "with four questions each, and as many chats with instructions"),
         ("--document", 1200, "TOKENS", "that a talk is about"),
-        ("--tasks", 2, "N", "of each kind and length"),
+        ("--tasks", 1, "N", "of each kind and length"),
     ):
         help_text = f"{meaning}; default: {default}"
         sizes.add_argument(name, type=int, default=default, metavar=unit, help=help_text)

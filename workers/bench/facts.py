@@ -64,6 +64,15 @@ class Talk:
     asked: tuple[Fact, ...]
 
 
+@dataclass(frozen=True)
+class Turn:
+    """The ids of a question, from the reply before it on, and of its answer, of which so many are given."""
+
+    question_ids: list[int]
+    reply_ids: list[int]
+    given: int
+
+
 def talks(tokenizer: Tokenizer, tokens: int, count: int, seed: int) -> list[Talk]:
     """Documents of about ``tokens`` tokens, facts planted behind words all over them.
 
@@ -124,15 +133,22 @@ class Asking:
         """A talk: the first turn, then a question about each of ``facts``. What became of the answers."""
         self.judge.read(ids, reply, compression, SESSION)
         answers = []
-        for fact in facts:
-            given, wanted = map(self.tokenizer.encode_part, fact.answer)
-            ids = [*ids, *reply, *self._turn(fact.question)]
-            reply = [*given, *wanted]
-            answers.append(_answer(self.judge.read(ids, reply, compression, SESSION), reply, len(given)))
+        for turn in self.turns(facts):
+            ids = [*ids, *reply, *turn.question_ids]
+            reply = turn.reply_ids
+            answers.append(_answer(self.judge.read(ids, reply, compression, SESSION), reply, turn.given))
         self.judge.end(SESSION)
         return answers
 
-    def _turn(self, question: str) -> list[int]:
+    def turns(self, facts: Sequence[Fact]) -> list[Turn]:
+        """A question about each of ``facts``, in words that are the same in every talk."""
+        turns = []
+        for fact in facts:
+            given, wanted = map(self.tokenizer.encode_part, fact.answer)
+            turns.append(Turn(self._between(fact.question), [*given, *wanted], len(given)))
+        return turns
+
+    def _between(self, question: str) -> list[int]:
         """The ids between a reply and the next one, as the chat template has them."""
         before = [ChatMessage("user", FIRST_QUESTION), ChatMessage("assistant", REPLY)]
         text = self.tokenizer.render(Chat.of([*before, ChatMessage("user", question)]))
