@@ -12,7 +12,9 @@ import torch
 from pyramidserve.types import Compression
 from workers.bench.cell import BASELINE, Cell, Holding
 from workers.bench.facts import Asking, talks
-from workers.bench.parts import Facts, Part, Passages, Record, text_passages
+from workers.bench.parts.facts import Facts
+from workers.bench.parts.part import Part, Record
+from workers.bench.parts.passages import Passages, text_passages
 from workers.bench.summary import summary
 from workers.budget.kv_share import KVShare
 from workers.engine.engine import Engine, EngineConfig

@@ -20,7 +20,10 @@ from cluster.commands.quality_table import table
 from cluster.commands.serve import say
 from pyramidserve.errors import InvalidRequestError
 from workers.bench.cell import BASELINE, SHARES
-from workers.bench.parts import SEEN, UNSEEN, Facts, Passages, Record, Tasks, passages_record
+from workers.bench.parts.facts import Facts
+from workers.bench.parts.part import Record
+from workers.bench.parts.passages import Passages, passages_record
+from workers.bench.parts.tasks import SEEN, UNSEEN, Tasks
 from workers.bench.quality import Quality
 from workers.bench.results import JSON, Results, Row
 from workers.bench.settings import QualitySettings

@@ -8,7 +8,8 @@ from bench.peers.quality import passages, record
 from bench.peers.reading import Reading
 from workers.bench.cell import BASELINE, Holding
 from workers.bench.facts import Asking, talks
-from workers.bench.parts import FULL, Facts
+from workers.bench.parts.facts import Facts
+from workers.bench.parts.part import FULL
 from workers.budget.kv_share import KVShare
 from workers.engine.engine import Engine, EngineConfig
 

@@ -14,7 +14,7 @@ from pyramidserve.types import ChatMessage, Compression, Stopping
 from workers.bench.cell import BASELINE, Holding, read_cell
 from workers.bench.facts import Asking, talks
 from workers.bench.instructions import instructed
-from workers.bench.parts import Instructions
+from workers.bench.parts.instructions import Instructions
 from workers.budget.kv_share import KVShare
 from workers.engine.engine import Engine, EngineConfig, EngineRequest
 from workers.policies.floors import MOST

@@ -14,7 +14,7 @@ from pyramidserve.errors import InvalidRequestError
 from pyramidserve.types import Compression
 from workers.bench.cell import BASELINE, SHARES, Cell, Holding, read_cell, usual, with_baseline
 from workers.bench.intervals import mean_share, share
-from workers.bench.parts import passages_record
+from workers.bench.parts.passages import passages_record
 from workers.bench.results import Results, Row
 from workers.bench.settings import DECODE, PREFILL, QualitySettings
 from workers.bench.summary import summary

@@ -9,14 +9,15 @@ from bench.peers import quality
 from bench.peers.quality import passages, read_settings, readings, record, row_of, ways
 from bench.peers.reading import Passage, Reading
 from pyramidserve.errors import InvalidRequestError
-from workers.bench import parts
-from workers.bench.parts import Passages, Tasks
+from workers.bench.parts import passages as own
+from workers.bench.parts.passages import Passages
+from workers.bench.parts.tasks import Tasks
 from workers.bench.results import Results
 from workers.bench.settings import QualitySettings
 from workers.bench.tasks import Item
 
 SETTINGS = QualitySettings("random:toy", "bfloat16", "cpu", 1, (10, 20), 4, 1, 1, 30, (40,), 1, ("W1",))
-TEXTS = Passages({"10": [parts.Passage([1, 2], [3, 4])], "20": [parts.Passage([5], [6])]})
+TEXTS = Passages({"10": [own.Passage([1, 2], [3, 4])], "20": [own.Passage([5], [6])]})
 TASKS = Tasks([Item("vt 40 0", (1, 2, 3, 4), 3, (4,), (5, 6))])
 PEER = """
 from bench.peers.reading import Reading, answer

@@ -11,18 +11,11 @@ from workers.bench.cell import BASELINE, Cell, Holding
 from workers.bench.facts import Asking, talks
 from workers.bench.instructions import instructed
 from workers.bench.measure import TurnLog, measure, warm_up
-from workers.bench.parts import (
-    AT_ONCE,
-    Done,
-    Facts,
-    Instructions,
-    Part,
-    Passages,
-    Record,
-    Tasks,
-    problem_passages,
-    text_passages,
-)
+from workers.bench.parts.facts import Facts
+from workers.bench.parts.instructions import Instructions
+from workers.bench.parts.part import AT_ONCE, Done, Part, Record
+from workers.bench.parts.passages import Passages, problem_passages, text_passages
+from workers.bench.parts.tasks import Tasks
 from workers.bench.problems import fetch, read
 from workers.bench.settings import DECODE, PREFILL, QualitySettings
 from workers.bench.tasks import items

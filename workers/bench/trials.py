@@ -8,7 +8,7 @@ from workers.bench.cell import BASELINE, Cell, Holding
 from workers.bench.facts import Asking, Talk
 from workers.bench.intervals import helped, share
 from workers.bench.layers import LayerLosses
-from workers.bench.parts import Facts
+from workers.bench.parts.facts import Facts
 from workers.budget.kv_share import KVShare
 from workers.engine.engine import Engine
 from workers.policies.budget import Trial
