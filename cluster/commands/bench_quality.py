@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from cluster.commands.policy import add_measured_arguments, use_measured
 from cluster.commands.progress import Progress
 from cluster.commands.quality_plot import draw
 from cluster.commands.quality_table import table
@@ -43,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"{SHAPE}, the share of all KV's bytes in 16 bits, as in snapkv:int8@0.25, "
         f"pyramid/evict+turn@0.45, {BASELINE.name}; default: {len(usual())} of them",
     )  # fmt: skip
+    add_measured_arguments(parser)
     parser.add_argument(
         "--parts", nargs="+", choices=PARTS, default=list(USUAL_PARTS), help="default: all but speed"
     )
@@ -83,6 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Measures what is not yet there; prints and draws all. 1 where a cell has failed."""
     enable(arguments.policies, "--policies names")
+    use_measured(arguments)
     settings = _settings(arguments)
     cells = with_baseline(map(read_cell, arguments.cells) if arguments.cells else usual(arguments.policies))
     parts = [part for part in PARTS if part in arguments.parts]

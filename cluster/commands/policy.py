@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pyramidserve.errors import InvalidRequestError
 from pyramidserve.types import Compression, Parameter, Recall
+from workers.policies.measured import use_budgets, use_gates
 from workers.policies.registry import BUILT_IN, enable, keeps_all, says_how_much
 
 USUAL_KEEP = 0.45
@@ -30,6 +31,20 @@ def add_policy_arguments(parser: argparse.ArgumentParser, default: str | None) -
         "--kv-bytes-keep", type=float, metavar="SHARE", help="of the bytes that all its KV takes in 16 bits"
     )
     parser.add_argument("--params", type=Path, metavar="FILE", help="JSON object of the policy's knobs")
+
+
+def add_measured_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the files that `pyramidserve calibrate` writes, for commands with engines of their own."""
+    for name, meaning in (("--budgets", "how its layers share a budget"), ("--gates", "for kvzap")):
+        parser.add_argument(
+            name, default="", metavar="FILE", help=f"of `calibrate` for the model, {meaning}"
+        )
+
+
+def use_measured(arguments: argparse.Namespace) -> None:
+    """Takes them in. Raises ConfigurationError where one cannot be read."""
+    use_budgets(arguments.budgets)
+    use_gates(arguments.gates)
 
 
 def compression_of(arguments: argparse.Namespace, recall: Recall = "off") -> Compression:

@@ -9,7 +9,12 @@ from typing import Any
 import numpy as np
 
 from cluster.commands.chart import pyramid_chart
-from cluster.commands.policy import add_policy_arguments, compression_here
+from cluster.commands.policy import (
+    add_measured_arguments,
+    add_policy_arguments,
+    compression_here,
+    use_measured,
+)
 from pyramidserve.errors import InvalidRequestError
 from pyramidserve.types import Stopping
 from workers.budget.kv_format import KV_DTYPES
@@ -28,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     prompt.add_argument("--text", type=Path, metavar="FILE", help="plain text")
     parser.add_argument("--model", default=EMBEDDED, help="checkpoint; default: the embedded model")
     add_policy_arguments(parser, "pyramid")
+    add_measured_arguments(parser)
     parser.add_argument("--recall", default="off", help="off (default), turn, step or exact")
     parser.add_argument("--dtype", default="float32", choices=DTYPES)
     parser.add_argument("--kv-dtype", default="auto", choices=KV_DTYPES, help="of KV; default: --dtype")
@@ -39,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs the prompt and shows, writes and draws what was kept."""
+    use_measured(arguments)
     compression = compression_here(arguments, arguments.recall)
     if arguments.generate < 0:
         raise InvalidRequestError(f"--generate is {arguments.generate}; it must be 0 or more")

@@ -120,3 +120,22 @@ def test_trace_takes_a_share_of_bytes(
     told = capsys.readouterr().out
     assert "defensive/evict: " in told
     assert "of 0.471 asked for (0.25 of the bytes) kept, in 0.2" in told
+
+
+def test_trace_takes_in_gates_and_budgets_of_the_model(
+    tmp_path: Path,
+    toy: Callable[[str], Path],
+    toy_gates: Callable[[str], Path],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(measured, "GATES", {})
+    (tmp_path / "text").write_text("word " * 40)
+    command = ["trace", "--model", str(toy(KIND)), "--text", str(tmp_path / "text"), "--policy", "kvzap"]
+    options = ["--kv-keep", "0.5", "--kv-bytes", str(8 << 20)]
+    assert main([*command, *options]) == 1
+    assert "calibrate DIR --gates FILE" in capsys.readouterr().err
+    assert main([*command, *options, "--gates", str(toy_gates(KIND))]) == 0
+    assert "kvzap: " in capsys.readouterr().out
+    assert main([*command, *options, "--budgets", str(tmp_path / "none")]) == 1
+    assert str(tmp_path / "none") in capsys.readouterr().err
