@@ -26,8 +26,12 @@ _FORMATS = {dtype: KV_FORMATS[name] for name, dtype in _ROW_DTYPES.items()}
 # Of codes, what a head must be a multiple of, so that rows begin where numbers of four bytes may.
 WHOLE_WORDS = 4
 _GREATEST_INT8 = 127
-# Codes of 4 bits stand for -7.5, -6.5, ... 7.5 scales: none is wasted on a zero that is hardly ever met.
-_MIDDLE_INT4 = 7.5
+# Codes of 4 bits stand for so many scales, the last for a head's greatest number. Mixed channels are as if
+# drawn from a normal distribution, and beside the greatest of 64 such numbers these have the least squared
+# error (Lloyd's method); those of NF4 (QLoRA, arXiv 2305.14314, section 3), equally likely ones, have more.
+# All are exact in bfloat16.
+_HALF = (12, 37, 62, 89, 119, 154, 197, 256)
+LEVELS_INT4 = (*(-level for level in reversed(_HALF)), *_HALF)
 
 
 def row_dtype(name: str) -> torch.dtype:
@@ -52,13 +56,15 @@ def encode(kv: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     numbers = kv.float()
     if dtype == torch.uint8:
         numbers = numbers @ hadamard(kv.shape[-1], kv.device)
-    greatest = _GREATEST_INT8 if dtype == torch.int8 else _MIDDLE_INT4
+    greatest = _GREATEST_INT8 if dtype == torch.int8 else LEVELS_INT4[-1]
     scale = (numbers.abs().amax(dim=-1, keepdim=True) / greatest).to(torch.bfloat16)
     codes = numbers / torch.where(scale == 0, 1, scale).float()
     if dtype == torch.int8:
         codes = codes.round_().clamp_(-greatest, greatest).to(torch.int8)
     else:
-        low, high = codes.add_(greatest).round_().clamp_(0, 2 * greatest).to(torch.uint8).chunk(2, dim=-1)
+        levels = _levels(kv.device)
+        between = (levels[1:] + levels[:-1]) / 2
+        low, high = torch.bucketize(codes, between, out_int32=True).to(torch.uint8).chunk(2, dim=-1)
         codes = low | high << 4
     return torch.cat((codes, scale.view(dtype)), dim=-1)
 
@@ -73,13 +79,18 @@ def decode(rows: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tens
     codes, scale = rows[..., :-2], rows[..., -2:].contiguous().view(torch.bfloat16).float()
     if rows.dtype == torch.int8:
         return (codes * scale).to(dtype)
-    numbers = torch.cat((codes & 15, codes >> 4), dim=-1).float().sub_(_MIDDLE_INT4).mul_(scale)
+    numbers = _levels(rows.device)[torch.cat((codes & 15, codes >> 4), dim=-1).int()] * scale
     return (numbers @ hadamard(numbers.shape[-1], rows.device)).to(dtype)
 
 
 def recoded(rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """``rows`` [..., width] as rows of ``dtype``."""
     return rows if rows.dtype == dtype else encode(decode(rows), dtype)
+
+
+@lru_cache
+def _levels(device: torch.device) -> torch.Tensor:
+    return torch.tensor(LEVELS_INT4, dtype=torch.float32, device=device)
 
 
 @lru_cache

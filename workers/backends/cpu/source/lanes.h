@@ -6,7 +6,7 @@
 // torch has loaded.
 #pragma once
 
-#ifdef __AVX512F__
+#ifdef __AVX2__
 #include <immintrin.h>
 #endif
 #include <math.h>

@@ -4,9 +4,9 @@
 
 #include "lanes.h"
 
-// The greatest code of 8 bits, and what is in the middle of those of 4.
+// The greatest code of 8 bits, and what those of 4 stand for.
 #define GREATEST 127.0f
-#define MIDDLE 7.5f
+static const float LEVELS[] = {-256, -197, -154, -119, -89, -62, -37, -12, 12, 37, 62, 89, 119, 154, 197, 256};
 
 #define INLINE static inline __attribute__((always_inline))
 
@@ -45,10 +45,11 @@ INLINE halves narrow_float16(lanes value) {
 
 // Bfloat16 of what the lowest 4 bits of each word stand for.
 INLINE lanes code_words(__m512i words) {
-#define CODES 0x40f0, 0x40d0, 0x40b0, 0x4090, 0x4060, 0x4020, 0x3fc0, 0x3f00, 0xbf00, 0xbfc0, 0xc020, 0xc060, 0xc090, \
-              0xc0b0, 0xc0d0, 0xc0f0
+#define PAIRED_LEVELS \
+    0x4380, 0x4345, 0x431a, 0x42ee, 0x42b2, 0x4278, 0x4214, 0x4140, \
+    0xc140, 0xc214, 0xc278, 0xc2b2, 0xc2ee, 0xc31a, 0xc345, 0xc380
     // Twice: five bits of a word are looked at.
-    return (lanes)_mm512_permutexvar_epi16(words, _mm512_set_epi16(CODES, CODES));
+    return (lanes)_mm512_permutexvar_epi16(words, _mm512_set_epi16(PAIRED_LEVELS, PAIRED_LEVELS));
 }
 #else
 #define IN_PAIRS(format) ((format) == BFLOAT16)
@@ -77,14 +78,45 @@ INLINE void pair_query(const float *query, int head_size, uint16_t *target) {
     }
 }
 
+// What the lowest 4 bits of each byte stand for.
+typedef uint8_t codes __attribute__((vector_size(LANES)));
+INLINE lanes levels_of(codes code) {
+#ifdef __AVX512F__
+    return (lanes)_mm512_permutexvar_ps(_mm512_cvtepu8_epi32((__m128i)code), _mm512_loadu_ps(LEVELS));
+#elif defined(__AVX2__)
+    lanes level;
+    for (int i = 0; i < LANES; i += 8) {
+        // Of the upper half of the levels, and the negative of one for codes that are below 8.
+        const __m256i wide = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)((const char *)&code + i)));
+        const __m256i below = _mm256_cmpeq_epi32(_mm256_and_si256(wide, _mm256_set1_epi32(8)), _mm256_setzero_si256());
+        const __m256 size = _mm256_permutevar8x32_ps(_mm256_loadu_ps(LEVELS + 8), _mm256_xor_si256(wide, below));
+        const __m256 sign = _mm256_and_ps((__m256)below, _mm256_set1_ps(-0.0f));
+        const __m256 signed_size = _mm256_xor_ps(size, sign);
+        memcpy((char *)&level + 4 * i, &signed_size, sizeof signed_size);
+    }
+    return level;
+#else
+    lanes level;
+    for (int i = 0; i < LANES; i++) level[i] = LEVELS[code[i] & 15];
+    return level;
+#endif
+}
+
+// The codes of what is nearest to numbers beside their scale.
+INLINE indices level_codes(lanes number) {
+    indices code = {0};
+#pragma GCC unroll 15
+    for (int i = 0; i < 15; i++) code -= number > (LEVELS[i] + LEVELS[i + 1]) / 2;
+    return code;
+}
+
 // Sixteen numbers of a head from `at` on, without their scale. Of 4 bits: those in the lower halves of bytes from
 // there on, or in the `upper`, which are head_size / 2 numbers further.
 INLINE lanes load_numbers(const int format, const char *head, int at, const int upper) {
-    typedef int8_t codes __attribute__((vector_size(LANES)));
-    typedef uint8_t pairs __attribute__((vector_size(LANES)));
+    typedef int8_t signed_codes __attribute__((vector_size(LANES)));
     halves bits;
-    codes code;
-    pairs pair;
+    signed_codes code;
+    codes pair;
     switch (format) {
         case FLOAT32: return load_lanes(head, at, 0);
         case BFLOAT16: return load_lanes(head, at, 1);
@@ -100,12 +132,7 @@ INLINE lanes load_numbers(const int format, const char *head, int at, const int 
 #endif
         default:
             memcpy(&pair, head + at, sizeof pair);
-            pair = upper ? pair >> 4 : pair & 15;
-#ifdef __AVX512F__
-            return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32((__m128i)pair)) - MIDDLE;
-#else
-            return __builtin_convertvector(__builtin_convertvector(pair, indices), lanes) - MIDDLE;
-#endif
+            return levels_of(upper ? pair >> 4 : pair);
     }
 }
 
@@ -170,20 +197,24 @@ static inline void store_head(int format, char *target, int head_size, float *va
         return;
     }
     if (format == INT4) hadamard(values, head_size);
-    const float greatest_code = format == INT8 ? GREATEST : MIDDLE;
     float most = 0;
     for (int i = 0; i < head_size; i++) most = fmaxf(most, fabsf(values[i]));
-    const halves bits = narrow(all(most / greatest_code));
+    const halves bits = narrow(all(most / (format == INT8 ? GREATEST : LEVELS[15])));
     memcpy(target + code_bytes(format, head_size), &bits, 2);
     const float scale = load_scale(format, target, head_size), divisor = scale == 0 ? 1 : scale;
+    if (format == INT4) {
+        for (int i = 0; i < head_size / 2; i += LANES) {
+            const indices low = level_codes(load_lanes(values, i, 0) / divisor);
+            const indices high = level_codes(load_lanes(values, head_size / 2 + i, 0) / divisor);
+            const codes pair = __builtin_convertvector(low | high << 4, codes);
+            memcpy(target + i, &pair, sizeof pair);
+        }
+        return;
+    }
     for (int i = 0; i < head_size; i++) {
         // Comparisons with what is not a number are false: it may become any code, and its scale says what it is.
         const float code = values[i] / divisor;
-        values[i] = code < -greatest_code ? -greatest_code : code > greatest_code ? greatest_code : code == code ? code : 0;
+        values[i] = code < -GREATEST ? -GREATEST : code > GREATEST ? GREATEST : code == code ? code : 0;
     }
-    if (format == INT8)
-        for (int i = 0; i < head_size; i++) ((int8_t *)target)[i] = (int8_t)rintf(values[i]);
-    else
-        for (int i = 0; i < head_size / 2; i++)
-            ((uint8_t *)target)[i] = (uint8_t)rintf(values[i] + MIDDLE) | (uint8_t)rintf(values[i + head_size / 2] + MIDDLE) << 4;
+    for (int i = 0; i < head_size; i++) ((int8_t *)target)[i] = (int8_t)rintf(values[i]);
 }
