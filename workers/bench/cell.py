@@ -132,13 +132,13 @@ def read_cell(name: str) -> Cell:
 
 def usual(others: Sequence[str] = ()) -> list[Cell]:
     """Those that are compared where none are named: ours, and ``others`` that are enabled, in 16 bits."""
-    ours = ("snapkv", "expected_attention", "pyramid/evict", "defensive", GATED)
-    few = ("defensive", GATED)
+    ours, few = ("snapkv", "expected_attention", "pyramid/evict", "defensive"), ("defensive", GATED)
     names = [
         *("full", "full:int8", "full:int4", "streaming@0.45", "pyramid/prune@0.45"),
-        *(f"{name}@{share}" for name in (*ours, *others) for share in SHARES),
+        *(f"{name}@{share}" for name in ours for share in SHARES[:2]),
+        *(f"{name}@{share}" for name in (GATED, *others) for share in SHARES),
+        *("defensive:int8@0.45", f"{GATED}:int8@0.45", f"{GATED}:int8@0.25"),
         # All tokens take 0.27 in four bits.
-        *(f"{name}:int8@{share}" for name in few for share in SHARES[:2]),
         *(f"{name}:int4@{share}" for name in few for share in SHARES[1:]),
         *(f"{GATED}:int8+turn@0.45", f"{GATED}:int4+turn@0.25", f"{GATED}:int4+turn@0.12"),
         "auto:int8@0.25",
