@@ -7,6 +7,7 @@ from copy import deepcopy
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from cluster.commands.bench_serve import TRACE
@@ -19,6 +20,7 @@ from workers.budget.kv_format import KV_DTYPES
 CONFIG = Path(__file__).parent / "chat.yaml"
 # A deployment file has a pool of so many sequences of the trace's mean length.
 FULL_SEQUENCES = 4
+KEYS, SERVED = ("pool", "policy", "kv_dtype"), "requests_per_second"
 POLICIES = {
     "full": ["--policy", "full"],
     "pyramid": ["--policy", "pyramid", "--kv-keep", "0.45"],
@@ -57,20 +59,39 @@ def draw(results: list[dict[str, Any]], file: Path) -> None:
     matplotlib.use("Agg")
     figure = Figure(figsize=(9, 4), layout="constrained")
     served, used = figure.subplots(1, 2)
+    pools = sorted({each["pool"] for each in results})
     for policy, kv_dtype in dict.fromkeys((each["policy"], each["kv_dtype"]) for each in results):
-        runs = [each for each in results if (each["policy"], each["kv_dtype"]) == (policy, kv_dtype)]
-        pools, label = [each["pool"] for each in runs], f"{policy}, {kv_dtype}"
-        served.plot(pools, [each["requests_per_second"] for each in runs], "o-", label=label)
-        used.plot(pools, [100 * (each["pool_used_when_queued"] or 0) for each in runs], "o-", label=label)
+        own = [each for each in results if (each["policy"], each["kv_dtype"]) == (policy, kv_dtype)]
+        runs = [[each for each in own if each["pool"] == pool] for pool in pools]
+        label, full = f"{policy}, {kv_dtype}", "pool_used_when_queued"
+        served.plot(pools, [median(each[SERVED] for each in some) for some in runs], "o-", label=label)
+        used.plot(
+            pools, [100 * median(each[full] or 0 for each in some) for some in runs], "o-", label=label
+        )
     served.set(ylabel="requests a second, saturated", ylim=(0, None))
     used.set(ylabel="pool in use while requests waited, %", ylim=(0, 100))
     for panel in (served, used):
         panel.set(xlabel="pool, in full sequences of the mean length", xscale="log")
-        sizes = sorted({each["pool"] for each in results})
-        panel.set_xticks(sizes, list(map(str, sizes)))
+        panel.set_xticks(pools, list(map(str, pools)))
         panel.minorticks_off()
         panel.legend()
     figure.savefig(file, dpi=110)
+
+
+def compared(results: list[dict[str, Any]], first: str) -> list[str]:
+    """How many requests each pool, policy and type of KV served beside the ``first`` type, in turns."""
+    served = {(*(each[key] for key in KEYS), each["round"]): each[SERVED] for each in results}
+    lines = []
+    for pool, policy, kv_dtype in dict.fromkeys(key[:3] for key in served):
+        if kv_dtype == first:
+            continue
+        rounds = [key[3] for key in served if key[:3] == (pool, policy, kv_dtype)]
+        ratios = [served[pool, policy, kv_dtype, n] / served[pool, policy, first, n] for n in rounds]
+        lines.append(
+            f"pool {pool}, {policy}, {kv_dtype}: {median(ratios):.2f} times the requests/s of {first} at "
+            f"the median of {len(ratios)} rounds ({min(ratios):.2f} to {max(ratios):.2f})"
+        )
+    return lines
 
 
 def main() -> None:
@@ -82,17 +103,23 @@ def main() -> None:
     parser.add_argument("--kv-dtypes", nargs="+", default=["auto"], choices=KV_DTYPES, metavar="NAME")
     parser.add_argument("--rate", type=float, default=4.0, help="turns a second: more than can be served")
     parser.add_argument("--seconds", type=float, default=72.0)
+    parser.add_argument("--repetitions", type=int, default=1, metavar="N", help="rounds of all, in turns")
     parser.add_argument("--json", type=Path, metavar="OUT")
     parser.add_argument("--plot", type=Path, metavar="OUT")
     arguments = parser.parse_args()
     results = []
-    for pool, kv_dtype in product(arguments.pools, arguments.kv_dtypes):
+    for number, pool, kv_dtype in product(
+        range(arguments.repetitions), arguments.pools, arguments.kv_dtypes
+    ):
         deployment = with_pool(read_deployment(arguments.config), pool, kv_dtype)
         load = deployment.config.model, arguments.trace
         with serving(deployment, "", say) as target:
             for policy in POLICIES:
                 told = measure(target, *load, policy, arguments.rate, arguments.seconds)
-                results.append({"pool": pool, "kv_dtype": kv_dtype, "policy": policy, **told})
+                known = {"round": number, "pool": pool, "kv_dtype": kv_dtype, "policy": policy}
+                results.append(told | known)
+    for line in compared(results, arguments.kv_dtypes[0]):
+        print(line)
     if arguments.json:
         arguments.json.write_text(json.dumps(results, indent=1))
     if arguments.plot:
