@@ -50,6 +50,7 @@ RUN_BY = {
 }
 EXCEPTIONS = {
     "bench.peers.compare": "wants other engines, 8 GB of them",
+    "bench.peers.quality": "wants kvpress; tests/unit/test_quality_peers.py has another",
     "make browser": "wants Chromium",
     "make clients": "wants environments of 10 GB",
     "make soak": "takes hours",

@@ -62,9 +62,9 @@ def encode(kv: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     if dtype == torch.int8:
         codes = codes.round_().clamp_(-greatest, greatest).to(torch.int8)
     else:
-        levels = _levels(kv.device)
-        between = (levels[1:] + levels[:-1]) / 2
-        low, high = torch.bucketize(codes, between, out_int32=True).to(torch.uint8).chunk(2, dim=-1)
+        nearest = _nearest_codes(kv.device)
+        halves = codes.mul_(2).ceil_().add_(2 * greatest).int().clamp_(0, len(nearest) - 1)
+        low, high = nearest.index_select(0, halves.flatten()).view(halves.shape).chunk(2, dim=-1)
         codes = low | high << 4
     return torch.cat((codes, scale.view(dtype)), dim=-1)
 
@@ -79,7 +79,7 @@ def decode(rows: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tens
     codes, scale = rows[..., :-2], rows[..., -2:].contiguous().view(torch.bfloat16).float()
     if rows.dtype == torch.int8:
         return (codes * scale).to(dtype)
-    numbers = _levels(rows.device)[torch.cat((codes & 15, codes >> 4), dim=-1).int()] * scale
+    numbers = _levels(rows.device)[torch.cat((codes & 15, codes >> 4), dim=-1).int()].mul_(scale)
     return (numbers @ hadamard(numbers.shape[-1], rows.device)).to(dtype)
 
 
@@ -91,6 +91,17 @@ def recoded(rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 @lru_cache
 def _levels(device: torch.device) -> torch.Tensor:
     return torch.tensor(LEVELS_INT4, dtype=torch.float32, device=device)
+
+
+@lru_cache
+def _nearest_codes(device: torch.device) -> torch.Tensor:
+    """Of what is over every half scale but at most the next, from below the least level on: uint8.
+
+    Levels are whole, so that what lies in the middle of two is a half of a scale.
+    """
+    levels, most = torch.tensor(LEVELS_INT4), LEVELS_INT4[-1]
+    middles = levels[1:] + levels[:-1]
+    return torch.bucketize(torch.arange(-2 * most, 2 * most + 1), middles).to(device, torch.uint8)
 
 
 @lru_cache
