@@ -110,9 +110,7 @@ def passages(part: Passages | Facts | Tasks) -> dict[str, list[Passage]]:
         }
     if isinstance(part, Facts):
         # The first turn's prompt is compressed, and what is said from then on stays whole.
-        first = [wanted[0].start for _, _, wanted in part.told]
-        pairs = zip(part.told, first, strict=True)
-        return {FACTS: [Passage(ids, behind[:at], behind[at:]) for (ids, behind, _), at in pairs]}
+        return {FACTS: [Passage(talk.prompt_ids, *talk.at_once()[:2]) for talk in part.begun]}
     seen = [Passage(list(item.prompt_ids), [], list(item.answer_ids)) for item in part.items]
     unseen = [
         Passage(
@@ -133,12 +131,12 @@ def record(
 ) -> Record:
     """What was found, as `bench quality` has it; ``read`` is of all sets, one behind the other."""
     if isinstance(part, Facts):
-        told = [
-            sum(each.log_probabilities[place.start - wanted[0].start : place.stop - wanted[0].start])
-            for each, (_, _, wanted) in zip(read, part.told, strict=True)
-            for place in wanted
+        likely = [
+            sum(each.log_probabilities[place])
+            for each, talk in zip(read, part.begun, strict=True)
+            for place in talk.at_once()[2]
         ]
-        return part.record(told, mean(each.kept for each in read))
+        return part.record(likely, mean(each.kept for each in read))
     found, rest = {}, iter(read)
     for name, own in sets.items():
         some = [next(rest) for _ in own]

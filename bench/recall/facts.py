@@ -32,12 +32,13 @@ def main() -> None:
     }
     results: dict[str, list[dict[str, Any]]] = {mode: [] for mode in ("no document", "full", *modes)}
     held = talks(engine.tokenizer, arguments.tokens, arguments.talks, arguments.seed)
+    bare, said = asking.begin("")
     for number, talk in enumerate(held, 1):
-        without, said = asking.begin("")
-        results["no document"] += asking.ask(without, said, talk.asked, Compression())
+        turns = asking.turns(talk.asked)
+        results["no document"] += asking.ask(bare, said, turns, Compression())
         ids, reply = asking.begin(talk.document)
         for mode, compression in {"full": Compression(), **modes}.items():
-            results[mode] += asking.ask(ids, reply, talk.asked, compression)
+            results[mode] += asking.ask(ids, reply, turns, compression)
         print(f"\r{number} of {len(held)} talks", end="", flush=True)
     print()
     report(results)

@@ -128,12 +128,12 @@ class Asking:
         return ids, [token for token in reply.token_ids if not self.tokenizer.decode_special(token)]
 
     def ask(
-        self, ids: list[int], reply: list[int], facts: tuple[Fact, ...], compression: Compression
+        self, ids: list[int], reply: list[int], turns: Sequence[Turn], compression: Compression
     ) -> list[dict[str, Any]]:
-        """A talk: the first turn, then a question about each of ``facts``. What became of the answers."""
+        """A talk: the first turn, then ``turns``. What became of the answers."""
         self.judge.read(ids, reply, compression, SESSION)
         answers = []
-        for turn in self.turns(facts):
+        for turn in turns:
             ids = [*ids, *reply, *turn.question_ids]
             reply = turn.reply_ids
             answers.append(_answer(self.judge.read(ids, reply, compression, SESSION), reply, turn.given))

@@ -45,11 +45,9 @@ INLINE halves narrow_float16(lanes value) {
 
 // Bfloat16 of what the lowest 4 bits of each word stand for.
 INLINE lanes code_words(__m512i words) {
-#define PAIRED_LEVELS \
-    0x4380, 0x4345, 0x431a, 0x42ee, 0x42b2, 0x4278, 0x4214, 0x4140, \
-    0xc140, 0xc214, 0xc278, 0xc2b2, 0xc2ee, 0xc31a, 0xc345, 0xc380
+    const __m512 levels = _mm512_loadu_ps(LEVELS);
     // Twice: five bits of a word are looked at.
-    return (lanes)_mm512_permutexvar_epi16(words, _mm512_set_epi16(PAIRED_LEVELS, PAIRED_LEVELS));
+    return (lanes)_mm512_permutexvar_epi16(words, (__m512i)_mm512_cvtne2ps_pbh(levels, levels));
 }
 #else
 #define IN_PAIRS(format) ((format) == BFLOAT16)
